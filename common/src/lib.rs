@@ -4,5 +4,9 @@
 pub mod clock;
 pub mod ids;
 pub mod limits;
+pub mod names;
+pub mod receipt_handle;
 
 pub use ids::{GroupId, LogIndex, NodeId, PhysicalOffset, QueueId, QueueOffset, Term};
+pub use names::{ConsumerGroupName, GroupName, TopicName};
+pub use receipt_handle::ReceiptHandle;
