@@ -1,1 +1,10 @@
-//! See ARCHITECTURE.md.
+//! A LedgerMQ broker process.
+//!
+//! `state` is the deterministic state machine of a broker group, `execution` what a leader does for
+//! a request, `process` everything around them: directories, ports, announcements, shutdown.
+
+pub mod config;
+pub mod process;
+
+pub use config::BrokerConfig;
+pub use process::{Broker, BrokerAddrs, RunError, StartError, run};
