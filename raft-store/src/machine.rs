@@ -38,7 +38,33 @@ pub struct ApplyError {
 /// A source of snapshot bytes, read to its end by the receiver.
 pub type SnapshotReader = Box<dyn std::io::Read + Send>;
 
+/// The log as it was found at start-up, before Raft runs.
+pub trait RecoveredLog {
+    /// The last entry on this replica's disk. Entries behind [`StateMachine::applied`] may not be
+    /// committed and are not shown.
+    fn flushed(&self) -> Option<EntryId>;
+
+    /// The first entry that can still be read.
+    fn first_index(&self) -> Option<LogIndex>;
+
+    /// Shows the commands in `from..=through`, in order. `through` must not be behind an entry
+    /// the machine knows to be applied; missing entries are an error.
+    fn scan(
+        &self,
+        from: LogIndex,
+        through: LogIndex,
+        visit: &mut dyn FnMut(AppliedEntry) -> std::io::Result<()>,
+    ) -> std::io::Result<()>;
+}
+
 pub trait StateMachine: Send + Sync + 'static {
+    /// Called once, before anything else and on a thread that may block: the machine makes what
+    /// it did not persist from the log again, and drops what it persisted beyond the log's end.
+    fn recover(&self, log: &dyn RecoveredLog) -> std::io::Result<()> {
+        let _ = log;
+        Ok(())
+    }
+
     /// The last entry whose effect survives a restart. `None`: start from the first entry.
     fn applied(&self) -> Option<EntryId>;
 

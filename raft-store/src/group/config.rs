@@ -1,0 +1,99 @@
+//! What a process says about a group before it opens it: who the members are, how fast they
+//! suspect one another, when state is snapshotted, and the world the group runs in.
+
+use std::sync::Arc;
+
+use ledgermq_common::{GroupId, NodeId};
+
+use crate::io::Disk;
+use crate::peer::PeerConnector;
+use crate::store::{StoreConfig, WriterSpawn};
+
+/// A replica of the group and the address of its peer port (`host:port`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub node: NodeId,
+    pub peer_addr: String,
+}
+
+/// How fast a group notices that its leader is gone.
+///
+/// A process that dies closes its sockets, and its followers campaign within `suspicion_ms_max`
+/// of that; the election timeouts only matter for a leader that stops without closing anything
+/// (a stopped process, a lost host). They must leave room for a stall of the scheduler and not
+/// for an fsync, because a heartbeat never waits for one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timings {
+    pub heartbeat_interval_ms: u64,
+    pub election_timeout_ms_min: u64,
+    pub election_timeout_ms_max: u64,
+    /// A follower whose connection to the leader was reset waits a random time in this range
+    /// before it campaigns, so that two followers seldom split the vote.
+    pub suspicion_ms_min: u64,
+    pub suspicion_ms_max: u64,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval_ms: 100,
+            election_timeout_ms_min: 500,
+            election_timeout_ms_max: 900,
+            suspicion_ms_min: 5,
+            suspicion_ms_max: 40,
+        }
+    }
+}
+
+/// When the state is snapshotted and how much log stays behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retention {
+    /// A snapshot is taken once this much log was applied since the last one.
+    pub snapshot_every_bytes: u64,
+    /// Snapshot files kept.
+    pub snapshots_kept: usize,
+    /// The purge pointer stays at least this many entries behind the last applied one, so that a
+    /// queued apply never meets a purged entry (openraft#2116).
+    pub purge_margin_entries: u64,
+    /// How often the schedule looks.
+    pub check_interval_ms: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            snapshot_every_bytes: 1 << 30,
+            snapshots_kept: 2,
+            purge_margin_entries: 10_000,
+            check_interval_ms: 1_000,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct GroupConfig {
+    /// The name of the cluster; a directory of another cluster is refused.
+    pub cluster: String,
+    pub group: GroupId,
+    /// The name clients see; for logs only here.
+    pub name: String,
+    /// This replica. Must be one of `members` when the group starts for the first time.
+    pub node: NodeId,
+    /// The members at the first start. Afterwards the log says who they are, and this list only
+    /// says at which address each one is.
+    pub members: Vec<Member>,
+    pub timings: Timings,
+    pub retention: Retention,
+    pub store: StoreConfig,
+}
+
+/// The world a group runs in: real in production, simulated in the simulation.
+#[derive(Clone)]
+pub struct Environment {
+    /// Rooted at the directory of this replica of this group; nothing else may be in there.
+    pub disk: Arc<dyn Disk>,
+    pub writer: WriterSpawn,
+    pub connector: Arc<dyn PeerConnector>,
+    /// Seeds the election jitter; give every replica another one.
+    pub seed: u64,
+}
