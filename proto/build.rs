@@ -24,10 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
 
     let descriptors = protox::compile(&protos, [&root])?;
-    fs::write(
-        out_dir.join(DESCRIPTOR_SET_FILE),
-        descriptors.encode_to_vec(),
-    )?;
+    fs::write(out_dir.join(DESCRIPTOR_SET_FILE), descriptors.encode_to_vec())?;
 
     tonic_prost_build::configure()
         .build_client(true)
