@@ -1,0 +1,364 @@
+//! The durable log of one group: entries, vote, edges and reads, behind one handle.
+//!
+//! [`LogStore`] is what the consensus half of the crate builds on. It knows neither openraft nor
+//! topics. Everything that changes the disk goes through one ordered queue to one writer
+//! ([`crate::writer`]); everything that reads goes to the tail cache or to the flushed part of a
+//! segment.
+//!
+//! Relations that always hold, weakest last:
+//! `purged ≤ applied`, `flushed ≤ last`, `watermark ≤ flushed` (the watermark is what the
+//! superblock remembers of `flushed`).
+//!
+//! | Condition | Answer |
+//! |---|---|
+//! | a write or a sync failed | [`StoreFault`] to every pending and later caller, [`LogStore::fault`] fires, never retried |
+//! | an entry that does not continue the log | [`AppendError::OutOfOrder`], nothing changed |
+//! | bytes that do not verify when read | [`ReadError::Corrupt`] with file and range, never served |
+//! | bytes already released, or never written | [`ReadError::Released`], [`ReadError::Beyond`] |
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset};
+use tokio::sync::watch;
+
+use crate::io::Disk;
+use crate::machine::EntryId;
+
+/// Whose log it is. A directory that belongs to another identity is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub cluster: String,
+    pub group: GroupId,
+    pub node: NodeId,
+}
+
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// Made if it does not exist; its parent must exist.
+    pub directory: PathBuf,
+    /// Size of one segment file. Must be equal on all replicas: it decides where entries lie. A
+    /// directory keeps the size it was made with.
+    pub segment_bytes: u64,
+    pub tail_cache_bytes_max: usize,
+    /// Bytes accepted by `append` and not yet durable; `append` waits above it.
+    pub write_queue_bytes_max: usize,
+    /// Bytes covered by one sync.
+    pub write_batch_bytes_max: usize,
+    /// How far a segment is zero-filled ahead of the write position.
+    pub fill_ahead_bytes: u64,
+    /// The durable watermark is refreshed after this many bytes at the latest.
+    pub watermark_interval_bytes: u64,
+    /// ... or when nothing was written for this long.
+    pub watermark_idle_ms: u64,
+}
+
+impl StoreConfig {
+    /// The defaults for production, in `directory`.
+    pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            segment_bytes: 1 << 30,
+            tail_cache_bytes_max: 64 << 20,
+            write_queue_bytes_max: 64 << 20,
+            write_batch_bytes_max: 8 << 20,
+            fill_ahead_bytes: 32 << 20,
+            watermark_interval_bytes: 64 << 20,
+            watermark_idle_ms: 50,
+        }
+    }
+}
+
+/// How the writer runs.
+#[derive(Clone)]
+pub enum WriterSpawn {
+    /// A thread of its own, `commitlog-<group>`, and one that prepares segments.
+    Thread,
+    /// A tokio task on the current runtime, which waits as long as `latency` says before each
+    /// batch; for the simulation, where threads would not be deterministic.
+    Task { latency: Arc<dyn Fn() -> Duration + Send + Sync> },
+}
+
+/// A vote as Raft keeps it: durable before it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VoteRecord {
+    pub term: u64,
+    pub node_id: u64,
+    pub committed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EntryKind {
+    Blank,
+    Membership,
+    Normal,
+}
+
+/// An entry to be appended; its place is decided by the store.
+#[derive(Debug, Clone)]
+pub struct NewEntry {
+    pub id: EntryId,
+    pub kind: EntryKind,
+    pub payload: Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEntry {
+    pub id: EntryId,
+    /// Reserved for leader ids that carry the node; 0 until then.
+    pub leader_node: u64,
+    pub kind: EntryKind,
+    pub payload: Bytes,
+    /// Where the payload starts; the same on every replica.
+    pub payload_at: PhysicalOffset,
+}
+
+/// The state of the log behind one entry: all that is needed to continue it elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotBoundary {
+    /// The last entry that is inside the snapshot.
+    pub id: EntryId,
+    /// The end of that entry's frame.
+    pub next_physical_offset: PhysicalOffset,
+    /// The chain value of that entry's frame.
+    pub chain: u64,
+}
+
+/// A disk write or sync failed. The store takes nothing any more and the process has to end: after
+/// a failed sync the kernel may call pages clean that never reached the disk.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the log store stopped: {operation} of {file} failed: {reason}")]
+pub struct StoreFault {
+    pub operation: &'static str,
+    pub file: PathBuf,
+    pub reason: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    #[error(transparent)]
+    Fault(#[from] StoreFault),
+    #[error("entry {got:?} does not continue a log that ends with {last:?}")]
+    OutOfOrder { last: Option<EntryId>, got: EntryId },
+    #[error("a payload of {bytes} bytes is above the limit of {bytes_max}")]
+    TooLarge { bytes: usize, bytes_max: usize },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("{file}: bytes {from}..{to} are corrupt: {why}")]
+    Corrupt { file: PathBuf, from: u64, to: u64, why: String },
+    #[error("the log starts at {start}, offset {at} was released")]
+    Released { start: PhysicalOffset, at: PhysicalOffset },
+    #[error("entry {index} was released; the oldest is {oldest}")]
+    ReleasedEntry { oldest: LogIndex, index: LogIndex },
+    #[error("offset {at} (+{len}) is not inside one entry of the flushed log or the tail cache")]
+    Beyond { at: PhysicalOffset, len: u32 },
+    #[error("reading {file} failed")]
+    Io { file: PathBuf, source: std::io::Error },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{directory} is locked by another process")]
+    Locked { directory: PathBuf },
+    #[error("{directory} belongs to {found:?}, not to {expected:?}")]
+    Foreign { directory: PathBuf, expected: Box<Identity>, found: Box<Identity> },
+    #[error("{file}: bytes {from}..{to} are corrupt: {why}")]
+    Corrupt { file: PathBuf, from: u64, to: u64, why: String },
+    #[error("the configuration of the store is not usable: {reason}")]
+    Config { reason: String },
+    #[error("{operation} of {file} failed")]
+    Io { operation: &'static str, file: PathBuf, source: std::io::Error },
+}
+
+/// Told once its entries are durable, in the order of the appends, on the writer's thread.
+pub type OnDurable = Box<dyn FnOnce(Result<(), StoreFault>) + Send>;
+
+/// Latency of syncs and volume of writes since the store was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WriteStats {
+    /// `sync_buckets[i]` counts syncs that took less than 2^i microseconds (and not less than half
+    /// of it); the last bucket takes everything above.
+    pub sync_buckets: [u64; 24],
+    pub sync_total_us: u64,
+    pub syncs: u64,
+    pub batches: u64,
+    pub entries: u64,
+    pub bytes_written: u64,
+}
+
+/// A handle on the durable log of one group. Clones share it.
+#[derive(Clone)]
+pub struct LogStore {}
+
+impl LogStore {
+    /// Recovers the log in `config.directory`, or makes a new one. Blocks.
+    pub fn open(
+        config: StoreConfig,
+        identity: Identity,
+        disk: Arc<dyn Disk>,
+        spawn: WriterSpawn,
+    ) -> Result<LogStore, OpenError> {
+        let _ = (config, identity, disk, spawn);
+        unimplemented!()
+    }
+
+    /// Places `entries` behind the log and returns where each payload starts. When it returns the
+    /// entries are readable; they are durable when `on_durable` is called. No I/O on the caller's
+    /// thread. Waits while the write queue is full; a caller dropped meanwhile has appended nothing.
+    ///
+    /// The first entry of a new log has index 0.
+    pub async fn append(
+        &self,
+        entries: Vec<NewEntry>,
+        on_durable: OnDurable,
+    ) -> Result<Vec<PhysicalOffset>, AppendError> {
+        let _ = (entries, on_durable);
+        unimplemented!()
+    }
+
+    /// Durable on return, and ordered with the appends around it.
+    pub async fn save_vote(&self, vote: VoteRecord) -> Result<(), StoreFault> {
+        let _ = vote;
+        unimplemented!()
+    }
+
+    pub fn read_vote(&self) -> Option<VoteRecord> {
+        unimplemented!()
+    }
+
+    /// A hint: it reaches the disk with the next write of the superblock.
+    pub fn save_committed(&self, committed: Option<EntryId>) {
+        let _ = committed;
+        unimplemented!()
+    }
+
+    pub fn read_committed(&self) -> Option<EntryId> {
+        unimplemented!()
+    }
+
+    /// Cuts every entry behind `last_kept` (all of them with `None`); durable on return. Asserts
+    /// that nothing applied is cut.
+    pub async fn truncate_after(&self, last_kept: Option<LogIndex>) -> Result<(), StoreFault> {
+        let _ = last_kept;
+        unimplemented!()
+    }
+
+    /// Moves the purge pointer, durable on return. Bytes stay readable until they are released.
+    pub async fn purge(&self, upto: EntryId) -> Result<(), StoreFault> {
+        let _ = upto;
+        unimplemented!()
+    }
+
+    /// Removes the segments that lie wholly below `edge` and below the purge pointer.
+    pub async fn release_before(&self, edge: PhysicalOffset) -> Result<(), StoreFault> {
+        let _ = edge;
+        unimplemented!()
+    }
+
+    /// Empties the log and continues it behind `boundary`: a snapshot replaced what was before.
+    pub async fn reset_to(&self, boundary: SnapshotBoundary) -> Result<(), StoreFault> {
+        let _ = boundary;
+        unimplemented!()
+    }
+
+    /// The entries of `range` that exist, in order and without a gap from `range.start`, up to
+    /// `bytes_max` of payload but at least one. Empty only if `range.start` is not yet written.
+    /// Entries below the purge pointer are found as long as they are not released.
+    pub fn read(&self, range: Range<LogIndex>, bytes_max: usize) -> Result<Vec<StoredEntry>, ReadError> {
+        let _ = (range, bytes_max);
+        unimplemented!()
+    }
+
+    /// `len` bytes at `at`, which must lie inside the payload of one entry.
+    pub fn read_bytes(&self, at: PhysicalOffset, len: u32) -> Result<Bytes, ReadError> {
+        let _ = (at, len);
+        unimplemented!()
+    }
+
+    /// The id of the entry at `index`; `None` if it is not in the log (the purge pointer's own id
+    /// is known too).
+    pub fn entry_id_at(&self, index: LogIndex) -> Result<Option<EntryId>, ReadError> {
+        let _ = index;
+        unimplemented!()
+    }
+
+    /// What a snapshot whose last entry is `index` has to remember of the log.
+    pub fn boundary_at(&self, index: LogIndex) -> Result<Option<SnapshotBoundary>, ReadError> {
+        let _ = index;
+        unimplemented!()
+    }
+
+    /// The entry behind the purge pointer, whether written yet or not.
+    pub fn first_index(&self) -> LogIndex {
+        unimplemented!()
+    }
+
+    /// The oldest entry still on disk, at or below `first_index`.
+    pub fn oldest_index(&self) -> LogIndex {
+        unimplemented!()
+    }
+
+    /// The last entry, durable or not; the purge pointer if the log is empty.
+    pub fn last_id(&self) -> Option<EntryId> {
+        unimplemented!()
+    }
+
+    pub fn purged(&self) -> Option<EntryId> {
+        unimplemented!()
+    }
+
+    /// The chain value behind the last entry.
+    pub fn last_chain(&self) -> u64 {
+        unimplemented!()
+    }
+
+    /// The last durable entry. After a truncation it may go back.
+    pub fn flushed(&self) -> watch::Receiver<Option<EntryId>> {
+        unimplemented!()
+    }
+
+    /// `Some` once the store is poisoned. The owner of the process ends it then.
+    pub fn fault(&self) -> watch::Receiver<Option<StoreFault>> {
+        unimplemented!()
+    }
+
+    /// Entries up to `index` are applied: they may leave the tail cache, and are never cut.
+    pub fn applied(&self, index: LogIndex) {
+        let _ = index;
+        unimplemented!()
+    }
+
+    /// Where the frame of the oldest entry starts.
+    pub fn physical_start(&self) -> PhysicalOffset {
+        unimplemented!()
+    }
+
+    /// The end of the last entry's frame.
+    pub fn physical_end(&self) -> PhysicalOffset {
+        unimplemented!()
+    }
+
+    pub fn write_stats(&self) -> WriteStats {
+        unimplemented!()
+    }
+
+    pub fn identity(&self) -> &Identity {
+        unimplemented!()
+    }
+
+    /// Reads and verifies every frame of the flushed log.
+    pub fn verify_all(&self) -> Result<(), ReadError> {
+        unimplemented!()
+    }
+
+    /// Writes what is queued, marks the superblock clean and stops the writer. Later calls answer
+    /// a [`StoreFault`]. Dropping the last handle without it leaves the log to be recovered.
+    pub async fn close(&self) -> Result<(), StoreFault> {
+        unimplemented!()
+    }
+}
