@@ -14,6 +14,13 @@
 //! * every `bytes` field is [`bytes::Bytes`], a slice of the frame it arrived in;
 //! * every map is a `BTreeMap`, so equal messages encode to equal bytes on every replica.
 
+#![allow(
+    clippy::large_enum_variant,
+    reason = "the large variant of a generated oneof is the message itself, the usual case; a box would cost every \
+              delivery an allocation"
+)]
+#![allow(clippy::enum_variant_names, clippy::doc_lazy_continuation, reason = "generated from names and comments")]
+
 // The nesting repeats the package names because generated code refers to other packages by relative `super::` paths.
 mod apache {
     pub mod rocketmq {
