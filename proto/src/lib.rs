@@ -19,7 +19,11 @@
     reason = "the large variant of a generated oneof is the message itself, the usual case; a box would cost every \
               delivery an allocation"
 )]
-#![allow(clippy::enum_variant_names, clippy::doc_lazy_continuation, reason = "generated from names and comments")]
+#![allow(
+    clippy::enum_variant_names,
+    clippy::doc_lazy_continuation,
+    reason = "generated from names and comments"
+)]
 
 // The nesting repeats the package names because generated code refers to other packages by relative `super::` paths.
 mod apache {
