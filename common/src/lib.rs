@@ -2,6 +2,7 @@
 //! clock. No file, socket or thread is opened here.
 
 pub mod clock;
+pub mod config;
 pub mod ids;
 pub mod limits;
 pub mod names;
