@@ -27,6 +27,7 @@ use ledgermq_proto::rocketmq::{
     ClientType, Code, Message, MessageType, SendMessageRequest, SendMessageResponse, Status,
 };
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::context::CallContext;
 
@@ -96,8 +97,8 @@ pub struct ReceiveRequest {
     pub auto_renew: bool,
     pub filter: Filter,
     pub attempt_id: Option<String>,
-    /// How long to wait for a message. The answer must leave the executor by then.
-    pub poll: Duration,
+    /// When to stop waiting for a message. The answer must leave the executor by then.
+    pub poll_until: Instant,
 }
 
 /// Which messages a consumer wants.

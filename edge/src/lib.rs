@@ -9,3 +9,5 @@
 pub mod context;
 pub mod group_call;
 pub mod topology;
+pub mod codes;
+pub mod validate;
