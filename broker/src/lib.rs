@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod process;
+pub mod state;
 
 pub use config::BrokerConfig;
 pub use process::{Broker, BrokerAddrs, RunError, StartError, run};

@@ -1,0 +1,249 @@
+//! Answers of apply to commands. They stay on the replica that applied and reach the proposer on
+//! the leader; nothing of them is stored, so their format may change between versions.
+//!
+//! | Offset | Bytes | Field |
+//! |---|---|---|
+//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 255 refused |
+//! | 1 | … | by kind, in the order of the fields below |
+
+use bytes::{BufMut, Bytes, BytesMut};
+use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::{QueueId, QueueOffset};
+
+use super::command::wire::{FieldReader, MalformedField, put_list};
+use super::names::{ConsumerGroupId, DeliveryEpoch, TopicId};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// One per message of the command, in its order.
+    Stored(Vec<StoredAt>),
+    Topic { id: TopicId, created: bool },
+    ConsumerGroup { id: ConsumerGroupId, created: bool },
+    /// Whether there was something to delete.
+    Deleted(bool),
+    /// What was granted; a message planned but acknowledged or leased meanwhile is not in here.
+    Leased(Vec<Granted>),
+    /// One per entry of the command, in its order.
+    Acked(Vec<DeliveryOutcome>),
+    Changed(ChangeOutcome),
+    /// One per extension of the command, in its order.
+    Extended(Vec<DeliveryOutcome>),
+    /// How many leases were given back.
+    Released(u32),
+    Refused(Refusal),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredAt {
+    pub queue: QueueId,
+    pub offset: QueueOffset,
+    pub stored_at: UnixMillis,
+    /// The message id was stored before; this is where, and nothing was stored now.
+    pub repeated: bool,
+}
+
+/// A lease that is now in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Granted {
+    pub queue: QueueId,
+    pub offset: QueueOffset,
+    /// From 1.
+    pub attempt: u32,
+    pub epoch: DeliveryEpoch,
+    pub until: UnixMillis,
+}
+
+/// What became of an acknowledgement or an extension of one delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DeliveryOutcome {
+    Done = 1,
+    /// The message was acknowledged before: idempotent for an ack.
+    AlreadyConsumed = 2,
+    /// The lease ended and the message was delivered anew; this delivery no longer counts.
+    Stale = 3,
+    /// The group was never given this message.
+    NeverDelivered = 4,
+    TopicUnknown = 5,
+    ConsumerGroupUnknown = 6,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeOutcome {
+    Changed { until: UnixMillis, renewal: u32, attempt: u32 },
+    Not(DeliveryOutcome),
+}
+
+/// The command did nothing at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[repr(u8)]
+pub enum Refusal {
+    #[error("the topic does not exist")]
+    TopicUnknown = 1,
+    #[error("the consumer group does not exist")]
+    ConsumerGroupUnknown = 2,
+    #[error("the topic has no such queue")]
+    QueueUnknown = 3,
+    #[error("a topic has at least 1 and at most {} queues", ledgermq_common::limits::TOPIC_QUEUES_MAX)]
+    QueueCount = 4,
+    #[error("queues of a topic cannot become fewer")]
+    QueuesCannotShrink = 5,
+    #[error("the command is malformed")]
+    Malformed = 6,
+}
+
+impl Answer {
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(32);
+        match self {
+            Self::Stored(stored) => {
+                out.put_u8(1);
+                put_list(&mut out, stored, |out, at| {
+                    out.put_u32_le(at.queue.get());
+                    out.put_u64_le(at.offset.get());
+                    out.put_u64_le(at.stored_at.get());
+                    out.put_u8(u8::from(at.repeated));
+                });
+            }
+            Self::Topic { id, created } => {
+                out.put_u8(2);
+                out.put_u32_le(id.get());
+                out.put_u8(u8::from(*created));
+            }
+            Self::ConsumerGroup { id, created } => {
+                out.put_u8(3);
+                out.put_u32_le(id.get());
+                out.put_u8(u8::from(*created));
+            }
+            Self::Deleted(existed) => {
+                out.put_u8(4);
+                out.put_u8(u8::from(*existed));
+            }
+            Self::Leased(granted) => {
+                out.put_u8(5);
+                put_list(&mut out, granted, |out, lease| {
+                    out.put_u32_le(lease.queue.get());
+                    out.put_u64_le(lease.offset.get());
+                    out.put_u32_le(lease.attempt);
+                    out.put_u64_le(lease.epoch.get());
+                    out.put_u64_le(lease.until.get());
+                });
+            }
+            Self::Acked(outcomes) => {
+                out.put_u8(6);
+                put_list(&mut out, outcomes, |out, outcome| out.put_u8(*outcome as u8));
+            }
+            Self::Changed(ChangeOutcome::Changed { until, renewal, attempt }) => {
+                out.put_u8(7);
+                out.put_u8(0);
+                out.put_u64_le(until.get());
+                out.put_u32_le(*renewal);
+                out.put_u32_le(*attempt);
+            }
+            Self::Changed(ChangeOutcome::Not(outcome)) => {
+                out.put_u8(7);
+                out.put_u8(*outcome as u8);
+            }
+            Self::Extended(outcomes) => {
+                out.put_u8(8);
+                put_list(&mut out, outcomes, |out, outcome| out.put_u8(*outcome as u8));
+            }
+            Self::Released(leases) => {
+                out.put_u8(9);
+                out.put_u32_le(*leases);
+            }
+            Self::Refused(refusal) => {
+                out.put_u8(255);
+                out.put_u8(*refusal as u8);
+            }
+        }
+        out.freeze()
+    }
+
+    pub fn decode(bytes: &Bytes) -> Result<Self, MalformedField> {
+        let mut reader = FieldReader::new(bytes);
+        let reader = &mut reader;
+        let answer = match reader.u8("answer")? {
+            1 => Self::Stored(reader.list(21, "stored", |reader| {
+                Ok(StoredAt {
+                    queue: QueueId(reader.u32("queue")?),
+                    offset: QueueOffset(reader.u64("offset")?),
+                    stored_at: UnixMillis(reader.u64("store time")?),
+                    repeated: reader.bool("repeated")?,
+                })
+            })?),
+            2 => Self::Topic { id: TopicId(reader.u32("topic")?), created: reader.bool("created")? },
+            3 => Self::ConsumerGroup {
+                id: ConsumerGroupId(reader.u32("consumer group")?),
+                created: reader.bool("created")?,
+            },
+            4 => Self::Deleted(reader.bool("deleted")?),
+            5 => Self::Leased(reader.list(32, "leases", |reader| {
+                Ok(Granted {
+                    queue: QueueId(reader.u32("queue")?),
+                    offset: QueueOffset(reader.u64("offset")?),
+                    attempt: reader.u32("attempt")?,
+                    epoch: DeliveryEpoch(reader.u64("epoch")?),
+                    until: UnixMillis(reader.u64("until")?),
+                })
+            })?),
+            6 => Self::Acked(reader.list(1, "outcomes", read_outcome)?),
+            7 => Self::Changed(read_change(reader)?),
+            8 => Self::Extended(reader.list(1, "outcomes", read_outcome)?),
+            9 => Self::Released(reader.u32("leases")?),
+            255 => {
+                let number = reader.u8("refusal")?;
+                Self::Refused(Refusal::from_number(number).ok_or_else(|| reader.malformed("refusal"))?)
+            }
+            _ => return Err(reader.malformed("answer")),
+        };
+        reader.end("end of the answer")?;
+        Ok(answer)
+    }
+}
+
+impl DeliveryOutcome {
+    fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Done,
+            2 => Self::AlreadyConsumed,
+            3 => Self::Stale,
+            4 => Self::NeverDelivered,
+            5 => Self::TopicUnknown,
+            6 => Self::ConsumerGroupUnknown,
+            _ => return None,
+        })
+    }
+}
+
+impl Refusal {
+    fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::TopicUnknown,
+            2 => Self::ConsumerGroupUnknown,
+            3 => Self::QueueUnknown,
+            4 => Self::QueueCount,
+            5 => Self::QueuesCannotShrink,
+            6 => Self::Malformed,
+            _ => return None,
+        })
+    }
+}
+
+fn read_outcome(reader: &mut FieldReader<'_>) -> Result<DeliveryOutcome, MalformedField> {
+    let number = reader.u8("outcome")?;
+    DeliveryOutcome::from_number(number).ok_or_else(|| reader.malformed("outcome"))
+}
+
+fn read_change(reader: &mut FieldReader<'_>) -> Result<ChangeOutcome, MalformedField> {
+    let number = reader.u8("outcome")?;
+    if number != 0 {
+        let outcome = DeliveryOutcome::from_number(number).ok_or_else(|| reader.malformed("outcome"))?;
+        return Ok(ChangeOutcome::Not(outcome));
+    }
+    Ok(ChangeOutcome::Changed {
+        until: UnixMillis(reader.u64("until")?),
+        renewal: reader.u32("renewal")?,
+        attempt: reader.u32("attempt")?,
+    })
+}

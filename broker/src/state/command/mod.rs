@@ -1,0 +1,210 @@
+//! Commands: what a leader proposes and every replica applies.
+//!
+//! | Offset | Bytes | Field |
+//! |---|---|---|
+//! | 0 | 1 | version, 1 |
+//! | 1 | 1 | kind, see [`Kind`] |
+//! | 2 | 2 | flags, 0 |
+//! | 4 | 8 | the leader's clock when it proposed, Unix ms |
+//! | 12 | … | by kind, drawn beside each kind |
+//!
+//! All numbers are little endian. Text is a two-byte length and UTF-8. A list is a four-byte count
+//! and its items.
+//!
+//! | Failure | Consequence |
+//! |---|---|
+//! | unknown version or kind | this binary is older than the leader: applying stops, the process ends |
+//! | bytes that do not fit their kind | refused by every replica alike ([`Refusal::Malformed`](super::Refusal)) |
+//!
+//! Persisted numbers (version, kinds, enum values) never change their meaning.
+
+mod append;
+mod delivery;
+mod message;
+mod naming;
+pub(crate) mod wire;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use ledgermq_common::clock::UnixMillis;
+
+pub use append::{AppendMessages, AppendedMessage, encode_append, encoded_append_bytes};
+pub use delivery::{
+    AckEntry, AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart,
+    ReleaseClient,
+};
+pub use message::{MessageProperties, MessageRecordError, NewMessage, StoredMessage, tag_code};
+pub use naming::{
+    Backoff, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic,
+    TopicSettings, UpdateConsumerGroup, UpdateTopic,
+};
+pub use wire::MalformedField;
+use wire::FieldReader;
+
+const VERSION: u8 = 1;
+const HEADER_BYTES: usize = 12;
+
+/// The numbers are in the log and never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Kind {
+    AppendMessages = 1,
+    CreateTopic = 2,
+    UpdateTopic = 3,
+    DeleteTopic = 4,
+    CreateConsumerGroup = 5,
+    UpdateConsumerGroup = 6,
+    DeleteConsumerGroup = 7,
+    LeaseMessages = 8,
+    AckMessages = 9,
+    ChangeInvisible = 10,
+    ExtendLeases = 11,
+    ReleaseClient = 12,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    AppendMessages(AppendMessages),
+    CreateTopic(CreateTopic),
+    UpdateTopic(UpdateTopic),
+    DeleteTopic(DeleteTopic),
+    CreateConsumerGroup(CreateConsumerGroup),
+    UpdateConsumerGroup(UpdateConsumerGroup),
+    DeleteConsumerGroup(DeleteConsumerGroup),
+    LeaseMessages(LeaseMessages),
+    AckMessages(AckMessages),
+    ChangeInvisible(ChangeInvisible),
+    ExtendLeases(ExtendLeases),
+    ReleaseClient(ReleaseClient),
+}
+
+/// Why bytes are no command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    #[error("command has version {version}; this node knows {VERSION}")]
+    Version { version: u8 },
+    #[error("command kind {kind} is not known to this node")]
+    Kind { kind: u8 },
+    #[error(transparent)]
+    Malformed(#[from] MalformedField),
+    #[error("message record in a command: {0}")]
+    Record(MessageRecordError),
+}
+
+impl CommandError {
+    /// Another version of the product made the command; nobody may guess what it does.
+    pub fn is_from_a_newer_version(&self) -> bool {
+        matches!(
+            self,
+            Self::Version { .. } | Self::Kind { .. } | Self::Record(MessageRecordError::Version { .. })
+        )
+    }
+}
+
+impl Command {
+    /// Encodes a command stamped with the leader's clock. Messages are encoded by
+    /// [`encode_append`], which takes them as they came from the producer.
+    pub fn encode(&self, stamped_at: UnixMillis) -> Bytes {
+        let mut out = BytesMut::with_capacity(128);
+        put_header(&mut out, self.kind(), stamped_at);
+        match self {
+            Self::AppendMessages(body) => body.put(&mut out),
+            Self::CreateTopic(body) => body.put(&mut out),
+            Self::UpdateTopic(body) => body.put(&mut out),
+            Self::DeleteTopic(body) => body.put(&mut out),
+            Self::CreateConsumerGroup(body) => body.put(&mut out),
+            Self::UpdateConsumerGroup(body) => body.put(&mut out),
+            Self::DeleteConsumerGroup(body) => body.put(&mut out),
+            Self::LeaseMessages(body) => body.put(&mut out),
+            Self::AckMessages(body) => body.put(&mut out),
+            Self::ChangeInvisible(body) => body.put(&mut out),
+            Self::ExtendLeases(body) => body.put(&mut out),
+            Self::ReleaseClient(body) => body.put(&mut out),
+        }
+        out.freeze()
+    }
+
+    /// The stamp and the command. Bytes of messages share `bytes`.
+    pub fn decode(bytes: &Bytes) -> Result<(UnixMillis, Self), CommandError> {
+        let mut reader = FieldReader::new(bytes);
+        let version = reader.u8("version")?;
+        if version != VERSION {
+            return Err(CommandError::Version { version });
+        }
+        let kind_number = reader.u8("kind")?;
+        let kind = Kind::from_number(kind_number).ok_or(CommandError::Kind { kind: kind_number })?;
+        if reader.u16("flags")? != 0 {
+            return Err(reader.malformed("flags").into());
+        }
+        let stamped_at = UnixMillis(reader.u64("stamp")?);
+        let reader = &mut reader;
+        let command = match kind {
+            Kind::AppendMessages => Self::AppendMessages(AppendMessages::read(reader)?),
+            Kind::CreateTopic => Self::CreateTopic(CreateTopic::read(reader)?),
+            Kind::UpdateTopic => Self::UpdateTopic(UpdateTopic::read(reader)?),
+            Kind::DeleteTopic => Self::DeleteTopic(DeleteTopic::read(reader)?),
+            Kind::CreateConsumerGroup => Self::CreateConsumerGroup(CreateConsumerGroup::read(reader)?),
+            Kind::UpdateConsumerGroup => Self::UpdateConsumerGroup(UpdateConsumerGroup::read(reader)?),
+            Kind::DeleteConsumerGroup => Self::DeleteConsumerGroup(DeleteConsumerGroup::read(reader)?),
+            Kind::LeaseMessages => Self::LeaseMessages(LeaseMessages::read(reader)?),
+            Kind::AckMessages => Self::AckMessages(AckMessages::read(reader)?),
+            Kind::ChangeInvisible => Self::ChangeInvisible(ChangeInvisible::read(reader)?),
+            Kind::ExtendLeases => Self::ExtendLeases(ExtendLeases::read(reader)?),
+            Kind::ReleaseClient => Self::ReleaseClient(ReleaseClient::read(reader)?),
+        };
+        reader.end("end of the command")?;
+        Ok((stamped_at, command))
+    }
+
+    /// The stamp of a command whose body may be malformed, so that log time is the same for all.
+    pub(crate) fn peek_stamp(bytes: &Bytes) -> Option<UnixMillis> {
+        let mut header = bytes.get(4..HEADER_BYTES)?;
+        Some(UnixMillis(header.get_u64_le()))
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Self::AppendMessages(_) => Kind::AppendMessages,
+            Self::CreateTopic(_) => Kind::CreateTopic,
+            Self::UpdateTopic(_) => Kind::UpdateTopic,
+            Self::DeleteTopic(_) => Kind::DeleteTopic,
+            Self::CreateConsumerGroup(_) => Kind::CreateConsumerGroup,
+            Self::UpdateConsumerGroup(_) => Kind::UpdateConsumerGroup,
+            Self::DeleteConsumerGroup(_) => Kind::DeleteConsumerGroup,
+            Self::LeaseMessages(_) => Kind::LeaseMessages,
+            Self::AckMessages(_) => Kind::AckMessages,
+            Self::ChangeInvisible(_) => Kind::ChangeInvisible,
+            Self::ExtendLeases(_) => Kind::ExtendLeases,
+            Self::ReleaseClient(_) => Kind::ReleaseClient,
+        }
+    }
+}
+
+impl Kind {
+    fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::AppendMessages,
+            2 => Self::CreateTopic,
+            3 => Self::UpdateTopic,
+            4 => Self::DeleteTopic,
+            5 => Self::CreateConsumerGroup,
+            6 => Self::UpdateConsumerGroup,
+            7 => Self::DeleteConsumerGroup,
+            8 => Self::LeaseMessages,
+            9 => Self::AckMessages,
+            10 => Self::ChangeInvisible,
+            11 => Self::ExtendLeases,
+            12 => Self::ReleaseClient,
+            _ => return None,
+        })
+    }
+}
+
+fn put_header(out: &mut BytesMut, kind: Kind, stamped_at: UnixMillis) {
+    out.put_u8(VERSION);
+    out.put_u8(kind as u8);
+    out.put_u16_le(0);
+    out.put_u64_le(stamped_at.get());
+}
+
+#[cfg(test)]
+mod tests;

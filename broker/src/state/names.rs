@@ -1,0 +1,132 @@
+//! Numbers and small enums of the broker state. Numbers of topics and consumer groups are given
+//! out in log order and never again, so a handle or an index entry of a deleted topic can never be
+//! taken for one of a topic created later under the same name.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub $inner);
+
+        impl $name {
+            pub const fn get(self) -> $inner {
+                self.0
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number! {
+    /// A topic as this broker group numbered it, from 1.
+    TopicId(u32)
+}
+number! {
+    /// A consumer group as this broker group numbered it, from 1.
+    ConsumerGroupId(u32)
+}
+number! {
+    /// One delivery of one message; a later delivery of the message has a greater one.
+    DeliveryEpoch(u64)
+}
+number! {
+    /// A client id, hashed: leases carry it so that a client that ends gives its messages back.
+    ClientHash(u64)
+}
+
+impl ClientHash {
+    pub fn of(client_id: &str) -> Self {
+        Self(xxh3_64(client_id.as_bytes()))
+    }
+}
+
+/// The numbers are RocketMQ's (`apache.rocketmq.v2.MessageType`) and stored in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum MessageType {
+    Normal = 1,
+    Fifo = 2,
+    Delay = 3,
+    Transaction = 4,
+    Lite = 5,
+    Priority = 6,
+}
+
+impl MessageType {
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Normal,
+            2 => Self::Fifo,
+            3 => Self::Delay,
+            4 => Self::Transaction,
+            5 => Self::Lite,
+            6 => Self::Priority,
+            _ => return None,
+        })
+    }
+}
+
+/// How the producer encoded the body; stored and delivered as it came. The numbers are RocketMQ's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum BodyEncoding {
+    Identity = 1,
+    Gzip = 2,
+}
+
+impl BodyEncoding {
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Identity,
+            2 => Self::Gzip,
+            _ => return None,
+        })
+    }
+}
+
+/// What clients may do with a topic. The numbers are RocketMQ's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Permission {
+    Read = 2,
+    Write = 3,
+    ReadWrite = 4,
+}
+
+impl Permission {
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            2 => Self::Read,
+            3 => Self::Write,
+            4 => Self::ReadWrite,
+            _ => return None,
+        })
+    }
+
+    pub const fn may_read(self) -> bool {
+        matches!(self, Self::Read | Self::ReadWrite)
+    }
+
+    pub const fn may_write(self) -> bool {
+        matches!(self, Self::Write | Self::ReadWrite)
+    }
+}
