@@ -1,1 +1,50 @@
-//! See ARCHITECTURE.md.
+//! The Rust client of LedgerMQ. It speaks `apache.rocketmq.v2`, so it also works against other
+//! servers of that protocol.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use ledgermq_client::{Client, ClientOptions, ConsumerOptions, Message};
+//!
+//! let client = Client::connect("127.0.0.1:8081;127.0.0.1:8082", ClientOptions::default()).await?;
+//! let receipt = client.producer().send(Message::new("orders", "hello")).await?;
+//! println!("stored as {}", receipt.message_id);
+//!
+//! let consumer = client.simple_consumer(ConsumerOptions::new("billing").subscribe("orders", "*"));
+//! for message in consumer.receive(16).await? {
+//!     consumer.ack(&message).await?;
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! What must hold:
+//! * a send is repeated under its one message id until an answer or the deadline, so a repeat can
+//!   never store a second message;
+//! * a lost connection costs no waiting while another access point answers;
+//! * a body that does not match its digest never reaches the application.
+
+mod access_point;
+mod admin;
+mod client;
+mod connection;
+mod consumer;
+mod error;
+mod message;
+mod message_id;
+mod options;
+mod producer;
+mod retry;
+mod session;
+mod tls;
+
+pub use access_point::{AccessPoint, AccessPoints};
+pub use admin::Admin;
+pub use client::Client;
+pub use consumer::{ConsumerOptions, SimpleConsumer};
+pub use error::{
+    AccessPointSyntaxError, AckError, AdminError, BatchError, ConnectError, CorruptBody, MalformedAnswer,
+    NoAnswerInTime, ReceiveError, Refused, SendError, TlsSetupError, UnreachableAccessPoint,
+};
+pub use message::{Message, ReceivedMessage, SendReceipt};
+pub use message_id::MessageIdSource;
+pub use options::{ClientOptions, TlsMode};
+pub use producer::Producer;

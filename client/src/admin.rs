@@ -1,0 +1,67 @@
+//! Administration: topics and the state of the cluster, from any node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ledgermq_proto::admin as wire;
+use ledgermq_proto::admin::admin_client::AdminClient;
+use tokio::time::Instant;
+
+use crate::connection::Connections;
+use crate::error::AdminError;
+use crate::options::ClientOptions;
+use crate::retry::{Budget, Verdict, call};
+
+/// A topic is created in every group, and each may be electing; so an attempt gets more time than
+/// a message would.
+const ATTEMPT: Duration = Duration::from_secs(10);
+
+#[derive(Clone)]
+pub struct Admin {
+    connections: Arc<Connections>,
+    options: ClientOptions,
+}
+
+macro_rules! operation {
+    ($(#[$doc:meta])* $method:ident, $name:literal, $request:ident, $response:ident) => {
+        $(#[$doc])*
+        pub async fn $method(&self, request: wire::$request) -> Result<wire::$response, AdminError> {
+            let outcome = call(&self.connections, self.budget($name), |live, time| {
+                let mut request = tonic::Request::new(request.clone());
+                request.set_timeout(time);
+                async move {
+                    let origin = live.origin();
+                    let answer = AdminClient::with_origin(live, origin).$method(request).await?;
+                    Ok(Verdict::Done(answer.into_inner()))
+                }
+            });
+            outcome.await.map(|(answer, _)| answer).map_err(|failure| failure.into_admin($name))
+        }
+    };
+}
+
+impl Admin {
+    pub(crate) fn new(connections: Arc<Connections>, options: ClientOptions) -> Self {
+        Self { connections, options }
+    }
+
+    operation!(create_topic, "create topic", CreateTopicRequest, CreateTopicResponse);
+    operation!(list_topics, "list topics", ListTopicsRequest, ListTopicsResponse);
+    operation!(show_topic, "show topic", ShowTopicRequest, ShowTopicResponse);
+    operation!(delete_topic, "delete topic", DeleteTopicRequest, DeleteTopicResponse);
+    operation!(
+        /// Collected from all nodes by the one that is asked.
+        cluster_status,
+        "cluster status",
+        ClusterStatusRequest,
+        ClusterStatusResponse
+    );
+
+    fn budget(&self, operation: &'static str) -> Budget {
+        Budget {
+            operation,
+            deadline: Instant::now() + self.options.total_deadline,
+            attempt: ATTEMPT.min(self.options.total_deadline),
+        }
+    }
+}

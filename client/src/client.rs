@@ -1,0 +1,79 @@
+//! The entry point: connections shared by every producer and consumer made from it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ledgermq_proto::rocketmq::ClientType;
+use tokio::time::Instant;
+
+use crate::access_point::AccessPoints;
+use crate::admin::Admin;
+use crate::connection::Connections;
+use crate::consumer::{ConsumerOptions, SimpleConsumer};
+use crate::error::{ConnectError, NoAnswerInTime};
+use crate::options::ClientOptions;
+use crate::producer::Producer;
+use crate::session::{Role, Session};
+
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Cheap to clone; clones share connections.
+#[derive(Clone)]
+pub struct Client {
+    connections: Arc<Connections>,
+    options: ClientOptions,
+}
+
+impl Client {
+    /// Connects to the first access point that answers, within `options.total_deadline`. The
+    /// others are dialled when they are needed.
+    pub async fn connect(access_points: &str, options: ClientOptions) -> Result<Self, ConnectError> {
+        let points: AccessPoints = access_points.parse()?;
+        let connections = Arc::new(Connections::new(&points, &options)?);
+        let started = Instant::now();
+        let deadline = started + options.total_deadline;
+        let mut attempts = 0;
+        loop {
+            let point = connections.preferred();
+            attempts += 1;
+            let error = match connections.get(point).await {
+                Ok(_) => return Ok(Self { connections, options }),
+                Err(error) => error,
+            };
+            connections.turn_away(point);
+            if Instant::now() + CONNECT_PAUSE >= deadline {
+                let elapsed = started.elapsed();
+                let last = error.to_string();
+                return Err(NoAnswerInTime { operation: "connect", attempts, elapsed, last }.into());
+            }
+            if attempts as usize % connections.access_points() == 0 {
+                tokio::time::sleep(CONNECT_PAUSE).await;
+            }
+        }
+    }
+
+    pub fn producer(&self) -> Producer {
+        let role = Role {
+            client_type: ClientType::Producer,
+            group: None,
+            subscriptions: Vec::new(),
+            long_polling: Duration::ZERO,
+        };
+        Producer::new(Session::start(self.connections.clone(), self.options.clone(), role))
+    }
+
+    pub fn simple_consumer(&self, options: ConsumerOptions) -> SimpleConsumer {
+        let role = Role {
+            client_type: ClientType::SimpleConsumer,
+            group: Some(options.group.clone()),
+            subscriptions: options.subscriptions.clone(),
+            long_polling: options.await_duration,
+        };
+        let session = Session::start(self.connections.clone(), self.options.clone(), role);
+        SimpleConsumer::new(session, options)
+    }
+
+    pub fn admin(&self) -> Admin {
+        Admin::new(self.connections.clone(), self.options.clone())
+    }
+}

@@ -1,0 +1,125 @@
+//! One struct per condition, one enum per operation that holds only what it can meet.
+
+use std::time::Duration;
+
+use ledgermq_proto::rocketmq::Code;
+
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("access point \"{text}\": {reason}")]
+pub struct AccessPointSyntaxError {
+    pub text: String,
+    pub reason: &'static str,
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("TLS cannot be set up: {reason}")]
+pub struct TlsSetupError {
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("cannot reach {access_point}: {reason}")]
+pub struct UnreachableAccessPoint {
+    pub access_point: String,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{operation}: no success in {attempts} attempts over {} ms, last: {last}", .elapsed.as_millis())]
+pub struct NoAnswerInTime {
+    pub operation: &'static str,
+    pub attempts: u32,
+    pub elapsed: Duration,
+    pub last: String,
+}
+
+/// The server understood and said no; repeating would not help.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{operation} refused: {} ({code}): {message}", code_name(*.code))]
+pub struct Refused {
+    pub operation: &'static str,
+    pub code: i32,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{operation}: the answer breaks the protocol: {what}")]
+pub struct MalformedAnswer {
+    pub operation: &'static str,
+    pub what: String,
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("message {message_id} arrived with a body that does not match its {digest} digest")]
+pub struct CorruptBody {
+    pub message_id: String,
+    pub digest: &'static str,
+}
+
+/// A batch that cannot be one request.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("batch of {messages} messages: {reason}")]
+pub struct BatchError {
+    pub messages: usize,
+    pub reason: &'static str,
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConnectError {
+    #[error(transparent)]
+    Syntax(#[from] AccessPointSyntaxError),
+    #[error(transparent)]
+    Tls(#[from] TlsSetupError),
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswerInTime),
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SendError {
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswerInTime),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Malformed(#[from] MalformedAnswer),
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReceiveError {
+    #[error("the consumer has no subscription")]
+    NoSubscription,
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswerInTime),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Malformed(#[from] MalformedAnswer),
+    #[error(transparent)]
+    Corrupt(#[from] CorruptBody),
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AckError {
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswerInTime),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Malformed(#[from] MalformedAnswer),
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AdminError {
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswerInTime),
+    #[error("{operation}: {message}")]
+    Failed { operation: &'static str, message: String },
+    #[error(transparent)]
+    Malformed(#[from] MalformedAnswer),
+}
+
+fn code_name(code: i32) -> &'static str {
+    Code::try_from(code).map_or("unknown code", |code| code.as_str_name())
+}

@@ -1,0 +1,163 @@
+//! Sending. Many sends may be in flight at once; each is one request on the shared connection.
+
+use std::sync::Arc;
+
+use ledgermq_common::clock::{Clock, SystemClock};
+use ledgermq_common::limits::{COMMAND_BYTES_MAX, SEND_BATCH_MESSAGES_MAX};
+use ledgermq_proto::rocketmq as wire;
+
+use crate::error::{BatchError, SendError};
+use crate::message::{Message, SendReceipt, timestamp};
+use crate::message_id::MessageIdSource;
+use crate::retry::{Verdict, call, judge, may_pass};
+use crate::session::{Session, messaging};
+
+/// Cheap to clone; clones are the same client to the cluster.
+#[derive(Clone)]
+pub struct Producer {
+    session: Arc<Session>,
+    ids: MessageIdSource,
+    born_host: Arc<str>,
+}
+
+impl Producer {
+    pub(crate) fn new(session: Arc<Session>) -> Self {
+        Self { session, ids: MessageIdSource::default(), born_host: crate::session::hostname().into() }
+    }
+
+    pub fn client_id(&self) -> &str {
+        &self.session.client_id
+    }
+
+    pub async fn send(&self, message: Message) -> Result<SendReceipt, SendError> {
+        let receipts = self.send_many(vec![message]).await?;
+        let what = "no receipt for a message".to_owned();
+        receipts
+            .into_iter()
+            .next()
+            .ok_or_else(|| crate::error::MalformedAnswer { operation: "send", what }.into())
+    }
+
+    /// Sends messages of one topic in one request, which is stored as a whole or not at all.
+    /// The receipts come in the order of the messages.
+    pub async fn send_many(&self, messages: Vec<Message>) -> Result<Vec<SendReceipt>, SendError> {
+        check_batch(&messages)?;
+        let born = timestamp(SystemClock.now().get());
+        let namespace = &self.session.options.namespace;
+        let messages: Vec<wire::Message> = messages
+            .into_iter()
+            .map(|mut message| {
+                let id = message.id.take().unwrap_or_else(|| self.ids.next_id());
+                message.into_wire(id, namespace, born, &self.born_host)
+            })
+            .collect();
+        let ids: Vec<String> = messages
+            .iter()
+            .map(|message| message.system_properties.as_ref().map_or_else(String::new, |s| s.message_id.clone()))
+            .collect();
+        let count = messages.len();
+        let request = wire::SendMessageRequest { messages };
+        let (entries, attempts) = call(&self.session.connections, self.session.budget("send"), |live, time| {
+            let request = self.session.request(request.clone(), time);
+            async move {
+                let answer = messaging(live).send_message(request).await?.into_inner();
+                Ok(judge_send(answer, count))
+            }
+        })
+        .await?;
+        let receipts = ids.into_iter().zip(entries.into_iter().map(Some).chain(std::iter::repeat(None)));
+        Ok(receipts
+            .map(|(message_id, entry)| SendReceipt {
+                message_id,
+                queue_offset: entry.map_or(-1, |entry| entry.offset),
+                attempts,
+            })
+            .collect())
+    }
+
+    /// Tells the cluster that this producer ends.
+    pub async fn close(self) {
+        self.session.leave().await;
+    }
+}
+
+fn check_batch(messages: &[Message]) -> Result<(), BatchError> {
+    let refuse = |reason| Err(BatchError { messages: messages.len(), reason });
+    let Some(first) = messages.first() else { return refuse("a batch holds at least one message") };
+    if messages.len() > SEND_BATCH_MESSAGES_MAX {
+        return refuse("more messages than one request may hold");
+    }
+    if messages.iter().any(|message| message.topic != first.topic) {
+        return refuse("the messages are of different topics");
+    }
+    if messages.iter().map(|message| message.body.len()).sum::<usize>() > COMMAND_BYTES_MAX {
+        return refuse("more bytes than one request may hold");
+    }
+    Ok(())
+}
+
+/// One entry per message, or one for a whole batch as other servers answer it.
+fn judge_send(answer: wire::SendMessageResponse, messages: usize) -> Verdict<Vec<wire::SendResultEntry>> {
+    let entries = answer.entries;
+    match judge(answer.status, ()) {
+        Verdict::Done(()) if entries.len() == messages || entries.len() == 1 => {}
+        Verdict::Done(()) => {
+            return Verdict::Malformed { what: format!("{} entries for {messages} messages", entries.len()) };
+        }
+        // The entries disagree: the whole is repeated if any of them may pass, which is safe under
+        // the same ids.
+        Verdict::Refused { code, .. } if code == wire::Code::MultipleResults as i32 => {}
+        Verdict::Refused { code, message } => return Verdict::Refused { code, message },
+        Verdict::TryAgain { code, message } => return Verdict::TryAgain { code, message },
+        Verdict::Malformed { what } => return Verdict::Malformed { what },
+    }
+    let failed = entries.iter().filter_map(|entry| entry.status.as_ref());
+    match failed.filter(|status| status.code != wire::Code::Ok as i32).max_by_key(|status| may_pass(status.code)) {
+        None => Verdict::Done(entries),
+        Some(status) => judge(Some(status.clone()), entries),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(code: wire::Code) -> Option<wire::Status> {
+        Some(wire::Status { code: code as i32, message: String::new() })
+    }
+
+    fn entry(code: wire::Code) -> wire::SendResultEntry {
+        wire::SendResultEntry { status: status(code), ..Default::default() }
+    }
+
+    fn verdict(top: wire::Code, entries: &[wire::Code]) -> &'static str {
+        let entries: Vec<_> = entries.iter().copied().map(entry).collect();
+        let messages = entries.len();
+        match judge_send(wire::SendMessageResponse { status: status(top), entries }, messages) {
+            Verdict::Done(_) => "done",
+            Verdict::TryAgain { .. } => "again",
+            Verdict::Refused { .. } => "refused",
+            Verdict::Malformed { .. } => "malformed",
+        }
+    }
+
+    #[test]
+    fn only_an_answer_that_says_stored_for_all_ends_a_send() {
+        use wire::Code::{HaNotAvailable, IllegalTopic, MessageBodyEmpty, MultipleResults, Ok, ProxyTimeout};
+        assert_eq!(verdict(Ok, &[Ok, Ok]), "done");
+        assert_eq!(verdict(Ok, &[Ok, HaNotAvailable]), "again");
+        assert_eq!(verdict(MultipleResults, &[MessageBodyEmpty, HaNotAvailable]), "again");
+        assert_eq!(verdict(MultipleResults, &[Ok, MessageBodyEmpty]), "refused");
+        assert_eq!(verdict(ProxyTimeout, &[]), "again");
+        assert_eq!(verdict(IllegalTopic, &[IllegalTopic]), "refused");
+        assert_eq!(verdict(Ok, &[]), "malformed");
+    }
+
+    #[test]
+    fn a_batch_that_cannot_be_one_request_is_refused_before_it_is_sent() {
+        assert!(check_batch(&[]).is_err());
+        assert!(check_batch(&[Message::new("a", "1"), Message::new("b", "2")]).is_err());
+        assert!(check_batch(&vec![Message::new("a", "1"); SEND_BATCH_MESSAGES_MAX + 1]).is_err());
+        assert!(check_batch(&[Message::new("a", "1"), Message::new("a", "2")]).is_ok());
+    }
+}
