@@ -70,7 +70,7 @@ enum NameChange {
     Unlink { path: PathBuf },
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Contents {
     live: Vec<u8>,
     reserved: u64,
@@ -136,6 +136,11 @@ impl SimulatedDisk {
             _ => Survival::Sectors,
         };
         world.cut_power(survival);
+    }
+
+    /// As [`cut_power`](Self::cut_power), and everything that was not synced is gone.
+    pub fn cut_power_losing_all(&self) {
+        self.0.lock().cut_power(Survival::Nothing);
     }
 
     /// The process dies, the machine does not: everything written stays, locks are free.
@@ -217,6 +222,25 @@ impl SimulatedDisk {
                 };
                 other.files.insert(*id, copy);
             }
+        }
+        forked
+    }
+}
+
+impl SimulatedDisk {
+    /// A disk with exactly what any power cut at this moment would leave.
+    pub fn durable_fork(&self, seed: u64) -> Self {
+        let world = self.0.lock();
+        let forked = Self::new(seed);
+        {
+            let mut other = forked.0.lock();
+            other.directories = world.directories.clone();
+            other.names = world.names.clone();
+            other.durable_names = world.durable_names.clone();
+            other.unsynced_names = world.unsynced_names.clone();
+            other.files = world.files.clone();
+            other.next_file = world.next_file;
+            other.cut_power(Survival::Nothing);
         }
         forked
     }
