@@ -1,0 +1,209 @@
+//! The applied state: what the entries applied so far amount to. One struct behind one lock;
+//! [`apply`] changes it, everything else reads it.
+//!
+//! Invariants:
+//! - A function of the log: the clock is the greatest stamp seen, numbers are given out in log order,
+//!   and wherever an order matters the maps are ordered.
+//! - Every change marks the records it touches as dirty, so that a checkpoint writes them.
+
+pub(crate) mod apply;
+pub(crate) mod leases;
+pub(crate) mod progress;
+pub(crate) mod window;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use hashbrown::HashSet;
+use ledgermq_common::clock::UnixMillis;
+use ledgermq_raft_store::EntryId;
+
+use super::command::{ConsumerGroupSettings, TopicSettings};
+use super::consume_queue::ConsumeQueueIndex;
+use super::names::{ConsumerGroupId, TopicId};
+use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
+use progress::Progress;
+use window::MessageIdWindow;
+
+/// The messages a queue has: `min..max`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct QueueRange {
+    pub min: u64,
+    pub max: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Topic {
+    pub(crate) name: String,
+    pub(crate) settings: TopicSettings,
+    pub(crate) created_at: UnixMillis,
+    pub(crate) queues: Vec<QueueRange>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConsumerGroup {
+    pub(crate) name: String,
+    pub(crate) settings: ConsumerGroupSettings,
+    pub(crate) created_at: UnixMillis,
+}
+
+/// A consumer group in a topic.
+#[derive(Debug, Default)]
+pub(crate) struct Subscription {
+    pub(crate) queues: BTreeMap<u32, Arc<Progress>>,
+    /// The ends of all leases: (until, queue, offset). Derived from `queues`.
+    pub(crate) ends: BTreeSet<(UnixMillis, u32, u64)>,
+}
+
+/// The single numbers of the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Scalars {
+    pub(crate) applied: Option<EntryId>,
+    /// Log time: the greatest stamp applied.
+    pub(crate) now: UnixMillis,
+    pub(crate) next_topic: u32,
+    pub(crate) next_consumer_group: u32,
+    pub(crate) next_epoch: u64,
+}
+
+impl Default for Scalars {
+    fn default() -> Self {
+        Self { applied: None, now: UnixMillis(0), next_topic: 1, next_consumer_group: 1, next_epoch: 1 }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    pub(crate) scalars: Scalars,
+    pub(crate) topics: BTreeMap<TopicId, Topic>,
+    pub(crate) topic_names: BTreeMap<String, TopicId>,
+    pub(crate) consumer_groups: BTreeMap<ConsumerGroupId, Arc<ConsumerGroup>>,
+    pub(crate) consumer_group_names: BTreeMap<String, ConsumerGroupId>,
+    pub(crate) subscriptions: BTreeMap<(ConsumerGroupId, TopicId), Subscription>,
+    pub(crate) window: MessageIdWindow,
+    pub(crate) index: ConsumeQueueIndex,
+    /// Records changed since the last checkpoint began.
+    pub(crate) dirty: HashSet<RecordKey>,
+    /// Log entries applied since then.
+    pub(crate) entries_since_checkpoint: u64,
+}
+
+impl Applied {
+    /// The present content of a record; `None` when it does not exist (any more).
+    pub(crate) fn record(&self, key: RecordKey) -> Option<RecordValue> {
+        match key {
+            RecordKey::Topic(id) => self.topics.get(&id).map(|topic| RecordValue::Topic {
+                name: topic.name.clone(),
+                settings: topic.settings,
+                created_at: topic.created_at,
+            }),
+            RecordKey::Queues(id, block) => {
+                let start = block as usize * QUEUES_PER_RECORD;
+                let queues = self.topics.get(&id)?.queues.get(start..)?;
+                let block = queues.get(..QUEUES_PER_RECORD).unwrap_or(queues);
+                (!block.is_empty()).then(|| RecordValue::Queues(block.to_vec()))
+            }
+            RecordKey::ConsumerGroup(id) => {
+                self.consumer_groups.get(&id).map(|group| RecordValue::ConsumerGroup(Arc::clone(group)))
+            }
+            RecordKey::Progress(group, topic, queue) => {
+                let subscription = self.subscriptions.get(&(group, topic))?;
+                subscription.queues.get(&queue).map(|progress| RecordValue::Progress(Arc::clone(progress)))
+            }
+        }
+    }
+
+    /// The keys of all records, in order.
+    pub(crate) fn record_keys(&self) -> impl Iterator<Item = RecordKey> + '_ {
+        let topics = self.topics.keys().map(|&id| RecordKey::Topic(id));
+        let queues = self.topics.iter().flat_map(|(&id, topic)| {
+            let blocks = topic.queues.len().div_ceil(QUEUES_PER_RECORD) as u32;
+            (0..blocks).map(move |block| RecordKey::Queues(id, block))
+        });
+        let groups = self.consumer_groups.keys().map(|&id| RecordKey::ConsumerGroup(id));
+        let progress = self.subscriptions.iter().flat_map(|(&(group, topic), subscription)| {
+            subscription.queues.keys().map(move |&queue| RecordKey::Progress(group, topic, queue))
+        });
+        topics.chain(queues).chain(groups).chain(progress)
+    }
+
+    /// Puts a record where it belongs, when the state is loaded. The order of records is free.
+    pub(crate) fn load_record(&mut self, key: RecordKey, value: RecordValue) -> Result<(), MisplacedRecord> {
+        match (key, value) {
+            (RecordKey::Topic(id), RecordValue::Topic { name, settings, created_at }) => {
+                self.topic_names.insert(name.clone(), id);
+                let topic = self.topics.entry(id).or_insert_with(|| Topic::empty(settings));
+                topic.name = name;
+                topic.settings = settings;
+                topic.created_at = created_at;
+            }
+            (RecordKey::Queues(id, block), RecordValue::Queues(ranges)) => {
+                let topic = self
+                    .topics
+                    .entry(id)
+                    .or_insert_with(|| Topic::empty(TopicSettings::normal(0)));
+                let start = block as usize * QUEUES_PER_RECORD;
+                if start > ledgermq_common::limits::TOPIC_QUEUES_MAX as usize {
+                    return Err(MisplacedRecord { key });
+                }
+                if topic.queues.len() < start + ranges.len() {
+                    topic.queues.resize(start + ranges.len(), QueueRange::default());
+                }
+                topic.queues[start..start + ranges.len()].copy_from_slice(&ranges);
+            }
+            (RecordKey::ConsumerGroup(id), RecordValue::ConsumerGroup(group)) => {
+                self.consumer_group_names.insert(group.name.clone(), id);
+                self.consumer_groups.insert(id, group);
+            }
+            (RecordKey::Progress(group, topic, queue), RecordValue::Progress(progress)) => {
+                let subscription = self.subscriptions.entry((group, topic)).or_default();
+                for (&offset, lease) in &progress.leases {
+                    subscription.ends.insert((lease.until, queue, offset));
+                }
+                subscription.queues.insert(queue, progress);
+            }
+            (key, _) => return Err(MisplacedRecord { key }),
+        }
+        Ok(())
+    }
+
+    /// After loading: every part that refers to another finds it.
+    pub(crate) fn check_loaded(&self) -> Result<(), IncompleteState> {
+        for (&id, topic) in &self.topics {
+            let complete = topic.queues.len() == topic.settings.queues as usize
+                && !topic.name.is_empty()
+                && id.get() < self.scalars.next_topic;
+            if !complete {
+                return Err(IncompleteState { part: "topic", id: u64::from(id.get()) });
+            }
+        }
+        if let Some(id) = self.consumer_groups.keys().find(|id| id.get() >= self.scalars.next_consumer_group) {
+            return Err(IncompleteState { part: "consumer group", id: u64::from(id.get()) });
+        }
+        for &(group, topic) in self.subscriptions.keys() {
+            if !self.consumer_groups.contains_key(&group) || !self.topics.contains_key(&topic) {
+                return Err(IncompleteState { part: "subscription of group", id: u64::from(group.get()) });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Topic {
+    fn empty(settings: TopicSettings) -> Self {
+        Self { name: String::new(), settings, created_at: UnixMillis(0), queues: Vec::new() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("record {key:?} holds a value of another kind or lies outside its topic")]
+pub(crate) struct MisplacedRecord {
+    key: RecordKey,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{part} {id} is incomplete")]
+pub(crate) struct IncompleteState {
+    part: &'static str,
+    id: u64,
+}

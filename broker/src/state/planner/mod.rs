@@ -1,0 +1,394 @@
+//! Planning a receive on the leader: which messages to lease, read from the applied state.
+//!
+//! A plan is a proposal, nothing more: apply checks it again and grants what still holds. Between
+//! planning and apply the planned messages are reserved in memory, so that two receives at the same
+//! time do not plan the same ones and the second comes back empty. A reservation lives as long as its
+//! [`LeasePlan`]; losing one (a crash, a new leader) costs nothing.
+//!
+//! Order: messages whose lease ended first (oldest end first), then unseen ones, starting at
+//! another queue each time so that no queue starves.
+
+mod reservations;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::{QueueId, QueueOffset};
+
+use super::applied::Subscription;
+use super::command::{Command, LeaseMessages, LeasePart, tag_code};
+use super::consume_queue::{IndexEntry, QueueKey};
+use super::machine::BrokerState;
+use super::names::{ClientHash, ConsumerGroupId, TopicId};
+pub(crate) use reservations::Reservations;
+use reservations::Reserved;
+
+/// Index entries one plan looks at; a filter that matches little is served in steps of this.
+pub const PLAN_SCAN_ENTRIES_MAX: u64 = 4_096;
+/// A plan without a message is worth an entry in the log once it moves the group on by this much.
+pub const PLAN_SKIPPED_ENTRIES_MIN: u64 = 1_024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueChoice {
+    All,
+    One(QueueId),
+}
+
+/// Which tags a consumer wants. The index knows codes; the text is compared after reading.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TagFilter {
+    All,
+    /// The wanted tags by code; the texts that share a code are listed together.
+    Tags(BTreeMap<u32, Vec<String>>),
+}
+
+#[derive(Debug, Clone)]
+pub struct ReceiveRequest {
+    pub consumer_group: ConsumerGroupId,
+    pub topic: TopicId,
+    pub queues: QueueChoice,
+    pub messages_max: u32,
+    /// The leader's clock.
+    pub now: UnixMillis,
+    pub filter: TagFilter,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlannedMessage {
+    pub queue: QueueId,
+    pub offset: QueueOffset,
+    pub entry: IndexEntry,
+    /// What the attempt will be if the plan is granted as it is.
+    pub attempt: u32,
+}
+
+impl TagFilter {
+    pub fn tags<'a>(tags: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut by_code: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        for tag in tags {
+            by_code.entry(tag_code(tag)).or_default().push(tag.to_owned());
+        }
+        Self::Tags(by_code)
+    }
+
+    /// Whether a message with this tag code may match.
+    pub fn may_match(&self, tag_code: u32) -> bool {
+        match self {
+            Self::All => true,
+            Self::Tags(by_code) => by_code.contains_key(&tag_code),
+        }
+    }
+
+    /// Whether a message with this tag matches.
+    pub fn matches(&self, tag: Option<&str>) -> bool {
+        match (self, tag) {
+            (Self::All, _) => true,
+            (Self::Tags(_), None) => false,
+            (Self::Tags(by_code), Some(tag)) => {
+                by_code.get(&tag_code(tag)).is_some_and(|texts| texts.iter().any(|text| text == tag))
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct PlannedPart {
+    queue: QueueId,
+    from: u64,
+    to: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    Deliver,
+    Reject,
+}
+
+#[derive(Debug)]
+struct Choice {
+    /// Index into the parts of the plan for unseen messages; `None` for a redelivery.
+    part: Option<usize>,
+    decision: Decision,
+}
+
+/// Messages to be leased, reserved until this is dropped. Keep it until the proposal is answered.
+pub struct LeasePlan {
+    state: Arc<BrokerState>,
+    consumer_group: ConsumerGroupId,
+    topic: TopicId,
+    parts: Vec<PlannedPart>,
+    messages: Vec<PlannedMessage>,
+    choices: Vec<Choice>,
+    reserved: Reserved,
+    granted: bool,
+}
+
+impl LeasePlan {
+    /// May be empty: then proposing the plan moves the group past messages it does not want.
+    pub fn messages(&self) -> &[PlannedMessage] {
+        &self.messages
+    }
+
+    /// The message does not match after all (its tag has the code of a wanted one): it will be
+    /// consumed by the same entry instead of being delivered.
+    pub fn reject(&mut self, queue: QueueId, offset: QueueOffset) {
+        for (message, choice) in self.messages.iter().zip(&mut self.choices) {
+            if message.queue == queue && message.offset == offset {
+                choice.decision = Decision::Reject;
+            }
+        }
+    }
+
+    pub fn is_rejected(&self, queue: QueueId, offset: QueueOffset) -> bool {
+        self.messages.iter().zip(&self.choices).any(|(message, choice)| {
+            message.queue == queue && message.offset == offset && choice.decision == Decision::Reject
+        })
+    }
+
+    /// The command to propose.
+    pub fn command(
+        &self,
+        client: ClientHash,
+        invisible_ms: u64,
+        auto_renew: bool,
+        attempt_id: &str,
+    ) -> Command {
+        let mut parts: Vec<LeasePart> =
+            self.parts.iter().map(|part| empty_part(part.queue, part.from, part.to)).collect();
+        let mut again: BTreeMap<QueueId, LeasePart> = BTreeMap::new();
+        for (message, choice) in self.messages.iter().zip(&self.choices) {
+            let offset = message.offset;
+            match (choice.part.and_then(|part| parts.get_mut(part)), choice.decision) {
+                (Some(part), Decision::Deliver) => part.take.push(offset),
+                // An unseen message inside the examined range and not taken counts as consumed.
+                (Some(_), Decision::Reject) => {}
+                (None, decision) => {
+                    let part =
+                        again.entry(message.queue).or_insert_with(|| empty_part(message.queue, 0, 0));
+                    match decision {
+                        Decision::Deliver => part.redeliver.push(offset),
+                        Decision::Reject => part.finish.push(offset),
+                    }
+                }
+            }
+        }
+        let parts = again.into_values().chain(parts).collect();
+        Command::LeaseMessages(LeaseMessages {
+            consumer_group: self.consumer_group,
+            topic: self.topic,
+            client,
+            invisible_ms,
+            auto_renew,
+            attempt_id: attempt_id.to_owned(),
+            parts,
+        })
+    }
+
+    /// The proposal was answered and everything planned was granted: nobody need look again.
+    pub fn settle(mut self) {
+        self.granted = true;
+    }
+}
+
+impl Drop for LeasePlan {
+    fn drop(&mut self) {
+        let reserved = std::mem::take(&mut self.reserved);
+        self.state.reservations().release(self.consumer_group, self.topic, &reserved);
+        if !self.granted {
+            self.state.observer().leases_released(self.consumer_group, self.topic);
+        }
+    }
+}
+
+impl std::fmt::Debug for LeasePlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LeasePlan").field("parts", &self.parts).field("messages", &self.messages).finish()
+    }
+}
+
+fn empty_part(queue: QueueId, from: u64, to: u64) -> LeasePart {
+    LeasePart {
+        queue,
+        from: QueueOffset(from),
+        to: QueueOffset(to),
+        take: Vec::new(),
+        redeliver: Vec::new(),
+        finish: Vec::new(),
+    }
+}
+
+/// What the state offers, taken under the lock in one go.
+#[derive(Debug, Default)]
+struct Candidates {
+    /// Messages whose lease ended: queue, offset, attempt of the lease.
+    ended: Vec<(u32, u64, u32)>,
+    /// Unseen ranges, in the order in which they are to be examined.
+    unseen: Vec<(u32, u64, u64)>,
+}
+
+static ROTATION: AtomicUsize = AtomicUsize::new(0);
+
+impl BrokerState {
+    /// Plans a receive. `None`: there is nothing for this group now, or the topic or group is gone.
+    pub fn plan_receive(self: &Arc<Self>, request: &ReceiveRequest) -> Option<LeasePlan> {
+        let messages_max = request.messages_max as usize;
+        let mut plan = LeasePlan {
+            state: Arc::clone(self),
+            consumer_group: request.consumer_group,
+            topic: request.topic,
+            parts: Vec::new(),
+            messages: Vec::new(),
+            choices: Vec::new(),
+            reserved: Reserved::default(),
+            granted: true,
+        };
+        let mut scanned = 0;
+        let mut skipped = 0;
+        {
+            // One plan of a subscription at a time: what it finds free is still free when it reserves.
+            let lane = self.reservations().lane(request.consumer_group, request.topic);
+            let mut lane = lane.lock();
+            let candidates = self.candidates(request, &lane)?;
+            for (queue, offset, attempt) in candidates.ended {
+                if plan.messages.len() >= messages_max {
+                    break;
+                }
+                let Some(entry) = self.entry_of(request.topic, queue, offset) else { continue };
+                if !request.filter.may_match(entry.tag_code) {
+                    continue;
+                }
+                let attempt = attempt.saturating_add(1);
+                plan.push(None, PlannedMessage {
+                    queue: QueueId(queue),
+                    offset: QueueOffset(offset),
+                    entry,
+                    attempt,
+                });
+                plan.reserved.ended.push((queue, offset));
+            }
+            for (queue, from, to) in candidates.unseen {
+                let left = messages_max.saturating_sub(plan.messages.len());
+                let examine = examined_at_most(&request.filter, left).min(PLAN_SCAN_ENTRIES_MAX - scanned);
+                if examine == 0 {
+                    break;
+                }
+                let view = self.view_of(request.topic, queue, from, to.min(from.saturating_add(examine)));
+                let part = plan.parts.len();
+                let mut end = from;
+                for (offset, entry) in view.read() {
+                    if offset != end || plan.messages.len() >= messages_max {
+                        break;
+                    }
+                    end += 1;
+                    if request.filter.may_match(entry.tag_code) {
+                        plan.push(Some(part), PlannedMessage {
+                            queue: QueueId(queue),
+                            offset: QueueOffset(offset),
+                            entry,
+                            attempt: 1,
+                        });
+                    } else {
+                        skipped += 1;
+                    }
+                }
+                if end > from {
+                    scanned += end - from;
+                    plan.parts.push(PlannedPart { queue: QueueId(queue), from, to: end });
+                    plan.reserved.unseen.push((queue, from, end));
+                }
+            }
+            if plan.messages.is_empty() && skipped < PLAN_SKIPPED_ENTRIES_MIN {
+                return None;
+            }
+            lane.reserve(&plan.reserved);
+        }
+        plan.granted = false;
+        Some(plan)
+    }
+
+    fn candidates(&self, request: &ReceiveRequest, lane: &reservations::Lane) -> Option<Candidates> {
+        let applied = self.applied_state();
+        let topic = applied.topics.get(&request.topic)?;
+        applied.consumer_groups.get(&request.consumer_group)?;
+        let now = applied.scalars.now.max(request.now);
+        let fresh = Subscription::default();
+        let subscription =
+            applied.subscriptions.get(&(request.consumer_group, request.topic)).unwrap_or(&fresh);
+        let mut candidates = Candidates::default();
+        let is_chosen = |queue: u32| match request.queues {
+            QueueChoice::All => true,
+            QueueChoice::One(chosen) => chosen.get() == queue,
+        };
+        let ended = subscription.ends.iter().take_while(|(until, _, _)| *until <= now);
+        for &(_, queue, offset) in ended.take(PLAN_SCAN_ENTRIES_MAX as usize) {
+            if !is_chosen(queue) || lane.has_ended(queue, offset) {
+                continue;
+            }
+            let lease = subscription.queues.get(&queue).and_then(|progress| progress.leases.get(&offset));
+            if let Some(lease) = lease {
+                candidates.ended.push((queue, offset, lease.attempt));
+            }
+        }
+        let queues = u32::try_from(topic.queues.len()).unwrap_or(u32::MAX);
+        let (first, count) = match request.queues {
+            QueueChoice::All => (ROTATION.fetch_add(1, Ordering::Relaxed) as u32 % queues.max(1), queues),
+            QueueChoice::One(queue) => (queue.get(), 1),
+        };
+        let mut found = 0;
+        let enough = examined_at_most(&request.filter, request.messages_max as usize);
+        for queue in (0..count).map(|step| (u64::from(first) + u64::from(step)) % u64::from(queues.max(1))) {
+            let queue = queue as u32;
+            if found >= enough || !is_chosen(queue) {
+                break;
+            }
+            let Some(range) = topic.queues.get(queue as usize) else { break };
+            if range.max == range.min {
+                continue;
+            }
+            let mut add = |from: u64, to: u64| {
+                lane.free(queue, from.max(range.min), to.min(range.max), |from, to| {
+                    found += to - from;
+                    candidates.unseen.push((queue, from, to));
+                });
+            };
+            match subscription.queues.get(&queue) {
+                Some(progress) => progress.unseen(range.max).for_each(|(from, to)| add(from, to)),
+                None => add(range.min, range.max),
+            }
+        }
+        Some(candidates)
+    }
+
+    fn entry_of(&self, topic: TopicId, queue: u32, offset: u64) -> Option<IndexEntry> {
+        let view = self.view_of(topic, queue, offset, offset + 1);
+        view.read().first().filter(|(found, _)| *found == offset).map(|(_, entry)| *entry)
+    }
+
+    fn view_of(
+        &self,
+        topic: TopicId,
+        queue: u32,
+        from: u64,
+        to: u64,
+    ) -> super::consume_queue::QueueView {
+        self.applied_state().index.view(QueueKey::new(topic, QueueId(queue)), from, to)
+    }
+}
+
+impl LeasePlan {
+    fn push(&mut self, part: Option<usize>, message: PlannedMessage) {
+        self.messages.push(message);
+        self.choices.push(Choice { part, decision: Decision::Deliver });
+    }
+}
+
+/// Without a filter every entry looked at is taken.
+fn examined_at_most(filter: &TagFilter, messages: usize) -> u64 {
+    match filter {
+        TagFilter::All => messages as u64,
+        TagFilter::Tags(_) if messages == 0 => 0,
+        TagFilter::Tags(_) => PLAN_SCAN_ENTRIES_MAX,
+    }
+}

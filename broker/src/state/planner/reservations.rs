@@ -1,0 +1,114 @@
+//! Which messages are in a plan that is not answered yet. Memory of the leader only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::state::names::{ConsumerGroupId, TopicId};
+
+/// What one plan holds.
+#[derive(Debug, Default)]
+pub(crate) struct Reserved {
+    /// Queue, offset.
+    pub(super) ended: Vec<(u32, u64)>,
+    /// Queue, from, to.
+    pub(super) unseen: Vec<(u32, u64, u64)>,
+}
+
+/// What all plans of one subscription hold.
+#[derive(Debug, Default)]
+pub(crate) struct Lane {
+    ended: BTreeSet<(u32, u64)>,
+    /// (queue, from) → to; disjoint.
+    unseen: BTreeMap<(u32, u64), u64>,
+}
+
+type Lanes = BTreeMap<(ConsumerGroupId, TopicId), Arc<Mutex<Lane>>>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Reservations {
+    lanes: Mutex<Lanes>,
+}
+
+impl Reservations {
+    pub(super) fn lane(&self, group: ConsumerGroupId, topic: TopicId) -> Arc<Mutex<Lane>> {
+        Arc::clone(self.lanes.lock().entry((group, topic)).or_default())
+    }
+
+    pub(super) fn release(&self, group: ConsumerGroupId, topic: TopicId, reserved: &Reserved) {
+        let lane = self.lane(group, topic);
+        lane.lock().release(reserved);
+        let mut lanes = self.lanes.lock();
+        // Two references are the map's and ours: nobody else is about to plan in this lane.
+        if Arc::strong_count(&lane) == 2 && lane.lock().is_empty() {
+            lanes.remove(&(group, topic));
+        }
+    }
+}
+
+impl Lane {
+    pub(super) fn has_ended(&self, queue: u32, offset: u64) -> bool {
+        self.ended.contains(&(queue, offset))
+    }
+
+    /// The parts of `from..to` that no plan holds.
+    pub(super) fn free(&self, queue: u32, from: u64, to: u64, mut part: impl FnMut(u64, u64)) {
+        let mut at = from;
+        let before = self.unseen.range(..(queue, from)).next_back();
+        let held = before.into_iter().chain(self.unseen.range((queue, from)..(queue, to.max(from))));
+        for (&(of_queue, start), &end) in held {
+            if of_queue != queue || end <= at {
+                continue;
+            }
+            if start > at {
+                part(at, start.min(to));
+            }
+            at = at.max(end);
+        }
+        if at < to {
+            part(at, to);
+        }
+    }
+
+    pub(super) fn reserve(&mut self, reserved: &Reserved) {
+        self.ended.extend(reserved.ended.iter().copied());
+        for &(queue, from, to) in &reserved.unseen {
+            let before = self.unseen.insert((queue, from), to);
+            assert_eq!(before, None, "two plans hold the same messages");
+        }
+    }
+
+    fn release(&mut self, reserved: &Reserved) {
+        for ended in &reserved.ended {
+            self.ended.remove(ended);
+        }
+        for &(queue, from, _) in &reserved.unseen {
+            self.unseen.remove(&(queue, from));
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.ended.is_empty() && self.unseen.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_parts_lie_between_the_held_ones() {
+        let mut lane = Lane::default();
+        lane.reserve(&Reserved { ended: Vec::new(), unseen: vec![(1, 5, 10), (1, 12, 20), (2, 0, 100)] });
+        let free = |from, to| {
+            let mut parts = Vec::new();
+            lane.free(1, from, to, |from, to| parts.push((from, to)));
+            parts
+        };
+        assert_eq!(free(0, 30), [(0, 5), (10, 12), (20, 30)]);
+        assert_eq!(free(6, 9), []);
+        assert_eq!(free(7, 15), [(10, 12)]);
+        assert_eq!(free(20, 21), [(20, 21)]);
+    }
+}

@@ -1,0 +1,222 @@
+//! The state as records: the form in which it is checkpointed, sent as a snapshot and compared.
+//!
+//! Key (big endian, so that keys sort by number):
+//!
+//! | Offset | Bytes | Field |
+//! |---|---|---|
+//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress |
+//! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`) |
+//! | 5 | 4 | `q`: block of queues; `p`: topic |
+//! | 9 | 4 | `p`: queue |
+//!
+//! Value (little endian): version u8 (1), then
+//!
+//! | Kind | Fields |
+//! |---|---|
+//! | topic | name, settings as in `CreateTopic`, created u64 ms |
+//! | queues | list of (min u64, max u64): [`QUEUES_PER_RECORD`] queues of one topic, fewer in its last block |
+//! | consumer group | name, settings as in `CreateConsumerGroup`, created u64 ms |
+//! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, attempt u32, renewal u32, auto-renew u8) |
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::{LogIndex, Term};
+use ledgermq_raft_store::EntryId;
+
+use super::applied::progress::{Lease, Progress};
+use super::applied::{ConsumerGroup, QueueRange, Scalars};
+use super::command::wire::{FieldReader, MalformedField, put_count, put_list, put_text};
+use super::command::{ConsumerGroupSettings, TopicSettings};
+use super::names::{ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
+
+/// A message to one queue rewrites the record of this many; a topic has so many fewer records.
+pub(crate) const QUEUES_PER_RECORD: usize = 64;
+const VALUE_VERSION: u8 = 1;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum RecordKey {
+    Topic(TopicId),
+    Queues(TopicId, u32),
+    ConsumerGroup(ConsumerGroupId),
+    Progress(ConsumerGroupId, TopicId, u32),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum RecordValue {
+    Topic { name: String, settings: TopicSettings, created_at: UnixMillis },
+    Queues(Vec<QueueRange>),
+    ConsumerGroup(Arc<ConsumerGroup>),
+    Progress(Arc<Progress>),
+}
+
+impl RecordKey {
+    pub(crate) fn queues_of(topic: TopicId, queue: u32) -> Self {
+        Self::Queues(topic, queue / QUEUES_PER_RECORD as u32)
+    }
+
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(13);
+        match self {
+            Self::Topic(topic) => {
+                out.put_u8(b't');
+                out.put_u32(topic.get());
+            }
+            Self::Queues(topic, block) => {
+                out.put_u8(b'q');
+                out.put_u32(topic.get());
+                out.put_u32(block);
+            }
+            Self::ConsumerGroup(group) => {
+                out.put_u8(b'g');
+                out.put_u32(group.get());
+            }
+            Self::Progress(group, topic, queue) => {
+                out.put_u8(b'p');
+                out.put_u32(group.get());
+                out.put_u32(topic.get());
+                out.put_u32(queue);
+            }
+        }
+        out
+    }
+
+    pub(crate) fn decode(key: &[u8]) -> Option<Self> {
+        let number = |at: usize| {
+            key.get(at..).and_then(|rest| rest.first_chunk::<4>()).map(|bytes| u32::from_be_bytes(*bytes))
+        };
+        match (key.first()?, key.len()) {
+            (b't', 5) => Some(Self::Topic(TopicId(number(1)?))),
+            (b'q', 9) => Some(Self::Queues(TopicId(number(1)?), number(5)?)),
+            (b'g', 5) => Some(Self::ConsumerGroup(ConsumerGroupId(number(1)?))),
+            (b'p', 13) => {
+                Some(Self::Progress(ConsumerGroupId(number(1)?), TopicId(number(5)?), number(9)?))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl RecordValue {
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u8(VALUE_VERSION);
+        match self {
+            Self::Topic { name, settings, created_at } => {
+                put_text(&mut out, name);
+                settings.put(&mut out);
+                out.put_u64_le(created_at.get());
+            }
+            Self::Queues(ranges) => put_list(&mut out, ranges, |out, range| {
+                out.put_u64_le(range.min);
+                out.put_u64_le(range.max);
+            }),
+            Self::ConsumerGroup(group) => {
+                put_text(&mut out, &group.name);
+                group.settings.put(&mut out);
+                out.put_u64_le(group.created_at.get());
+            }
+            Self::Progress(progress) => {
+                out.put_u64_le(progress.next);
+                put_count(&mut out, progress.holes.len());
+                for (&start, &end) in &progress.holes {
+                    out.put_u64_le(start);
+                    out.put_u64_le(end);
+                }
+                put_count(&mut out, progress.leases.len());
+                for (&offset, lease) in &progress.leases {
+                    out.put_u64_le(offset);
+                    out.put_u64_le(lease.until.get());
+                    out.put_u64_le(lease.popped_at.get());
+                    out.put_u64_le(lease.epoch.get());
+                    out.put_u64_le(lease.client.get());
+                    out.put_u32_le(lease.attempt);
+                    out.put_u32_le(lease.renewal);
+                    out.put_u8(u8::from(lease.auto_renew));
+                }
+            }
+        }
+        out.freeze()
+    }
+
+    pub(crate) fn decode(key: RecordKey, value: &Bytes) -> Result<Self, MalformedField> {
+        let mut reader = FieldReader::new(value);
+        let reader = &mut reader;
+        if reader.u8("value version")? != VALUE_VERSION {
+            return Err(reader.malformed("value version"));
+        }
+        let value = match key {
+            RecordKey::Topic(_) => Self::Topic {
+                name: reader.text("name")?,
+                settings: TopicSettings::read(reader)?,
+                created_at: UnixMillis(reader.u64("created")?),
+            },
+            RecordKey::Queues(..) => Self::Queues(reader.list(16, "queues", |reader| {
+                let (min, max) = (reader.u64("min")?, reader.u64("max")?);
+                if min > max { Err(reader.malformed("queue")) } else { Ok(QueueRange { min, max }) }
+            })?),
+            RecordKey::ConsumerGroup(_) => Self::ConsumerGroup(Arc::new(ConsumerGroup {
+                name: reader.text("name")?,
+                settings: ConsumerGroupSettings::read(reader)?,
+                created_at: UnixMillis(reader.u64("created")?),
+            })),
+            RecordKey::Progress(..) => Self::Progress(Arc::new(read_progress(reader)?)),
+        };
+        reader.end("end of the value")?;
+        Ok(value)
+    }
+}
+
+fn read_progress(reader: &mut FieldReader<'_>) -> Result<Progress, MalformedField> {
+    let next = reader.u64("next")?;
+    let holes = reader.list(16, "holes", |reader| Ok((reader.u64("start")?, reader.u64("end")?)))?;
+    let leases = reader.list(49, "leases", |reader| {
+        Ok((
+            reader.u64("offset")?,
+            Lease {
+                until: UnixMillis(reader.u64("until")?),
+                popped_at: UnixMillis(reader.u64("popped")?),
+                epoch: DeliveryEpoch(reader.u64("epoch")?),
+                client: ClientHash(reader.u64("client")?),
+                attempt: reader.u32("attempt")?,
+                renewal: reader.u32("renewal")?,
+                auto_renew: reader.bool("auto-renew")?,
+            },
+        ))
+    })?;
+    let holes: BTreeMap<u64, u64> = holes.into_iter().collect();
+    if holes.iter().any(|(start, end)| start >= end || *end > next) {
+        return Err(reader.malformed("holes"));
+    }
+    Ok(Progress { next, holes, leases: leases.into_iter().collect() })
+}
+
+impl Scalars {
+    /// `applied` (presence u8, term u64, index u64), log time u64, next topic u32, next consumer
+    /// group u32, next epoch u64.
+    pub(crate) fn put(&self, out: &mut BytesMut) {
+        let applied = self.applied.unwrap_or_default();
+        out.put_u8(u8::from(self.applied.is_some()));
+        out.put_u64_le(applied.term.get());
+        out.put_u64_le(applied.index.get());
+        out.put_u64_le(self.now.get());
+        out.put_u32_le(self.next_topic);
+        out.put_u32_le(self.next_consumer_group);
+        out.put_u64_le(self.next_epoch);
+    }
+
+    pub(crate) fn read(reader: &mut FieldReader<'_>) -> Result<Self, MalformedField> {
+        let is_applied = reader.bool("applied")?;
+        let term = Term(reader.u64("term")?);
+        let index = LogIndex(reader.u64("index")?);
+        Ok(Self {
+            applied: is_applied.then_some(EntryId { term, index }),
+            now: UnixMillis(reader.u64("log time")?),
+            next_topic: reader.u32("next topic")?,
+            next_consumer_group: reader.u32("next consumer group")?,
+            next_epoch: reader.u64("next epoch")?,
+        })
+    }
+}
