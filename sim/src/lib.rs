@@ -1,1 +1,84 @@
-//! See ARCHITECTURE.md.
+//! Deterministic simulation of a whole broker group.
+//!
+//! A seed is a [`Plan`](plan::Plan): sizes, clients and faults. The brokers are the real group, the
+//! real log store and the real state machine; the disk, the clock, the network and every random
+//! number are simulated, so a seed that fails once fails always. See `ARCHITECTURE.md` for what
+//! keeps time, threads and hash order out of the product's own code.
+//!
+//! | Module | What |
+//! |---|---|
+//! | `plan` | what a seed means |
+//! | `world` | runs a plan |
+//! | `node`, `front` | a broker and the port it serves clients on |
+//! | `network` | turmoil's network with dial timeouts and resets |
+//! | `workload` | producers and consumers |
+//! | `oracle`, `model` | what may not happen |
+//! | `audit` | looks into disks and replicas |
+//! | `defect` | broken builds that must be convicted |
+
+mod audit;
+pub mod defect;
+mod front;
+mod model;
+mod network;
+mod node;
+pub mod oracle;
+pub mod plan;
+mod trace;
+mod workload;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::defect::Defect;
+use crate::oracle::{Oracle, Tallies};
+use crate::plan::Plan;
+use crate::trace::Trace;
+use crate::world::World;
+
+/// What came of a seed.
+#[derive(Debug)]
+pub struct Outcome {
+    pub seed: u64,
+    pub violations: Vec<String>,
+    pub tallies: Tallies,
+    pub power_losses_of_all: u64,
+    pub trace_hash: u64,
+    pub trace_events: u64,
+    /// The last events, if something was violated.
+    pub trace_tail: Vec<String>,
+}
+
+/// How to run a seed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Print every event to standard error.
+    pub prints_trace: bool,
+    pub defect: Option<Defect>,
+}
+
+/// Runs one seed to its end or to the first violation. A panic anywhere is a violation.
+pub fn run_seed(seed: u64, options: Options) -> Outcome {
+    let oracle = Oracle::new(Trace::new(options.prints_trace));
+    let mut power_losses_of_all = 0;
+    let run = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(Plan::draw(seed), oracle.clone(), options.defect);
+        world.run();
+        power_losses_of_all = world.power_losses_of_all;
+    }));
+    if let Err(panic) = run {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
+        oracle.violate(format_args!("a panic: {text}"));
+    }
+    let violations = oracle.violations();
+    Outcome {
+        seed,
+        trace_tail: if violations.is_empty() { Vec::new() } else { oracle.trace_tail() },
+        violations,
+        tallies: oracle.tallies(),
+        power_losses_of_all,
+        trace_hash: oracle.trace_hash(),
+        trace_events: oracle.trace_events(),
+    }
+}

@@ -1,0 +1,107 @@
+//! Runs many seeds of the simulation in parallel and says what came of them.
+//!
+//! `sim --seeds 1000` runs seeds 0..1000; `sim --seed 17 --trace` replays one.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+use ledgermq_sim::defect::Defect;
+use ledgermq_sim::{Options, Outcome, run_seed};
+
+#[derive(Parser)]
+#[command(about = "Deterministic simulation of a broker group")]
+struct Arguments {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 1_000)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Run this seed only.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print every event.
+    #[arg(long)]
+    trace: bool,
+    /// Threads; 0 means one per processor.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// A broken build, which has to be convicted: sync-lies, vote-forgotten or apply-diverges.
+    #[arg(long, value_parser = parse_defect)]
+    defect: Option<Defect>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let options = Options { prints_trace: arguments.trace, defect: arguments.defect };
+    let (from, count) = arguments.seed.map_or((arguments.from, arguments.seeds), |seed| (seed, 1));
+    let threads = match arguments.threads {
+        0 => std::thread::available_parallelism()?.get(),
+        threads => threads,
+    };
+    let started = Instant::now();
+    let outcomes = run_all(from, count, threads, options);
+    let failed: Vec<&Outcome> = outcomes.values().filter(|outcome| !outcome.violations.is_empty()).collect();
+    for outcome in &failed {
+        for line in &outcome.trace_tail {
+            println!("{line}");
+        }
+        println!("seed {}: {:#?}", outcome.seed, outcome.violations);
+    }
+    let sum = |of: fn(&Outcome) -> u64| outcomes.values().map(of).sum::<u64>();
+    println!(
+        "{} seeds in {:.1} s: {} violated; {} with a power loss of all nodes ({} such losses); {} sends answered, \
+         {} of them repeats, {} unknown outcomes on the way, {} deliveries, {} acknowledgements, {} leaderships",
+        outcomes.len(),
+        started.elapsed().as_secs_f64(),
+        failed.len(),
+        outcomes.values().filter(|outcome| outcome.power_losses_of_all > 0).count(),
+        sum(|outcome| outcome.power_losses_of_all),
+        sum(|outcome| outcome.tallies.sends),
+        sum(|outcome| outcome.tallies.repeats),
+        sum(|outcome| outcome.tallies.unknown_outcomes),
+        sum(|outcome| outcome.tallies.grants),
+        sum(|outcome| outcome.tallies.acks),
+        sum(|outcome| outcome.tallies.elections),
+    );
+    if !failed.is_empty() {
+        let seeds: Vec<u64> = failed.iter().map(|outcome| outcome.seed).collect();
+        anyhow::bail!("violated seeds: {seeds:?}");
+    }
+    Ok(())
+}
+
+fn run_all(from: u64, count: u64, threads: usize, options: Options) -> BTreeMap<u64, Outcome> {
+    let next = AtomicU64::new(from);
+    let outcomes = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::SeqCst);
+                    if seed >= from + count {
+                        return;
+                    }
+                    let outcome = run_seed(seed, options);
+                    if !outcome.violations.is_empty() {
+                        eprintln!("seed {seed}: {}", outcome.violations.join("; "));
+                    }
+                    outcomes.lock().expect("no thread panics").insert(seed, outcome);
+                }
+            });
+        }
+    });
+    outcomes.into_inner().expect("no thread panics")
+}
+
+fn parse_defect(text: &str) -> Result<Defect, String> {
+    match text {
+        "sync-lies" => Ok(Defect::SyncLies),
+        "vote-forgotten" => Ok(Defect::VoteForgotten),
+        "apply-diverges" => Ok(Defect::ApplyDiverges),
+        other => Err(format!("no defect is called {other}")),
+    }
+}

@@ -1,0 +1,290 @@
+//! The port a simulated broker serves its clients on: requests in, commands proposed, answers out.
+//!
+//! It stands for the edge and the executor, reduced to what the promises need: one request at a
+//! time per connection, stamped by the node's clock, planned from the leader's applied state.
+//!
+//! Both directions carry frames of a 4-byte length (big endian) and:
+//!
+//! | Request | Fields, little endian |
+//! |---|---|
+//! | 1 send | queue u32, id length u16, id, body |
+//! | 2 receive | messages at most u32, invisible ms u64, client u64 |
+//! | 3 ack | queue u32, offset u64, epoch u64 |
+//! | 4 change | queue u32, offset u64, epoch u64, invisible ms u64 |
+//!
+//! | Answer | Fields |
+//! |---|---|
+//! | 0 | the state machine's [`Answer`](ledgermq_broker::state::Answer) |
+//! | 1 not the leader | the leader's node id plus one as u64, or 0 |
+//! | 2 unknown outcome | |
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use ledgermq_broker::state::command::{
+    AckEntry, AckMessages, Backoff, ChangeInvisible, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic,
+    MessageProperties, NewMessage, TopicSettings, encode_append,
+};
+use ledgermq_broker::state::{
+    Answer, BodyEncoding, BrokerState, ClientHash, Command, ConsumerGroupId, DeliveryEpoch, MessageType,
+    Permission, QueueChoice, ReceiveRequest, TagFilter, TopicId,
+};
+use ledgermq_common::clock::{Clock as _, SteppedClock};
+use ledgermq_common::{QueueId, QueueOffset};
+use ledgermq_raft_store::Group;
+use ledgermq_raft_store::group::ProposeError;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::network::SimStream;
+
+/// Larger than any request of the workload.
+const FRAME_BYTES_MAX: u32 = 1 << 20;
+pub const TOPIC: &str = "orders";
+pub const CONSUMER_GROUP: &str = "billing";
+
+#[derive(Debug, Clone)]
+pub enum Request {
+    Send { queue: QueueId, id: String, body: Bytes },
+    Receive { messages_max: u32, invisible_ms: u64, client: u64 },
+    Ack(AckEntry),
+    Change { entry: AckEntry, invisible_ms: u64 },
+}
+
+#[derive(Debug, Clone)]
+pub enum Response {
+    Answered(Answer),
+    NotLeader { leader: Option<u64> },
+    OutcomeUnknown,
+}
+
+/// What serves the requests of one life of a node.
+#[derive(Clone)]
+pub struct Front {
+    pub group: Group,
+    pub state: Arc<BrokerState>,
+    pub clock: SteppedClock,
+    pub queues: u32,
+}
+
+impl Front {
+    /// Serves one connection until it ends.
+    pub async fn serve(&self, mut stream: SimStream) {
+        while let Ok(frame) = read_frame(&mut stream).await {
+            let Some(request) = Request::decode(frame) else { return };
+            let response = self.handle(request).await;
+            if write_frame(&mut stream, &response.encode()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn handle(&self, request: Request) -> Response {
+        let leadership = *self.group.leadership().borrow();
+        if !leadership.is_leader_ready {
+            return Response::NotLeader { leader: leadership.leader.map(|leader| leader.get()) };
+        }
+        match self.execute(request).await {
+            Ok(answer) => Response::Answered(answer),
+            Err(ProposeError::NotLeader { leader }) => {
+                Response::NotLeader { leader: leader.map(|leader| leader.get()) }
+            }
+            Err(_) => Response::OutcomeUnknown,
+        }
+    }
+
+    async fn execute(&self, request: Request) -> Result<Answer, ProposeError> {
+        let topic = self.topic().await?;
+        match request {
+            Request::Send { queue, id, body } => {
+                let message = NewMessage {
+                    queue: QueueId(queue.get() % self.queues),
+                    id,
+                    message_type: MessageType::Normal,
+                    body_encoding: BodyEncoding::Identity,
+                    born_at: self.clock.now(),
+                    properties: MessageProperties::default(),
+                    body,
+                };
+                self.propose(encode_append(self.clock.now(), topic, &[message])).await
+            }
+            Request::Receive { messages_max, invisible_ms, client } => {
+                let consumer_group = self.consumer_group().await?;
+                let request = ReceiveRequest {
+                    consumer_group,
+                    topic,
+                    queues: QueueChoice::All,
+                    messages_max,
+                    now: self.clock.now(),
+                    filter: TagFilter::All,
+                };
+                let Some(plan) = self.state.plan_receive(&request) else { return Ok(Answer::Leased(Vec::new())) };
+                let command = plan.command(ClientHash(client), invisible_ms, false, "");
+                self.propose(command.encode(self.clock.now())).await
+            }
+            Request::Ack(entry) => {
+                let consumer_group = self.consumer_group().await?;
+                let acks = AckMessages { consumer_group, topic, entries: vec![entry] };
+                self.propose(Command::AckMessages(acks).encode(self.clock.now())).await
+            }
+            Request::Change { entry, invisible_ms } => {
+                let change = ChangeInvisible {
+                    consumer_group: self.consumer_group().await?,
+                    topic,
+                    queue: entry.queue,
+                    offset: entry.offset,
+                    epoch: entry.epoch,
+                    invisible_ms,
+                };
+                self.propose(Command::ChangeInvisible(change).encode(self.clock.now())).await
+            }
+        }
+    }
+
+    async fn propose(&self, command: Bytes) -> Result<Answer, ProposeError> {
+        let answer = self.group.propose(command).await?;
+        Ok(Answer::decode(&answer).expect("an answer of our own state machine"))
+    }
+
+    async fn topic(&self) -> Result<TopicId, ProposeError> {
+        if let Some(topic) = self.state.topic(TOPIC) {
+            return Ok(topic.id);
+        }
+        let create = CreateTopic {
+            name: TOPIC.to_owned(),
+            settings: TopicSettings {
+                message_type: MessageType::Normal,
+                queues: self.queues,
+                permission: Permission::ReadWrite,
+            },
+        };
+        match self.propose(Command::CreateTopic(create).encode(self.clock.now())).await? {
+            Answer::Topic { id, .. } => Ok(id),
+            answer => unreachable!("creating a topic was answered by {answer:?}"),
+        }
+    }
+
+    async fn consumer_group(&self) -> Result<ConsumerGroupId, ProposeError> {
+        if let Some(consumer_group) = self.state.consumer_group(CONSUMER_GROUP) {
+            return Ok(consumer_group.id);
+        }
+        let create = CreateConsumerGroup {
+            name: CONSUMER_GROUP.to_owned(),
+            settings: ConsumerGroupSettings { fifo: false, attempts_max: 17, backoff: Backoff::default() },
+        };
+        match self.propose(Command::CreateConsumerGroup(create).encode(self.clock.now())).await? {
+            Answer::ConsumerGroup { id, .. } => Ok(id),
+            answer => unreachable!("creating a consumer group was answered by {answer:?}"),
+        }
+    }
+}
+
+pub async fn read_frame(stream: &mut SimStream) -> io::Result<Bytes> {
+    let len = stream.read_u32().await?;
+    if len > FRAME_BYTES_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut frame = vec![0; len as usize];
+    stream.read_exact(&mut frame).await?;
+    Ok(frame.into())
+}
+
+pub async fn write_frame(stream: &mut SimStream, frame: &[u8]) -> io::Result<()> {
+    let mut out = BytesMut::with_capacity(frame.len() + 4);
+    out.put_u32(u32::try_from(frame.len()).expect("a small frame"));
+    out.put_slice(frame);
+    stream.write_all(&out).await
+}
+
+impl Request {
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        let put_entry = |out: &mut BytesMut, kind: u8, entry: &AckEntry| {
+            out.put_u8(kind);
+            out.put_u32_le(entry.queue.get());
+            out.put_u64_le(entry.offset.get());
+            out.put_u64_le(entry.epoch.get());
+        };
+        match self {
+            Self::Send { queue, id, body } => {
+                out.put_u8(1);
+                out.put_u32_le(queue.get());
+                out.put_u16_le(u16::try_from(id.len()).expect("a short id"));
+                out.put_slice(id.as_bytes());
+                out.put_slice(body);
+            }
+            Self::Receive { messages_max, invisible_ms, client } => {
+                out.put_u8(2);
+                out.put_u32_le(*messages_max);
+                out.put_u64_le(*invisible_ms);
+                out.put_u64_le(*client);
+            }
+            Self::Ack(entry) => put_entry(&mut out, 3, entry),
+            Self::Change { entry, invisible_ms } => {
+                put_entry(&mut out, 4, entry);
+                out.put_u64_le(*invisible_ms);
+            }
+        }
+        out.freeze()
+    }
+
+    fn decode(mut frame: Bytes) -> Option<Self> {
+        match frame.try_get_u8().ok()? {
+            1 => {
+                let queue = QueueId(frame.try_get_u32_le().ok()?);
+                let id_len = usize::from(frame.try_get_u16_le().ok()?);
+                if frame.len() < id_len {
+                    return None;
+                }
+                let id = String::from_utf8(frame.split_to(id_len).to_vec()).ok()?;
+                Some(Self::Send { queue, id, body: frame })
+            }
+            2 => Some(Self::Receive {
+                messages_max: frame.try_get_u32_le().ok()?,
+                invisible_ms: frame.try_get_u64_le().ok()?,
+                client: frame.try_get_u64_le().ok()?,
+            }),
+            3 => Some(Self::Ack(decode_entry(&mut frame)?)),
+            4 => Some(Self::Change {
+                entry: decode_entry(&mut frame)?,
+                invisible_ms: frame.try_get_u64_le().ok()?,
+            }),
+            _ => None,
+        }
+    }
+}
+
+fn decode_entry(frame: &mut Bytes) -> Option<AckEntry> {
+    Some(AckEntry {
+        queue: QueueId(frame.try_get_u32_le().ok()?),
+        offset: QueueOffset(frame.try_get_u64_le().ok()?),
+        epoch: DeliveryEpoch(frame.try_get_u64_le().ok()?),
+    })
+}
+
+impl Response {
+    fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        match self {
+            Self::Answered(answer) => {
+                out.put_u8(0);
+                out.put_slice(&answer.encode());
+            }
+            Self::NotLeader { leader } => {
+                out.put_u8(1);
+                out.put_u64_le(leader.map_or(0, |leader| leader + 1));
+            }
+            Self::OutcomeUnknown => out.put_u8(2),
+        }
+        out.freeze()
+    }
+
+    pub fn decode(mut frame: Bytes) -> Option<Self> {
+        match frame.try_get_u8().ok()? {
+            0 => Some(Self::Answered(Answer::decode(&frame).ok()?)),
+            1 => Some(Self::NotLeader { leader: frame.try_get_u64_le().ok()?.checked_sub(1) }),
+            2 => Some(Self::OutcomeUnknown),
+            _ => None,
+        }
+    }
+}

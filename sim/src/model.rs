@@ -1,0 +1,148 @@
+//! What the messages must do, worked out from the commands in log order and nothing else.
+//!
+//! The model is told every committed command once, in log order, with the answer the state machine
+//! gave. It is written against the promises, not against the state machine:
+//!
+//! | Promise | Check |
+//! |---|---|
+//! | a message id is stored once | the first answer has a new place, every later one the same place |
+//! | queue offsets have no gap | a new place is the next offset of its queue |
+//! | one live lease per message | nothing is granted while an earlier grant runs, by log time |
+//! | acknowledged is done | nothing is granted after an acknowledgement was answered |
+//! | attempts never go back | a grant has the attempt after the last one |
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use ledgermq_broker::state::{Answer, ChangeOutcome, Command, DeliveryOutcome, Granted, StoredAt};
+use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::{QueueId, QueueOffset};
+
+pub type Place = (QueueId, QueueOffset);
+
+#[derive(Default)]
+pub struct Model {
+    log_time: UnixMillis,
+    stored: BTreeMap<String, Stored>,
+    next_offset: BTreeMap<QueueId, QueueOffset>,
+    deliveries: BTreeMap<Place, Delivery>,
+}
+
+/// Where a message id was stored, and by which entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub place: Place,
+    pub index: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Delivery {
+    attempt: u32,
+    until: UnixMillis,
+    is_consumed: bool,
+}
+
+impl Model {
+    pub fn stored(&self) -> &BTreeMap<String, Stored> {
+        &self.stored
+    }
+
+    pub fn is_consumed(&self, place: Place) -> bool {
+        self.deliveries.get(&place).is_some_and(|delivery| delivery.is_consumed)
+    }
+
+    /// Takes in the entry at `index`.
+    pub fn apply(&mut self, index: u64, payload: &Bytes, answer: &Bytes) -> Result<(), String> {
+        let (stamp, command) =
+            Command::decode(payload).map_err(|error| format!("entry {index} is no command: {error}"))?;
+        let answer =
+            Answer::decode(answer).map_err(|error| format!("entry {index} has no readable answer: {error}"))?;
+        self.log_time = self.log_time.max(stamp);
+        match (command, answer) {
+            (Command::AppendMessages(append), Answer::Stored(places)) => {
+                if append.messages.len() != places.len() {
+                    return Err(format!("entry {index}: {} messages, {} answers", append.messages.len(), places.len()));
+                }
+                for (message, at) in append.messages.iter().zip(&places) {
+                    self.store(index, &String::from_utf8_lossy(&message.id), *at)?;
+                }
+                Ok(())
+            }
+            (Command::LeaseMessages(_), Answer::Leased(granted)) => {
+                granted.iter().try_for_each(|grant| self.grant(index, grant))
+            }
+            (Command::AckMessages(acks), Answer::Acked(outcomes)) => {
+                for (ack, outcome) in acks.entries.iter().zip(&outcomes) {
+                    if matches!(outcome, DeliveryOutcome::Done) {
+                        self.deliveries.entry((ack.queue, ack.offset)).or_default().is_consumed = true;
+                    }
+                }
+                Ok(())
+            }
+            (Command::ChangeInvisible(change), Answer::Changed(ChangeOutcome::Changed { until, .. })) => {
+                self.deliveries.entry((change.queue, change.offset)).or_default().until = until;
+                Ok(())
+            }
+            (Command::ChangeInvisible(_), Answer::Changed(ChangeOutcome::Not(_)))
+            | (Command::CreateTopic(_), Answer::Topic { .. })
+            | (Command::CreateConsumerGroup(_), Answer::ConsumerGroup { .. }) => Ok(()),
+            (command, answer) => Err(format!("entry {index}: {command:?} was answered by {answer:?}")),
+        }
+    }
+
+    fn store(&mut self, index: u64, id: &str, at: StoredAt) -> Result<(), String> {
+        let place = (at.queue, at.offset);
+        if let Some(first) = self.stored.get(id) {
+            if first.place != place || !at.repeated {
+                return Err(format!(
+                    "message {id} was stored at {:?} by entry {} and again at {place:?} by entry {index} \
+                     (called a repeat: {})",
+                    first.place, first.index, at.repeated
+                ));
+            }
+            return Ok(());
+        }
+        if at.repeated {
+            return Err(format!("entry {index} calls the first message {id} a repeat"));
+        }
+        let next = self.next_offset.entry(at.queue).or_default();
+        if at.offset != *next {
+            return Err(format!("entry {index}: queue {} continues at {}, not {next}", at.queue, at.offset));
+        }
+        next.0 += 1;
+        self.stored.insert(id.to_owned(), Stored { place, index });
+        Ok(())
+    }
+
+    fn grant(&mut self, index: u64, grant: &Granted) -> Result<(), String> {
+        let place = (grant.queue, grant.offset);
+        let delivery = self.deliveries.entry(place).or_default();
+        if delivery.is_consumed {
+            return Err(format!("entry {index} grants {place:?}, which was acknowledged"));
+        }
+        if delivery.until > self.log_time {
+            return Err(format!(
+                "entry {index} grants {place:?} at log time {}, leased until {}",
+                self.log_time, delivery.until
+            ));
+        }
+        if grant.attempt != delivery.attempt + 1 {
+            return Err(format!(
+                "entry {index} grants {place:?} as attempt {} after attempt {}",
+                grant.attempt, delivery.attempt
+            ));
+        }
+        if grant.until <= self.log_time {
+            return Err(format!("entry {index} grants {place:?} until {}, which is past", grant.until));
+        }
+        *delivery = Delivery { attempt: grant.attempt, until: grant.until, is_consumed: false };
+        if next_of(&self.next_offset, grant.queue) <= grant.offset {
+            return Err(format!("entry {index} grants {place:?}, where nothing is stored"));
+        }
+        Ok(())
+    }
+}
+
+fn next_of(next: &BTreeMap<QueueId, QueueOffset>, queue: QueueId) -> QueueOffset {
+    next.get(&queue).copied().unwrap_or_default()
+}

@@ -1,0 +1,407 @@
+//! The judge: is told everything that happens and knows what may not.
+//!
+//! | Told | Checked |
+//! |---|---|
+//! | every apply on every replica | all replicas apply the same bytes at the same index, term and physical offset and give the same answer; nothing is applied twice in a life or left out; the [`Model`] |
+//! | the state's digest behind an entry | equal on all replicas |
+//! | the status of every replica after every tick | one leader per term; applied ≤ committed ≤ last; watermarks of a life never go back; what is committed is flushed on a majority |
+//! | what clients were answered | the entry was committed then; an id has one place; nothing acknowledged is delivered |
+//!
+//! A violation is kept, never repaired; the first one ends the run.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ledgermq_broker::state::{Granted, StateDigest, StoredAt};
+use ledgermq_common::LogIndex;
+use ledgermq_raft_store::AppliedEntry;
+use ledgermq_raft_store::group::GroupStatus;
+use parking_lot::Mutex;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::model::{Model, Place};
+use crate::plan::NODES;
+use crate::trace::Trace;
+
+const MAJORITY: usize = NODES / 2 + 1;
+
+/// Clones share the judge.
+#[derive(Clone)]
+pub struct Oracle(Arc<Mutex<State>>);
+
+struct State {
+    trace: Trace,
+    violations: Vec<String>,
+    /// Every command that some replica applied, by log index.
+    entries: BTreeMap<u64, EntryRecord>,
+    digests: BTreeMap<u64, (StateDigest, usize)>,
+    model: Model,
+    leaders: BTreeMap<u64, usize>,
+    replicas: [Replica; NODES],
+    committed_max: u64,
+    sends: BTreeMap<String, Send>,
+    /// Acknowledged deliveries and the virtual time of the answer.
+    acked: BTreeMap<Place, u64>,
+    tallies: Tallies,
+}
+
+/// A command as the first replica applied it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryRecord {
+    pub term: u64,
+    pub payload_at: u64,
+    pub payload_len: usize,
+    pub payload_hash: u64,
+    pub answer_hash: u64,
+}
+
+/// A send that was answered.
+#[derive(Debug, Clone)]
+pub struct Send {
+    pub place: Place,
+    pub index: u64,
+    pub body_hash: u64,
+}
+
+/// How much a run did, to see that it was not idle.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tallies {
+    pub sends: u64,
+    pub repeats: u64,
+    pub grants: u64,
+    pub acks: u64,
+    pub elections: u64,
+    pub unknown_outcomes: u64,
+}
+
+#[derive(Default)]
+struct Replica {
+    /// The last entry applied in this life; `None` before the machine was recovered.
+    applied: Option<u64>,
+    /// What it said last in this life.
+    status: Option<Watermarks>,
+    /// Entries below this count are on its disk, also while it is down.
+    flushed: u64,
+}
+
+/// Counts of entries (index of the last one, plus one), so that 0 is "none".
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Watermarks {
+    term: u64,
+    leader: Option<u64>,
+    is_leader: bool,
+    is_leader_ready: bool,
+    last: u64,
+    flushed: u64,
+    committed: u64,
+    applied: u64,
+    purged: u64,
+    snapshot: u64,
+}
+
+fn count(index: Option<LogIndex>) -> u64 {
+    index.map_or(0, |index| index.get() + 1)
+}
+
+impl Oracle {
+    pub fn new(trace: Trace) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            trace,
+            violations: Vec::new(),
+            entries: BTreeMap::new(),
+            digests: BTreeMap::new(),
+            model: Model::default(),
+            leaders: BTreeMap::new(),
+            replicas: Default::default(),
+            committed_max: 0,
+            sends: BTreeMap::new(),
+            acked: BTreeMap::new(),
+            tallies: Tallies::default(),
+        })))
+    }
+
+    pub fn event(&self, who: impl std::fmt::Display, what: impl std::fmt::Display) {
+        self.0.lock().trace.event(who, what);
+    }
+
+    pub fn set_now_ms(&self, now_ms: u64) {
+        self.0.lock().trace.set_now_ms(now_ms);
+    }
+
+    pub fn now_ms(&self) -> u64 {
+        self.0.lock().trace.now_ms()
+    }
+
+    pub fn violate(&self, what: impl std::fmt::Display) {
+        self.0.lock().violate(what.to_string());
+    }
+
+    pub fn violations(&self) -> Vec<String> {
+        self.0.lock().violations.clone()
+    }
+
+    pub fn has_violation(&self) -> bool {
+        !self.0.lock().violations.is_empty()
+    }
+
+    pub fn tallies(&self) -> Tallies {
+        self.0.lock().tallies
+    }
+
+    pub fn trace_hash(&self) -> u64 {
+        self.0.lock().trace.hash()
+    }
+
+    pub fn trace_events(&self) -> u64 {
+        self.0.lock().trace.events()
+    }
+
+    pub fn trace_tail(&self) -> Vec<String> {
+        self.0.lock().trace.tail()
+    }
+
+    pub fn entries(&self) -> BTreeMap<u64, EntryRecord> {
+        self.0.lock().entries.clone()
+    }
+
+    pub fn sends(&self) -> BTreeMap<String, Send> {
+        self.0.lock().sends.clone()
+    }
+
+    /// Whether every stored message of an answered send was acknowledged.
+    pub fn everything_is_consumed(&self) -> bool {
+        let state = self.0.lock();
+        state.sends.values().all(|send| state.model.is_consumed(send.place))
+    }
+
+    /// A process ended: what it had applied and said is forgotten, what it had flushed is not.
+    pub fn life_ended(&self, node: usize) {
+        let replica = &mut self.0.lock().replicas[node];
+        replica.applied = None;
+        replica.status = None;
+    }
+
+    /// The state machine of `node` starts behind the entry `applied`.
+    pub fn recovered(&self, node: usize, applied: Option<LogIndex>) {
+        let mut state = self.0.lock();
+        state.replicas[node].applied = Some(count(applied));
+        state.trace.event(format_args!("node {node}"), format_args!("state recovered, {} applied", count(applied)));
+    }
+
+    /// A snapshot up to `applied` replaced the state of `node`.
+    pub fn restored(&self, node: usize, applied: LogIndex) {
+        let mut state = self.0.lock();
+        let before = state.replicas[node].applied.unwrap_or_default();
+        if before > applied.get() + 1 {
+            state.violate(format!("node {node}: a snapshot of entry {applied} took {before} applied entries back"));
+        }
+        state.replicas[node].applied = Some(applied.get() + 1);
+        state.trace.event(format_args!("node {node}"), format_args!("snapshot of entry {applied} installed"));
+    }
+
+    pub fn applied(&self, node: usize, entry: &AppliedEntry, answer: &Bytes) {
+        self.0.lock().applied(node, entry, answer);
+    }
+
+    /// The digest of the state of `node` right behind entry `index`.
+    pub fn digest(&self, node: usize, index: LogIndex, digest: &StateDigest) {
+        let mut state = self.0.lock();
+        let (first, by) = state.digests.entry(index.get()).or_insert((digest.clone(), node)).clone();
+        if first != *digest {
+            state.violate(format!("state behind entry {index}: {digest:?} on node {node}, {first:?} on node {by}"));
+        }
+    }
+
+    /// What every living replica says after a tick.
+    pub fn observe(&self, statuses: &[Option<GroupStatus>; NODES]) {
+        self.0.lock().observe(statuses);
+    }
+
+    pub fn unknown_outcome(&self, who: &str, id: &str) {
+        let mut state = self.0.lock();
+        state.tallies.unknown_outcomes += 1;
+        state.trace.event(who, format_args!("outcome of {id} unknown"));
+    }
+
+    /// A producer was told that its message is stored.
+    pub fn send_answered(&self, who: &str, id: &str, at: StoredAt, body: &[u8]) {
+        self.0.lock().send_answered(who, id, at, xxh3_64(body));
+    }
+
+    /// A consumer was given messages; it had asked at `asked_at_ms`.
+    pub fn receive_answered(&self, who: &str, granted: &[Granted], asked_at_ms: u64) {
+        let mut state = self.0.lock();
+        for grant in granted {
+            let place = (grant.queue, grant.offset);
+            if state.acked.get(&place).is_some_and(|acked_at_ms| *acked_at_ms < asked_at_ms) {
+                state.violate(format!("{who} was given {place:?} after its acknowledgement was answered"));
+            }
+            state.tallies.grants += 1;
+            state.trace.event(who, format_args!("got {place:?} attempt {}", grant.attempt));
+        }
+    }
+
+    /// A consumer was told that its acknowledgement is done.
+    pub fn ack_answered(&self, who: &str, place: Place) {
+        let mut state = self.0.lock();
+        if !state.model.is_consumed(place) {
+            state.violate(format!("{who} was told {place:?} is acknowledged, and no entry says so"));
+        }
+        let now_ms = state.trace.now_ms();
+        state.acked.entry(place).or_insert(now_ms);
+        state.tallies.acks += 1;
+        state.trace.event(who, format_args!("acknowledged {place:?}"));
+    }
+}
+
+impl State {
+    fn violate(&mut self, what: String) {
+        self.trace.event("VIOLATION", &what);
+        self.violations.push(what);
+    }
+
+    fn applied(&mut self, node: usize, entry: &AppliedEntry, answer: &Bytes) {
+        let index = entry.id.index.get();
+        let record = EntryRecord {
+            term: entry.id.term.get(),
+            payload_at: entry.payload_at.get(),
+            payload_len: entry.payload.len(),
+            payload_hash: xxh3_64(&entry.payload),
+            answer_hash: xxh3_64(answer),
+        };
+        match self.replicas[node].applied {
+            None => self.violate(format!("node {node} applied entry {index} before it recovered its state")),
+            Some(applied) if index < applied => {
+                self.violate(format!("node {node} applied entry {index} again, {applied} were applied"));
+            }
+            Some(applied) => {
+                if let Some((skipped, _)) = self.entries.range(applied..index).next() {
+                    let skipped = *skipped;
+                    self.violate(format!("node {node} applied entry {index} and left out {skipped}"));
+                }
+            }
+        }
+        self.replicas[node].applied = Some(index + 1);
+        match self.entries.get(&index) {
+            Some(first) if *first != record => {
+                let what = format!("entry {index} on node {node} is {record:?}, elsewhere it was {first:?}");
+                self.violate(what);
+            }
+            Some(_) => {}
+            None => self.first_applied(node, index, record, &entry.payload, answer),
+        }
+    }
+
+    fn first_applied(&mut self, node: usize, index: u64, record: EntryRecord, payload: &Bytes, answer: &Bytes) {
+        if let Some((last, before)) = self.entries.last_key_value() {
+            if *last > index || before.term > record.term || before.payload_at >= record.payload_at {
+                let what = format!("entry {index} {record:?} was applied first, after entry {last} {before:?}");
+                self.violate(what);
+            }
+        }
+        self.trace.event(
+            format_args!("node {node}"),
+            format_args!("applied {index} of term {} at {}: {:016x}", record.term, record.payload_at, record.payload_hash),
+        );
+        self.entries.insert(index, record);
+        if let Err(what) = self.model.apply(index, payload, answer) {
+            self.violate(what);
+        }
+    }
+
+    fn observe(&mut self, statuses: &[Option<GroupStatus>; NODES]) {
+        for (node, status) in statuses.iter().enumerate() {
+            if let Some(status) = status {
+                self.observe_one(node, status);
+            }
+        }
+        let claims = statuses.iter().flatten().map(|status| count(status.committed)).max().unwrap_or_default();
+        if claims > self.committed_max {
+            self.committed_max = claims;
+            let holders = self.replicas.iter().filter(|replica| replica.flushed >= claims).count();
+            if holders < MAJORITY {
+                let flushed: Vec<u64> = self.replicas.iter().map(|replica| replica.flushed).collect();
+                self.violate(format!("{claims} entries are committed, flushed are {flushed:?}"));
+            }
+        }
+    }
+
+    fn observe_one(&mut self, node: usize, status: &GroupStatus) {
+        let now = Watermarks {
+            term: status.term.get(),
+            leader: status.leader.map(|leader| leader.get()),
+            is_leader: status.is_leader,
+            is_leader_ready: status.is_leader_ready,
+            last: count(status.last),
+            flushed: count(status.flushed),
+            committed: count(status.committed),
+            applied: count(status.applied),
+            purged: count(status.purged),
+            snapshot: count(status.snapshot),
+        };
+        if self.replicas[node].status == Some(now) {
+            return;
+        }
+        self.trace.event(format_args!("node {node}"), format_args!("{now:?}"));
+        if now.is_leader {
+            let first = *self.leaders.entry(now.term).or_insert_with(|| {
+                self.tallies.elections += 1;
+                node
+            });
+            if first != node {
+                self.violate(format!("term {} is led by node {first} and by node {node}", now.term));
+            }
+        }
+        let applied = now.applied.max(self.replicas[node].applied.unwrap_or_default());
+        if applied > now.committed {
+            self.violate(format!("node {node} applied {applied} entries, {} are committed", now.committed));
+        }
+        if now.committed > now.last {
+            self.violate(format!("node {node} has {} entries, {} are committed", now.last, now.committed));
+        }
+        if now.flushed > now.last {
+            self.violate(format!("node {node} has {} entries, {} are flushed", now.last, now.flushed));
+        }
+        if now.purged > now.applied {
+            self.violate(format!("node {node} purged {} entries, {} are applied", now.purged, now.applied));
+        }
+        if let Some(before) = self.replicas[node].status {
+            let went_back = now.term < before.term
+                || now.committed < before.committed
+                || now.applied < before.applied
+                || now.purged < before.purged
+                || now.snapshot < before.snapshot;
+            if went_back {
+                self.violate(format!("node {node} went back from {before:?} to {now:?}"));
+            }
+        }
+        // Across lives too: a flushed entry may be cut by a leader that lacks it, a committed one never.
+        let kept_min = self.replicas[node].flushed.min(self.committed_max);
+        if now.flushed < kept_min {
+            self.violate(format!("node {node} had {kept_min} committed entries flushed and now has {}", now.flushed));
+        }
+        self.replicas[node].status = Some(now);
+        self.replicas[node].flushed = now.flushed;
+    }
+
+    fn send_answered(&mut self, who: &str, id: &str, at: StoredAt, body_hash: u64) {
+        let place = (at.queue, at.offset);
+        self.tallies.sends += 1;
+        self.tallies.repeats += u64::from(at.repeated);
+        self.trace.event(who, format_args!("{id} is stored at {place:?}, repeat: {}", at.repeated));
+        let Some(stored) = self.model.stored().get(id).copied() else {
+            self.violate(format!("{who} was told {id} is stored, and no replica applied it"));
+            return;
+        };
+        if stored.place != place {
+            self.violate(format!("{who} was told {id} is at {place:?}, it is at {:?}", stored.place));
+        }
+        let holders = self.replicas.iter().filter(|replica| replica.flushed > stored.index).count();
+        if holders < MAJORITY {
+            let flushed: Vec<u64> = self.replicas.iter().map(|replica| replica.flushed).collect();
+            self.violate(format!("{who} was told {id} is stored by entry {}, flushed are {flushed:?}", stored.index));
+        }
+        self.sends.insert(id.to_owned(), Send { place, index: stored.index, body_hash });
+    }
+}

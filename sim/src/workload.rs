@@ -1,0 +1,279 @@
+//! The clients: producers that repeat a send under its id until it is answered, and consumers that
+//! acknowledge most of what they get, move the visibility of some and forget the rest.
+//!
+//! They run on one host of their own and reach the brokers over the simulated network, so answers
+//! are lost, late and in doubt. Everything they are told goes to the oracle.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ledgermq_broker::state::command::AckEntry;
+use ledgermq_broker::state::{Answer, ChangeOutcome, DeliveryOutcome, StoredAt};
+use ledgermq_common::QueueId;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use crate::front::{Request, Response, read_frame, write_frame};
+use crate::network::{Network, SimStream};
+use crate::oracle::Oracle;
+use crate::plan::{NODES, Plan};
+
+pub const CLIENT_HOST: &str = "client";
+pub const FRONT_PORT: u16 = 9000;
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(1_200);
+/// Sends each producer makes after the faults ended, as proof of progress.
+const PROBES: u32 = 3;
+/// Sends a producer makes at most, which bounds the memory of a run.
+const SENDS_MAX: u32 = 2_000;
+
+/// What the world wants of the clients, and how many are done with it.
+#[derive(Debug, Default)]
+pub struct Stage {
+    stage: AtomicU8,
+    producers_done: AtomicUsize,
+    consumers_done: AtomicUsize,
+}
+
+const HEALED: u8 = 1;
+
+impl Stage {
+    /// The faults are over: finish, prove progress, drain.
+    pub fn heal(&self) {
+        self.stage.store(HEALED, Ordering::SeqCst);
+    }
+
+    fn is_healed(&self) -> bool {
+        self.stage.load(Ordering::SeqCst) == HEALED
+    }
+
+    pub fn producers_done(&self) -> usize {
+        self.producers_done.load(Ordering::SeqCst)
+    }
+
+    pub fn consumers_done(&self) -> usize {
+        self.consumers_done.load(Ordering::SeqCst)
+    }
+}
+
+#[derive(Clone)]
+pub struct Workload {
+    pub plan: Arc<Plan>,
+    pub network: Network,
+    pub oracle: Oracle,
+    pub stage: Arc<Stage>,
+}
+
+impl Workload {
+    /// Runs all clients to their end.
+    pub async fn run(self) {
+        let mut tasks = Vec::new();
+        for producer in 0..self.plan.producers {
+            tasks.push(tokio::spawn(self.clone().produce(producer)));
+        }
+        for consumer in 0..self.plan.consumers {
+            tasks.push(tokio::spawn(self.clone().consume(consumer)));
+        }
+        for task in tasks {
+            task.await.expect("a client does not panic");
+        }
+    }
+
+    async fn produce(self, producer: usize) {
+        let who = format!("producer {producer}");
+        let mut client = self.client(&who, 100 + producer as u64);
+        let mut probes_left = PROBES;
+        for number in 0..SENDS_MAX {
+            if self.stage.is_healed() {
+                if probes_left == 0 {
+                    break;
+                }
+                probes_left -= 1;
+            }
+            let id = format!("p{producer}-{number:05}");
+            let body = self.body(&mut client.random);
+            let at = client.send(&id, &body).await;
+            if client.random.random_bool(0.1) {
+                let again = client.send(&id, &body).await;
+                if (again.queue, again.offset) != (at.queue, at.offset) || !again.repeated {
+                    self.oracle.violate(format_args!("{who}: {id} was answered {at:?} and then {again:?}"));
+                }
+            }
+            client.pause(30).await;
+        }
+        self.stage.producers_done.fetch_add(1, Ordering::SeqCst);
+    }
+
+    async fn consume(self, consumer: usize) {
+        let who = format!("consumer {consumer}");
+        let mut client = self.client(&who, 200 + consumer as u64);
+        loop {
+            let producers_ended = self.stage.producers_done() == self.plan.producers;
+            if producers_ended && self.oracle.everything_is_consumed() {
+                break;
+            }
+            client.receive(200 + consumer as u64, self.stage.is_healed()).await;
+            client.pause(40).await;
+        }
+        self.stage.consumers_done.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn body(&self, random: &mut StdRng) -> Bytes {
+        let len = if random.random_ratio(1, self.plan.large_body_every) {
+            random.random_range(0..=self.plan.large_body_bytes)
+        } else {
+            random.random_range(0..=self.plan.body_bytes_max)
+        };
+        let mut body = vec![0; len];
+        random.fill(&mut body[..]);
+        body.into()
+    }
+
+    fn client(&self, who: &str, salt: u64) -> Client {
+        Client {
+            who: who.to_owned(),
+            network: self.network.clone(),
+            oracle: self.oracle.clone(),
+            random: StdRng::seed_from_u64(self.plan.seed.wrapping_mul(31).wrapping_add(salt)),
+            node: 0,
+            stream: None,
+        }
+    }
+}
+
+/// One client with one connection at a time.
+struct Client {
+    who: String,
+    network: Network,
+    oracle: Oracle,
+    random: StdRng,
+    /// The broker it believes to lead.
+    node: usize,
+    stream: Option<SimStream>,
+}
+
+impl Client {
+    /// Repeats until the send is answered; the id makes that safe.
+    async fn send(&mut self, id: &str, body: &Bytes) -> StoredAt {
+        loop {
+            let queue = QueueId(self.random.random_range(0..64));
+            let request = Request::Send { queue, id: id.to_owned(), body: body.clone() };
+            match self.call(&request).await {
+                Some(Response::Answered(Answer::Stored(stored))) if stored.len() == 1 => {
+                    self.oracle.send_answered(&self.who, id, stored[0], body);
+                    return stored[0];
+                }
+                Some(Response::Answered(answer)) => {
+                    self.oracle.violate(format_args!("{}: {id} was answered by {answer:?}", self.who));
+                    return std::future::pending().await;
+                }
+                Some(Response::NotLeader { .. }) => {}
+                Some(Response::OutcomeUnknown) | None => self.oracle.unknown_outcome(&self.who, id),
+            }
+        }
+    }
+
+    /// Once the faults are over it acknowledges all it gets, so that the group drains.
+    async fn receive(&mut self, client: u64, is_healed: bool) {
+        let asked_at_ms = self.oracle.now_ms();
+        let request = Request::Receive {
+            messages_max: self.random.random_range(1..=16),
+            invisible_ms: self.random.random_range(200..2_000),
+            client,
+        };
+        let granted = match self.call(&request).await {
+            Some(Response::Answered(Answer::Leased(granted))) => granted,
+            Some(Response::Answered(answer)) => {
+                self.oracle.violate(format_args!("{}: a receive was answered by {answer:?}", self.who));
+                return;
+            }
+            _ => return,
+        };
+        self.oracle.receive_answered(&self.who, &granted, asked_at_ms);
+        for grant in granted {
+            let entry = AckEntry { queue: grant.queue, offset: grant.offset, epoch: grant.epoch };
+            match self.random.random_range(0..10) {
+                0 if !is_healed => {}
+                1 if !is_healed => self.change(entry).await,
+                _ => self.ack(entry).await,
+            }
+        }
+    }
+
+    async fn ack(&mut self, entry: AckEntry) {
+        match self.call(&Request::Ack(entry)).await {
+            Some(Response::Answered(Answer::Acked(outcomes))) if outcomes.len() == 1 => match outcomes[0] {
+                DeliveryOutcome::Done | DeliveryOutcome::AlreadyConsumed => {
+                    self.oracle.ack_answered(&self.who, (entry.queue, entry.offset));
+                }
+                // Its lease ended meanwhile and somebody else has the message.
+                DeliveryOutcome::Stale => {}
+                outcome => self.oracle.violate(format_args!("{}: ack of {entry:?}: {outcome:?}", self.who)),
+            },
+            Some(Response::Answered(answer)) => {
+                self.oracle.violate(format_args!("{}: an ack was answered by {answer:?}", self.who));
+            }
+            _ => {}
+        }
+    }
+
+    async fn change(&mut self, entry: AckEntry) {
+        let invisible_ms = self.random.random_range(1..1_500);
+        match self.call(&Request::Change { entry, invisible_ms }).await {
+            Some(Response::Answered(Answer::Changed(ChangeOutcome::Changed { .. } | ChangeOutcome::Not(_))))
+            | Some(Response::NotLeader { .. } | Response::OutcomeUnknown)
+            | None => {}
+            Some(Response::Answered(answer)) => {
+                self.oracle.violate(format_args!("{}: a change was answered by {answer:?}", self.who));
+            }
+        }
+    }
+
+    /// One request and its answer. `None`: nothing is known about it.
+    async fn call(&mut self, request: &Request) -> Option<Response> {
+        let response = tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(request)).await.ok().flatten();
+        match &response {
+            Some(Response::Answered(_)) => return response,
+            Some(Response::NotLeader { leader: Some(leader) }) if *leader != node_number(self.node) => {
+                self.turn_to(usize::try_from(leader.saturating_sub(1)).unwrap_or_default() % NODES);
+            }
+            _ => {
+                let other = self.random.random_range(1..NODES);
+                self.turn_to((self.node + other) % NODES);
+            }
+        }
+        self.pause(60).await;
+        response
+    }
+
+    async fn exchange(&mut self, request: &Request) -> Option<Response> {
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => self.network.dial(CLIENT_HOST, &format!("{}:{FRONT_PORT}", host_name(self.node))).await.ok()?,
+        };
+        write_frame(&mut stream, &request.encode()).await.ok()?;
+        let response = Response::decode(read_frame(&mut stream).await.ok()?)?;
+        self.stream = Some(stream);
+        Some(response)
+    }
+
+    fn turn_to(&mut self, node: usize) {
+        self.stream = None;
+        self.node = node;
+    }
+
+    async fn pause(&mut self, ms_max: u64) {
+        let ms = self.random.random_range(0..=ms_max);
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
+}
+
+pub fn host_name(node: usize) -> String {
+    format!("broker-{node}")
+}
+
+/// The id a node has in the group: from 1.
+pub fn node_number(node: usize) -> u64 {
+    node as u64 + 1
+}

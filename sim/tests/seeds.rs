@@ -1,0 +1,67 @@
+//! Seeds of the simulation as a test.
+//!
+//! `LEDGERMQ_SIM_SEEDS=n` runs n seeds instead of the default; `LEDGERMQ_SIM_SEED=x` replays one
+//! and prints its trace.
+
+use ledgermq_sim::defect::Defect;
+use ledgermq_sim::{Options, run_seed};
+
+const SEEDS_DEFAULT: u64 = 60;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} = {text:?} is not a number")))
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_repeated_or_reordered_under_faults_and_power_loss() {
+    let (seeds, prints_trace) = match number("LEDGERMQ_SIM_SEED") {
+        Some(seed) => (seed..seed + 1, true),
+        None => (0..number("LEDGERMQ_SIM_SEEDS").unwrap_or(SEEDS_DEFAULT), false),
+    };
+    let mut sends = 0;
+    for seed in seeds {
+        let outcome = run_seed(seed, Options { prints_trace, defect: None });
+        assert!(
+            outcome.violations.is_empty(),
+            "replay with LEDGERMQ_SIM_SEED={seed}\n{}\n{:#?}",
+            outcome.trace_tail.join("\n"),
+            outcome.violations
+        );
+        assert!(outcome.power_losses_of_all >= 1, "seed {seed} cut no power");
+        sends += outcome.tallies.sends;
+    }
+    assert!(sends > 0, "no send was ever answered");
+}
+
+#[test]
+fn a_seed_runs_the_same_way_every_time() {
+    for seed in 1_000..1_006 {
+        let first = run_seed(seed, Options::default());
+        let second = run_seed(seed, Options::default());
+        assert_eq!(first.trace_events, second.trace_events, "seed {seed}");
+        assert_eq!(first.trace_hash, second.trace_hash, "seed {seed}");
+        assert_ne!(first.trace_hash, run_seed(seed + 100_000, Options::default()).trace_hash);
+    }
+}
+
+fn convicts(defect: Defect, seeds_max: u64) {
+    let convicted =
+        (0..seeds_max).any(|seed| !run_seed(seed, Options { defect: Some(defect), ..Options::default() }).violations.is_empty());
+    assert!(convicted, "{defect:?} went unnoticed for {seeds_max} seeds");
+}
+
+#[test]
+fn a_disk_that_acknowledges_before_it_syncs_is_noticed() {
+    convicts(Defect::SyncLies, 5);
+}
+
+#[test]
+fn a_vote_that_does_not_survive_a_power_cut_is_noticed() {
+    convicts(Defect::VoteForgotten, 40);
+}
+
+#[test]
+fn a_replica_that_answers_differently_is_noticed() {
+    convicts(Defect::ApplyDiverges, 5);
+}
