@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ledgermq_common::{LogIndex, NodeId, PhysicalOffset, QueueId, QueueOffset};
+use ledgermq_common::{LogIndex, NodeId};
 use ledgermq_raft_store::store::{Identity, LogStore, WriterSpawn};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -154,15 +154,12 @@ fn find_messages(node: usize, running: &Running, oracle: &Oracle) {
         return;
     };
     for (id, send) in sends {
-        let (queue, offset): (QueueId, QueueOffset) = send.place;
-        let found = match running.state.locate(topic.id, queue, offset) {
-            Ok(Some(found)) => found,
-            other => {
-                oracle.violate(format_args!("node {node} does not find {id} at {:?}: {other:?}", send.place));
-                return;
-            }
+        let (queue, offset) = send.place;
+        let Some(found) = running.state.locate(topic.id, queue, offset) else {
+            oracle.violate(format_args!("node {node} does not find {id} at {:?}", send.place));
+            return;
         };
-        let at = PhysicalOffset(found.record_at.get());
+        let at = found.physical;
         let record = match running.group.read(at, found.record_bytes) {
             Ok(record) => record,
             Err(error) => {
@@ -177,7 +174,7 @@ fn find_messages(node: usize, running: &Running, oracle: &Oracle) {
         let message = ledgermq_broker::state::command::StoredMessage::decode(&record);
         let is_equal = message
             .as_ref()
-            .is_ok_and(|message| message.id == id.as_bytes() && xxh3_64(&message.body) == send.body_hash);
+            .is_ok_and(|message| message.id == id && xxh3_64(&message.body) == send.body_hash);
         if !is_equal {
             oracle.violate(format_args!("node {node} has another message at {:?}: {message:?}", send.place));
             return;

@@ -23,12 +23,12 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_broker::state::command::{
-    AckEntry, AckMessages, Backoff, ChangeInvisible, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic,
+    AckEntry, AckMessages, ChangeInvisible, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic,
     MessageProperties, NewMessage, TopicSettings, encode_append,
 };
 use ledgermq_broker::state::{
     Answer, BodyEncoding, BrokerState, ClientHash, Command, ConsumerGroupId, DeliveryEpoch, MessageType,
-    Permission, QueueChoice, ReceiveRequest, TagFilter, TopicId,
+    QueueChoice, ReceiveRequest, TagFilter, TopicId,
 };
 use ledgermq_common::clock::{Clock as _, SteppedClock};
 use ledgermq_common::{QueueId, QueueOffset};
@@ -120,7 +120,9 @@ impl Front {
                 };
                 let Some(plan) = self.state.plan_receive(&request) else { return Ok(Answer::Leased(Vec::new())) };
                 let command = plan.command(ClientHash(client), invisible_ms, false, "");
-                self.propose(command.encode(self.clock.now())).await
+                let answer = self.propose(command.encode(self.clock.now())).await?;
+                plan.settle();
+                Ok(answer)
             }
             Request::Ack(entry) => {
                 let consumer_group = self.consumer_group().await?;
@@ -152,11 +154,7 @@ impl Front {
         }
         let create = CreateTopic {
             name: TOPIC.to_owned(),
-            settings: TopicSettings {
-                message_type: MessageType::Normal,
-                queues: self.queues,
-                permission: Permission::ReadWrite,
-            },
+            settings: TopicSettings::normal(self.queues),
         };
         match self.propose(Command::CreateTopic(create).encode(self.clock.now())).await? {
             Answer::Topic { id, .. } => Ok(id),
@@ -170,7 +168,7 @@ impl Front {
         }
         let create = CreateConsumerGroup {
             name: CONSUMER_GROUP.to_owned(),
-            settings: ConsumerGroupSettings { fifo: false, attempts_max: 17, backoff: Backoff::default() },
+            settings: ConsumerGroupSettings::default(),
         };
         match self.propose(Command::CreateConsumerGroup(create).encode(self.clock.now())).await? {
             Answer::ConsumerGroup { id, .. } => Ok(id),

@@ -28,7 +28,9 @@ mod trace;
 mod workload;
 mod world;
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
 use crate::defect::Defect;
 use crate::oracle::{Oracle, Tallies};
@@ -59,17 +61,18 @@ pub struct Options {
 
 /// Runs one seed to its end or to the first violation. A panic anywhere is a violation.
 pub fn run_seed(seed: u64, options: Options) -> Outcome {
+    catch_panic_texts();
     let oracle = Oracle::new(Trace::new(options.prints_trace));
     let mut power_losses_of_all = 0;
+    PANIC_TEXT.set(Some(String::new()));
     let run = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(Plan::draw(seed), oracle.clone(), options.defect);
         world.run();
         power_losses_of_all = world.power_losses_of_all;
     }));
-    if let Err(panic) = run {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
-        oracle.violate(format_args!("a panic: {text}"));
+    let panic_text = PANIC_TEXT.take().unwrap_or_default();
+    if run.is_err() || !panic_text.is_empty() {
+        oracle.violate(format_args!("a panic: {panic_text}"));
     }
     let violations = oracle.violations();
     Outcome {
@@ -81,4 +84,29 @@ pub fn run_seed(seed: u64, options: Options) -> Outcome {
         trace_hash: oracle.trace_hash(),
         trace_events: oracle.trace_events(),
     }
+}
+
+thread_local! {
+    /// While a seed runs on this thread: the texts of its panics.
+    static PANIC_TEXT: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// A panic of a task ends its runtime, which panics with a text of its own; this keeps the first.
+fn catch_panic_texts() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let is_ours = PANIC_TEXT.with_borrow_mut(|text| match text {
+                Some(text) => {
+                    text.push_str(&format!("{panic}; "));
+                    true
+                }
+                None => false,
+            });
+            if !is_ours {
+                before(panic);
+            }
+        }));
+    });
 }

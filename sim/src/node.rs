@@ -13,17 +13,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ledgermq_broker::state::{ApplyObserver, BrokerState, StateConfig, TopicId};
+use ledgermq_broker::state::{BrokerState, NobodyWaits, StateConfig};
 use ledgermq_common::clock::SteppedClock;
-use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset, QueueId};
-use ledgermq_raft_store::group::{
-    Environment, GroupConfig, GroupStatus, Member, OpenGroupError, Retention, Timings,
-};
+use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset};
+use ledgermq_raft_store::group::{Environment, GroupConfig, GroupStatus, Member, OpenGroupError, Retention, Timings};
 use ledgermq_raft_store::io::{Disk, SimulatedDisk};
 use ledgermq_raft_store::machine::RecoveredLog;
-use ledgermq_raft_store::peer::PeerServer;
 use ledgermq_raft_store::store::{OpenError, StoreConfig, WriterSpawn};
-use ledgermq_raft_store::{AppliedEntry, ApplyError, EntryId, Group, SnapshotReader, StateMachine};
+use ledgermq_raft_store::{AppliedEntry, ApplyError, EntryId, Group, PeerServer, SnapshotReader, StateMachine};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -175,7 +172,7 @@ impl Node {
     }
 
     async fn open(&self, life: u64) -> Result<(Group, Arc<BrokerState>), OpenGroupError> {
-        let state = BrokerState::open(StateConfig::in_memory(GROUP), Arc::new(Unobserved))
+        let state = BrokerState::open(StateConfig { group: GROUP }, Arc::new(NobodyWaits))
             .expect("a state in memory opens");
         let machine = Witnessed {
             node: self.index,
@@ -334,11 +331,4 @@ impl StateMachine for Witnessed {
     fn retained_from(&self) -> PhysicalOffset {
         self.inner.retained_from()
     }
-}
-
-struct Unobserved;
-
-impl ApplyObserver for Unobserved {
-    fn messages_arrived(&self, _: TopicId, _: QueueId) {}
-    fn leases_released(&self, _: ledgermq_broker::state::ConsumerGroupId, _: TopicId) {}
 }

@@ -28,7 +28,7 @@ use crate::workload::{CLIENT_HOST, Stage, Workload, host_name};
 const RECOVERY_MS_MAX: u64 = 40_000;
 /// What the disks would keep is checked this often.
 const AUDIT_EVERY_MS: u64 = 1_500;
-/// A process that ended by itself without a planned restart is started again after this.
+/// A process that ended by itself without a fault that says so is started again after this.
 const RESTART_MS: u64 = 400;
 /// 2026-01-01, so that stamps look like stamps.
 const EPOCH: UnixMillis = UnixMillis(1_767_225_600_000);
@@ -41,6 +41,8 @@ pub struct World<'a> {
     nodes: Vec<Arc<Node>>,
     power: [Power; NODES],
     skew_ms: [i64; NODES],
+    /// How long a process that ends by itself stays away.
+    down_ms: [u64; NODES],
     network: Network,
     oracle: Oracle,
     stage: Arc<Stage>,
@@ -108,6 +110,7 @@ impl<'a> World<'a> {
             nodes,
             power: [Power::On; NODES],
             skew_ms: [0; NODES],
+            down_ms: [RESTART_MS; NODES],
             network,
             oracle,
             stage,
@@ -183,11 +186,11 @@ impl<'a> World<'a> {
                 continue;
             }
             if node.disk.is_dark() {
-                let restarts_at_ms = self.now_ms + RESTART_MS;
+                let restarts_at_ms = self.now_ms + self.down_ms[index];
                 self.oracle.event("world", format_args!("the power of node {index} went off in a disk operation"));
                 self.power_off(index, Loss::Torn, restarts_at_ms);
             } else if node.has_ended() {
-                self.process_down(index, self.now_ms + RESTART_MS);
+                self.process_down(index, self.now_ms + self.down_ms[index]);
             }
         }
         self.oracle.observe(&self.statuses());
@@ -252,12 +255,16 @@ impl<'a> World<'a> {
                     self.power_off(node, loss, now_ms + down_ms);
                 }
             }
-            Fault::PowerMidWrite { target, operations, down_ms: _ } => {
-                let disk = &self.nodes[self.resolve(target)].disk;
+            Fault::PowerMidWrite { target, operations, down_ms } => {
+                let node = self.resolve(target);
+                self.down_ms[node] = down_ms;
+                let disk = &self.nodes[node].disk;
                 disk.cut_power_at(disk.operations() + operations);
             }
-            Fault::DiskError { target, operations, down_ms: _ } => {
-                let disk = &self.nodes[self.resolve(target)].disk;
+            Fault::DiskError { target, operations, down_ms } => {
+                let node = self.resolve(target);
+                self.down_ms[node] = down_ms;
+                let disk = &self.nodes[node].disk;
                 disk.fail_at(disk.operations() + operations, std::io::ErrorKind::Other);
             }
             Fault::DiskFull { target, for_ms } => {
