@@ -1,13 +1,42 @@
 //! The front end of any node: `apache.rocketmq.v2.MessagingService` in full, whoever leads.
 //!
+//! ```text
+//! client ─► messaging ─► validate ─► topics (which groups?) ─► hold (whose leader? wait) ─┬► LocalGroups here
+//!                                                                                        └► forward ─► LocalGroups there
+//! ```
+//!
 //! | Module | What lives there |
 //! |---|---|
+//! | [`edge`] | what all RPCs share; [`Edge`] is the handle |
+//! | [`messaging`] | the gRPC service; one module per RPC family behind it |
 //! | [`context`] | headers of a call |
+//! | [`validate`], [`codes`] | what is wrong with a request; the code for every error |
+//! | [`settings`] | telemetry |
+//! | [`route`], [`topics`], [`topology`] | where groups and topics are, and what clients are told |
 //! | [`group_call`] | what is asked of a broker group, and who executes it |
-//! | [`topology`] | where groups and topics are |
+//! | [`hold`], [`leaders`] | finding the leader and waiting for one |
+//! | [`forward`] | the way to another node |
+//! | [`registry_client`] | announcing led groups to nameservers |
+//!
+//! Nothing here is durable, and nothing here must be: an edge that starts anew serves at once.
 
-pub mod context;
-pub mod group_call;
-pub mod topology;
+mod clients;
 pub mod codes;
+pub mod context;
+pub mod edge;
+pub mod forward;
+pub mod group_call;
+pub mod hold;
+pub mod leaders;
+pub mod messaging;
+mod receipts;
+mod receive;
+pub mod registry_client;
+pub mod route;
+mod send;
+pub mod settings;
+pub mod topics;
+pub mod topology;
 pub mod validate;
+
+pub use edge::{Edge, EdgeConfig};

@@ -1,0 +1,291 @@
+//! Between the types of [`crate::group_call`] and their wire form.
+
+use std::time::Duration;
+
+use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::names::NameError;
+use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, Term, TopicName};
+use ledgermq_proto::forward as pb;
+use ledgermq_proto::forward::forward_reply::Reply;
+use ledgermq_proto::forward::forward_request::Request;
+use ledgermq_proto::forward::not_executed::Reason;
+use ledgermq_proto::rocketmq::{ClientType, Code, MessageType, Status};
+use tokio::time::Instant;
+
+use crate::context::{CallContext, ClientLanguage};
+use crate::group_call::{
+    ClientHeartbeat, ClientTermination, ConsumerGroupDescription, CreateTopic, DescribeTopic, Filter,
+    GroupRequest, GroupResponse, NotExecuted, ReceiveRequest, Received, Refused, SendRequest,
+    TopicDescription,
+};
+
+pub(crate) fn write_request(group: &GroupName, context: &CallContext, request: &GroupRequest) -> pb::ForwardRequest {
+    let now = Instant::now();
+    pb::ForwardRequest {
+        group: group.as_str().to_owned(),
+        context: Some(pb::CallContext {
+            client_id: context.client_id.clone(),
+            language: context.language.as_header().to_owned(),
+            client_version: context.version.clone(),
+            namespace: context.namespace.clone(),
+            remaining_ms: millis(context.deadline.saturating_duration_since(now)),
+            peer: context.peer.map(|peer| peer.to_string()).unwrap_or_default(),
+            internal: context.internal,
+        }),
+        request: Some(write_content(request, now)),
+    }
+}
+
+fn write_content(request: &GroupRequest, now: Instant) -> Request {
+    match request {
+        GroupRequest::Send(send) => Request::Send(send.request.clone()),
+        GroupRequest::Receive(receive) => Request::Receive(pb::Receive {
+            consumer_group: receive.consumer_group.as_str().to_owned(),
+            topic: receive.topic.as_str().to_owned(),
+            batch_size: receive.batch_size,
+            invisible_ms: receive.invisible_ms,
+            auto_renew: receive.auto_renew,
+            tags: match &receive.filter {
+                Filter::All => Vec::new(),
+                Filter::Tags(tags) => tags.clone(),
+            },
+            filtered: receive.filter != Filter::All,
+            attempt_id: receive.attempt_id.clone(),
+            poll_ms: millis(receive.poll_until.saturating_duration_since(now)),
+        }),
+        GroupRequest::Ack(ack) => Request::Ack(ack.clone()),
+        GroupRequest::ChangeInvisible(change) => Request::ChangeInvisible(change.clone()),
+        GroupRequest::DescribeTopic(describe) => Request::DescribeTopic(pb::DescribeTopic {
+            name: describe.name.as_str().to_owned(),
+            create_if_missing: describe.create_if_missing,
+        }),
+        GroupRequest::CreateTopic(create) => Request::CreateTopic(pb::CreateTopic {
+            name: create.name.as_str().to_owned(),
+            queues: create.queues,
+            message_type: create.message_type.into(),
+        }),
+        GroupRequest::DeleteTopic(name) => {
+            Request::DeleteTopic(pb::DeleteTopic { name: name.as_str().to_owned() })
+        }
+        GroupRequest::ListTopics => Request::ListTopics(pb::ListTopics {}),
+        GroupRequest::ShowTopic(name) => Request::ShowTopic(pb::ShowTopic { name: name.as_str().to_owned() }),
+        GroupRequest::DescribeConsumerGroup(name) => {
+            Request::DescribeConsumerGroup(pb::DescribeConsumerGroup { name: name.as_str().to_owned() })
+        }
+        GroupRequest::ClientHeartbeat(heartbeat) => Request::ClientHeartbeat(pb::ClientHeartbeat {
+            client_type: heartbeat.client_type.into(),
+            consumer_group: heartbeat.consumer_group.as_ref().map(|group| group.as_str().to_owned()),
+        }),
+        GroupRequest::ClientTermination(termination) => Request::ClientTermination(pb::ClientTermination {
+            consumer_group: termination.consumer_group.as_ref().map(|group| group.as_str().to_owned()),
+        }),
+    }
+}
+
+pub(super) fn read_request(
+    request: pb::ForwardRequest,
+) -> Result<(GroupName, CallContext, GroupRequest), Refused> {
+    let now = Instant::now();
+    let group = GroupName::parse(&request.group).map_err(bad_name)?;
+    let context = request.context.unwrap_or_default();
+    let context = CallContext {
+        client_id: context.client_id,
+        language: ClientLanguage::parse(&context.language),
+        version: context.client_version,
+        namespace: context.namespace,
+        deadline: now + bounded(context.remaining_ms),
+        deadline_given: true,
+        peer: context.peer.parse().ok(),
+        internal: context.internal,
+    };
+    let content = request.request.ok_or_else(|| {
+        Refused::new(Code::NotImplemented, "the forwarded request is of a kind this node does not know")
+    })?;
+    Ok((group, context, read_content(content, now)?))
+}
+
+fn read_content(content: Request, now: Instant) -> Result<GroupRequest, Refused> {
+    Ok(match content {
+        Request::Send(request) => {
+            let name =
+                request.messages.first().and_then(|m| m.topic.as_ref()).map_or("", |topic| &topic.name);
+            GroupRequest::Send(SendRequest { topic: topic(name)?, request })
+        }
+        Request::Receive(receive) => GroupRequest::Receive(ReceiveRequest {
+            consumer_group: consumer_group(&receive.consumer_group)?,
+            topic: topic(&receive.topic)?,
+            batch_size: receive.batch_size,
+            invisible_ms: receive.invisible_ms,
+            auto_renew: receive.auto_renew,
+            filter: if receive.filtered { Filter::Tags(receive.tags) } else { Filter::All },
+            attempt_id: receive.attempt_id,
+            poll_until: now + bounded(receive.poll_ms),
+        }),
+        Request::Ack(ack) => GroupRequest::Ack(ack),
+        Request::ChangeInvisible(change) => GroupRequest::ChangeInvisible(change),
+        Request::DescribeTopic(describe) => GroupRequest::DescribeTopic(DescribeTopic {
+            name: topic(&describe.name)?,
+            create_if_missing: describe.create_if_missing,
+        }),
+        Request::CreateTopic(create) => GroupRequest::CreateTopic(CreateTopic {
+            name: topic(&create.name)?,
+            queues: create.queues,
+            message_type: create.message_type(),
+        }),
+        Request::DeleteTopic(delete) => GroupRequest::DeleteTopic(topic(&delete.name)?),
+        Request::ListTopics(pb::ListTopics {}) => GroupRequest::ListTopics,
+        Request::ShowTopic(show) => GroupRequest::ShowTopic(topic(&show.name)?),
+        Request::DescribeConsumerGroup(describe) => {
+            GroupRequest::DescribeConsumerGroup(consumer_group(&describe.name)?)
+        }
+        Request::ClientHeartbeat(heartbeat) => GroupRequest::ClientHeartbeat(ClientHeartbeat {
+            client_type: ClientType::try_from(heartbeat.client_type).unwrap_or_default(),
+            consumer_group: heartbeat.consumer_group.as_deref().map(consumer_group).transpose()?,
+        }),
+        Request::ClientTermination(termination) => GroupRequest::ClientTermination(ClientTermination {
+            consumer_group: termination.consumer_group.as_deref().map(consumer_group).transpose()?,
+        }),
+    })
+}
+
+pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardReply {
+    let reply = match answer {
+        Ok(GroupResponse::Send(response)) => Reply::Send(response),
+        Ok(GroupResponse::Receive(received)) => Reply::Receive(pb::Received {
+            status: Some(received.status),
+            messages: received.messages,
+            delivery_timestamp_ms: received.delivery_timestamp.get(),
+        }),
+        Ok(GroupResponse::Ack(response)) => Reply::Ack(response),
+        Ok(GroupResponse::ChangeInvisible(response)) => Reply::ChangeInvisible(response),
+        Ok(GroupResponse::Topics(topics)) => {
+            Reply::Topics(pb::Topics { topics: topics.into_iter().map(write_topic).collect() })
+        }
+        Ok(GroupResponse::ShowTopic(shown)) => Reply::Shown(shown),
+        Ok(GroupResponse::ConsumerGroup(description)) => Reply::ConsumerGroup(pb::ConsumerGroup {
+            fifo: description.fifo,
+            max_attempts: description.max_attempts,
+            backoff_ms: description.backoff.into_iter().map(millis).collect(),
+        }),
+        Ok(GroupResponse::Done) => Reply::Done(pb::Done {}),
+        Ok(GroupResponse::Refused(refusal)) => return refused(&refusal),
+        Err(not_executed) => Reply::NotExecuted(write_not_executed(not_executed)),
+    };
+    pb::ForwardReply { reply: Some(reply) }
+}
+
+pub(super) fn refused(refusal: &Refused) -> pb::ForwardReply {
+    let status = Status { code: refusal.code.into(), message: refusal.message.clone() };
+    pb::ForwardReply { reply: Some(Reply::Refused(status)) }
+}
+
+pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotExecuted> {
+    let unknown = |what: &str| NotExecuted::OutcomeUnknown { detail: format!("{what} in the reply is not known here") };
+    Ok(match reply.reply.ok_or_else(|| unknown("the kind"))? {
+        Reply::Send(response) => GroupResponse::Send(response),
+        Reply::Receive(received) => GroupResponse::Receive(Received {
+            status: received.status.unwrap_or_default(),
+            messages: received.messages,
+            delivery_timestamp: UnixMillis(received.delivery_timestamp_ms),
+        }),
+        Reply::Ack(response) => GroupResponse::Ack(response),
+        Reply::ChangeInvisible(response) => GroupResponse::ChangeInvisible(response),
+        Reply::Topics(topics) => GroupResponse::Topics(
+            topics
+                .topics
+                .into_iter()
+                .map(read_topic)
+                .collect::<Result<_, _>>()
+                .map_err(|_| unknown("a topic name"))?,
+        ),
+        Reply::Shown(shown) => GroupResponse::ShowTopic(shown),
+        Reply::ConsumerGroup(group) => GroupResponse::ConsumerGroup(ConsumerGroupDescription {
+            fifo: group.fifo,
+            max_attempts: group.max_attempts,
+            backoff: group.backoff_ms.into_iter().map(Duration::from_millis).collect(),
+        }),
+        Reply::Done(pb::Done {}) => GroupResponse::Done,
+        Reply::Refused(status) => GroupResponse::Refused(Refused {
+            code: Code::try_from(status.code).unwrap_or(Code::InternalServerError),
+            message: status.message,
+        }),
+        Reply::NotExecuted(not_executed) => return Err(read_not_executed(not_executed)),
+    })
+}
+
+fn write_not_executed(not_executed: NotExecuted) -> pb::NotExecuted {
+    let mut wire = pb::NotExecuted { detail: not_executed.to_string(), ..pb::NotExecuted::default() };
+    let reason = match not_executed {
+        NotExecuted::NotHosted => Reason::NotHosted,
+        NotExecuted::NotLeader { leader, term } => {
+            wire.leader = leader.map(|node| node.get());
+            wire.term = term.get();
+            Reason::NotLeader
+        }
+        NotExecuted::OutcomeUnknown { detail } => {
+            wire.detail = detail;
+            Reason::OutcomeUnknown
+        }
+        NotExecuted::Overloaded { limit } => {
+            wire.detail = limit;
+            Reason::Overloaded
+        }
+        NotExecuted::DeadlinePassed => Reason::DeadlinePassed,
+        NotExecuted::Stopping => Reason::Stopping,
+    };
+    wire.set_reason(reason);
+    wire
+}
+
+fn read_not_executed(wire: pb::NotExecuted) -> NotExecuted {
+    match wire.reason() {
+        Reason::NotHosted => NotExecuted::NotHosted,
+        Reason::NotLeader => {
+            NotExecuted::NotLeader { leader: wire.leader.map(NodeId), term: Term(wire.term) }
+        }
+        Reason::OutcomeUnknown | Reason::Unspecified => NotExecuted::OutcomeUnknown { detail: wire.detail },
+        Reason::Overloaded => NotExecuted::Overloaded { limit: wire.detail },
+        Reason::DeadlinePassed => NotExecuted::DeadlinePassed,
+        Reason::Stopping => NotExecuted::Stopping,
+    }
+}
+
+fn write_topic(topic: TopicDescription) -> pb::Topic {
+    pb::Topic {
+        name: topic.name.as_str().to_owned(),
+        message_type: topic.message_type.into(),
+        queues: topic.queues,
+        created_ms: topic.created.get(),
+    }
+}
+
+fn read_topic(topic: pb::Topic) -> Result<TopicDescription, NameError> {
+    Ok(TopicDescription {
+        name: TopicName::parse(&topic.name)?,
+        message_type: MessageType::try_from(topic.message_type).unwrap_or_default(),
+        queues: topic.queues,
+        created: UnixMillis(topic.created_ms),
+    })
+}
+
+fn topic(name: &str) -> Result<TopicName, Refused> {
+    TopicName::parse(name).map_err(bad_name)
+}
+
+fn consumer_group(name: &str) -> Result<ConsumerGroupName, Refused> {
+    ConsumerGroupName::parse(name).map_err(bad_name)
+}
+
+/// The sending edge has checked the names; only another version's rules can differ.
+fn bad_name(error: NameError) -> Refused {
+    Refused::new(Code::BadRequest, format!("in a forwarded request: {error}"))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A length of time from the wire, small enough to add to any instant.
+fn bounded(ms: u64) -> Duration {
+    Duration::from_millis(ms.min(crate::context::DEADLINE_MS_MAX))
+}

@@ -1,0 +1,91 @@
+//! SendMessage: checked, bound to one broker group, handed to its leader.
+//!
+//! The group is chosen by a hash of the first message id over the groups that carry the topic, in
+//! the order of their names: a repeat, through whichever node, meets the message-id window that
+//! remembers its first try.
+
+use ledgermq_common::limits::SEND_BATCH_MESSAGES_MAX;
+use ledgermq_proto::rocketmq::{
+    Code, Message, MessageType, SendMessageRequest, SendMessageResponse, SendResultEntry, Status,
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::codes::{CallFailed, not_implemented};
+use crate::context::CallContext;
+use crate::edge::Edge;
+use crate::group_call::{GroupRequest, GroupResponse, Refused, SendRequest};
+use crate::topics::HostedTopic;
+use crate::validate;
+
+impl Edge {
+    pub(crate) async fn send_message(
+        &self,
+        context: &CallContext,
+        request: SendMessageRequest,
+    ) -> SendMessageResponse {
+        let ids: Vec<String> =
+            request.messages.iter().take(SEND_BATCH_MESSAGES_MAX).map(|message| id_of(message).to_owned()).collect();
+        match self.send(context, request).await {
+            Ok(mut response) => {
+                // Some SDKs look at the top, some at the entries.
+                if response.status.is_none() {
+                    response.status = Some(crate::codes::common_status(
+                        response.entries.iter().map(|entry| entry.status.as_ref()),
+                    ));
+                }
+                response
+            }
+            Err(refused) => refused_response(refused.into_status(context.language), ids),
+        }
+    }
+
+    async fn send(
+        &self,
+        context: &CallContext,
+        request: SendMessageRequest,
+    ) -> Result<SendMessageResponse, Refused> {
+        let topic = validate::messages(&request.messages, self.now().get())?;
+        let hosted = self.locate(context, &topic).await?;
+        let chosen = choose(&hosted, request.messages.first().map_or("", id_of));
+        let accepted = chosen.description.message_type;
+        validate::message_type_fits(&topic, accepted, &request.messages)?;
+        if accepted != MessageType::Normal {
+            return Err(not_implemented(&format!("SendMessage to a topic of type {}", accepted.as_str_name())));
+        }
+        let group = &chosen.group;
+        let request = GroupRequest::Send(SendRequest { topic: topic.clone(), request });
+        match self.call(group, context, &request).await? {
+            GroupResponse::Send(response) => Ok(response),
+            GroupResponse::Refused(refused) => {
+                if refused.code == Code::TopicNotFound {
+                    self.forget_topic(group, &topic);
+                }
+                Err(refused)
+            }
+            _ => Err(CallFailed::WrongAnswer { group: group.clone() }.into()),
+        }
+    }
+}
+
+fn choose<'a>(hosted: &'a [HostedTopic], first_message_id: &str) -> &'a HostedTopic {
+    assert!(!hosted.is_empty(), "a located topic is somewhere");
+    let groups = hosted.len() as u64;
+    let index = xxh3_64(first_message_id.as_bytes()) % groups;
+    &hosted[index as usize]
+}
+
+fn id_of(message: &Message) -> &str {
+    message.system_properties.as_ref().map_or("", |system| &system.message_id)
+}
+
+fn refused_response(status: Status, ids: Vec<String>) -> SendMessageResponse {
+    let entries = ids
+        .into_iter()
+        .map(|message_id| SendResultEntry {
+            status: Some(status.clone()),
+            message_id,
+            ..SendResultEntry::default()
+        })
+        .collect();
+    SendMessageResponse { status: Some(status), entries }
+}

@@ -1,0 +1,203 @@
+//! Telemetry: every Settings command is answered, within a second, whatever the state of the groups.
+//!
+//! | Rule | Reason |
+//! |---|---|
+//! | reply has `status` OK and the `pub_sub` case that was sent | Python ignores it, Java fails to start otherwise |
+//! | producers get exponential back-off | Node ends its process without it |
+//! | consumers get customized back-off, Node's exponential | Python knows no other, Node treats it as 0 |
+//! | `fifo`, batch, polling time, body size always set | taken over unchecked; 0 would stop the client |
+//! | `metric.on` false | no collector is configured |
+//! | a half-close is answered with OK trailers | an error there ends a Node process |
+//! | writing never waits | Python stops reading after the first reply |
+//! | serving any other RPC needs no stream | streams stay away for minutes, in C# for good |
+//!
+//! | Failure | End of the stream |
+//! |---|---|
+//! | no client id | one command with the status, then OK |
+//! | neither publishing nor subscription, illegal names, too many entries | INVALID_ARGUMENT |
+
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _};
+use ledgermq_common::limits::{LONG_POLLING_MS_MAX, MESSAGE_BODY_BYTES_MAX, RECEIVE_BATCH_MESSAGES_MAX};
+use ledgermq_common::ConsumerGroupName;
+use ledgermq_proto::rocketmq::retry_policy::Strategy;
+use ledgermq_proto::rocketmq::settings::PubSub;
+use ledgermq_proto::rocketmq::telemetry_command::Command;
+use ledgermq_proto::rocketmq::{
+    ClientType, CustomizedBackoff, ExponentialBackoff, Metric, RetryPolicy, Settings, TelemetryCommand,
+};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::codes::ok;
+use crate::context::{CallContext, ClientLanguage};
+use crate::edge::Edge;
+use crate::group_call::{ConsumerGroupDescription, GroupRequest, GroupResponse};
+use crate::validate;
+
+/// Replies waiting for a client that does not read. It has asked often enough then.
+pub const REPLIES_QUEUED_MAX: usize = 16;
+/// Topics of a producer, or subscriptions of a consumer, in one Settings command.
+pub const SETTINGS_ENTRIES_MAX: usize = 4_096;
+/// How long a Settings reply waits for the consumer group's settings before it takes the defaults.
+const DESCRIBE_WITHIN: Duration = Duration::from_millis(700);
+
+const PRODUCER_MAX_ATTEMPTS: i32 = 3;
+const LITE_SUBSCRIPTION_QUOTA: i32 = 2_000;
+const LITE_TOPIC_BYTES_MAX: i32 = 64;
+
+impl Edge {
+    /// Serves one stream until the client closes it or the node stops.
+    pub(crate) fn telemetry(
+        &self,
+        context: CallContext,
+        commands: impl Stream<Item = Result<TelemetryCommand, Status>> + Send + Unpin + 'static,
+    ) -> mpsc::Receiver<Result<TelemetryCommand, Status>> {
+        let (replies, queued) = mpsc::channel(REPLIES_QUEUED_MAX);
+        let edge = self.clone();
+        tokio::spawn(async move {
+            let stopping = edge.shared.stopping.clone();
+            tokio::select! {
+                () = edge.serve_telemetry(context, commands, &replies) => {}
+                () = stopping.cancelled() => {}
+                () = replies.closed() => {}
+            }
+            // Dropping `replies` ends the stream with OK.
+        });
+        queued
+    }
+
+    async fn serve_telemetry(
+        &self,
+        context: CallContext,
+        mut commands: impl Stream<Item = Result<TelemetryCommand, Status>> + Send + Unpin + 'static,
+        replies: &mpsc::Sender<Result<TelemetryCommand, Status>>,
+    ) {
+        // An error here is the client's connection going away.
+        while let Some(Ok(command)) = commands.next().await {
+            let Some(Command::Settings(settings)) = command.command else {
+                // Answers to diagnostics we do not ask for.
+                continue;
+            };
+            let reply = match self.settings(&context, settings).await {
+                Ok(settings) => {
+                    Ok(TelemetryCommand { status: Some(ok()), command: Some(Command::Settings(settings)) })
+                }
+                Err(status) => Err(status),
+            };
+            let ends = reply.is_err();
+            // A full queue means that the client does not read; it will ask again.
+            let _ = replies.try_send(reply);
+            if ends {
+                return;
+            }
+        }
+    }
+
+    /// The client's settings with what the server decides filled in.
+    async fn settings(&self, context: &CallContext, mut settings: Settings) -> Result<Settings, Status> {
+        let illegal = |invalid: validate::Invalid| Status::invalid_argument(invalid.to_string());
+        let client_type = settings.client_type();
+        settings.metric = Some(Metric { on: false, endpoints: None });
+        match &mut settings.pub_sub {
+            None => {
+                return Err(Status::invalid_argument("settings has neither publishing nor subscription"));
+            }
+            Some(PubSub::Publishing(publishing)) => {
+                check_count("publishing.topics", publishing.topics.len())?;
+                for topic in &publishing.topics {
+                    validate::topic(Some(topic)).map_err(illegal)?;
+                }
+                publishing.max_body_size = i32::try_from(MESSAGE_BODY_BYTES_MAX).unwrap_or(i32::MAX);
+                publishing.validate_message_type = true;
+                settings.backoff_policy = Some(RetryPolicy {
+                    max_attempts: PRODUCER_MAX_ATTEMPTS,
+                    strategy: Some(Strategy::ExponentialBackoff(ExponentialBackoff {
+                        initial: Some(proto_duration(Duration::from_millis(10))),
+                        max: Some(proto_duration(Duration::from_secs(1))),
+                        multiplier: 2.0,
+                    })),
+                });
+            }
+            Some(PubSub::Subscription(subscription)) => {
+                check_count("subscription.subscriptions", subscription.subscriptions.len())?;
+                let group = validate::consumer_group(subscription.group.as_ref()).map_err(illegal)?;
+                for entry in &subscription.subscriptions {
+                    validate::topic(entry.topic.as_ref()).map_err(illegal)?;
+                }
+                let description = self.consumer_group(context, &group).await;
+                subscription.fifo = Some(description.fifo);
+                subscription.receive_batch_size =
+                    Some(i32::try_from(RECEIVE_BATCH_MESSAGES_MAX).unwrap_or(i32::MAX));
+                subscription.long_polling_timeout =
+                    Some(proto_duration(Duration::from_millis(LONG_POLLING_MS_MAX)));
+                if matches!(client_type, ClientType::LitePushConsumer | ClientType::LiteSimpleConsumer) {
+                    subscription.lite_subscription_quota = Some(LITE_SUBSCRIPTION_QUOTA);
+                    subscription.max_lite_topic_size = Some(LITE_TOPIC_BYTES_MAX);
+                }
+                settings.backoff_policy = Some(consumer_backoff(context.language, &description));
+            }
+        }
+        Ok(settings)
+    }
+
+    /// What is known here, else what the first group's leader says in time, else the defaults: a
+    /// client must be able to start during an election.
+    async fn consumer_group(
+        &self,
+        context: &CallContext,
+        consumer_group: &ConsumerGroupName,
+    ) -> ConsumerGroupDescription {
+        if let Some(known) = self.shared.topology.consumer_group(consumer_group) {
+            return known;
+        }
+        let Some(group) =
+            self.shared.topology.cluster().and_then(|cluster| cluster.groups.keys().next().cloned())
+        else {
+            return ConsumerGroupDescription::default();
+        };
+        let until = Instant::now() + DESCRIBE_WITHIN;
+        // A stream's own deadline may be an hour away or long gone; this question has its own.
+        let context = CallContext { deadline: until, deadline_given: true, ..context.clone() };
+        let request = GroupRequest::DescribeConsumerGroup(consumer_group.clone());
+        match self.shared.caller.call(&group, &context, &request, until).await {
+            Ok(GroupResponse::ConsumerGroup(description)) => description,
+            _ => ConsumerGroupDescription::default(),
+        }
+    }
+}
+
+fn consumer_backoff(language: ClientLanguage, group: &ConsumerGroupDescription) -> RetryPolicy {
+    let strategy = match language {
+        ClientLanguage::Node => Strategy::ExponentialBackoff(ExponentialBackoff {
+            initial: group.backoff.first().copied().map(proto_duration),
+            max: group.backoff.last().copied().map(proto_duration),
+            multiplier: 2.0,
+        }),
+        _ => Strategy::CustomizedBackoff(CustomizedBackoff {
+            next: group.backoff.iter().copied().map(proto_duration).collect(),
+        }),
+    };
+    RetryPolicy {
+        max_attempts: i32::try_from(group.max_attempts).unwrap_or(i32::MAX),
+        strategy: Some(strategy),
+    }
+}
+
+fn check_count(field: &str, count: usize) -> Result<(), Status> {
+    if count > SETTINGS_ENTRIES_MAX {
+        return Err(Status::invalid_argument(format!(
+            "{field} has {count} entries; the limit is {SETTINGS_ENTRIES_MAX}"
+        )));
+    }
+    Ok(())
+}
+
+fn proto_duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}

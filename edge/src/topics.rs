@@ -1,0 +1,156 @@
+//! Which groups carry a topic.
+//!
+//! What the state here says about a group comes first. A group about which it says nothing is asked
+//! through its leader, and the answer is remembered: while it has no leader, the old answer is still
+//! the best one, so routes do not change in an election.
+//!
+//! | Situation | Answer |
+//! |---|---|
+//! | known in some group here | those groups, and those that said so when asked |
+//! | known nowhere here | every group's leader is asked, and creates it where that is wanted and allowed |
+//! | asked everywhere, found nowhere | TOPIC_NOT_FOUND |
+//! | not found, and a group could not be asked | held, then a "not now" code: never TOPIC_NOT_FOUND |
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use ledgermq_common::{GroupName, TopicName};
+use ledgermq_proto::rocketmq::Code;
+use tokio::time::Instant;
+
+use crate::codes::{CallFailed, topic_not_found};
+use crate::context::CallContext;
+use crate::edge::{Edge, answer_by};
+use crate::group_call::{DescribeTopic, GroupRequest, GroupResponse, Refused, TopicDescription};
+use crate::topology::TopicKnowledge;
+
+/// Answers remembered about groups that are not hosted here.
+pub const TOPICS_REMEMBERED_MAX: usize = 100_000;
+/// A remembered answer older than this is asked for again, in the background.
+const FRESH_FOR: Duration = Duration::from_secs(30);
+/// "Not there" is believed for a shorter time: somebody may be creating it.
+const ABSENCE_FRESH_FOR: Duration = Duration::from_secs(2);
+
+pub(crate) struct CachedTopic {
+    description: Option<TopicDescription>,
+    asked_at: Instant,
+}
+
+/// A topic in one group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostedTopic {
+    pub group: GroupName,
+    pub description: TopicDescription,
+}
+
+impl Edge {
+    /// The groups that carry `topic`, by name; never empty.
+    pub(crate) async fn locate(
+        &self,
+        context: &CallContext,
+        topic: &TopicName,
+    ) -> Result<Vec<HostedTopic>, Refused> {
+        let cluster = self.shared.caller.cluster(answer_by(context)).await?;
+        let mut found = Vec::new();
+        let (mut absent, mut unknown) = (Vec::new(), Vec::new());
+        for group in cluster.groups.keys() {
+            match self.shared.topology.topic(group, topic) {
+                TopicKnowledge::Known(description) => {
+                    found.push(HostedTopic { group: group.clone(), description });
+                }
+                TopicKnowledge::Absent => absent.push(group.clone()),
+                TopicKnowledge::Unknown => match self.remembered(context, group, topic) {
+                    Some(Some(description)) => found.push(HostedTopic { group: group.clone(), description }),
+                    Some(None) => absent.push(group.clone()),
+                    None => unknown.push(group.clone()),
+                },
+            }
+        }
+        if !found.is_empty() && unknown.is_empty() {
+            return Ok(found);
+        }
+        let create_if_missing = found.is_empty() && self.shared.topology.auto_create_topics();
+        let to_ask = if found.is_empty() { [unknown, absent].concat() } else { unknown };
+        let asked = to_ask.iter().map(|group| self.ask(context, group, topic, create_if_missing));
+        let mut failed = None;
+        for (group, answer) in to_ask.iter().zip(join_all(asked).await) {
+            match answer {
+                Ok(Some(description)) => found.push(HostedTopic { group: group.clone(), description }),
+                Ok(None) => {}
+                Err(refused) => failed = Some(refused),
+            }
+        }
+        match (found.is_empty(), failed) {
+            (false, _) => {
+                found.sort_by(|a, b| a.group.cmp(&b.group));
+                Ok(found)
+            }
+            (true, Some(failed)) => Err(failed),
+            (true, None) => Err(topic_not_found(topic.as_str())),
+        }
+    }
+
+    /// The leader of `group` says that it does not carry `topic`.
+    pub(crate) fn forget_topic(&self, group: &GroupName, topic: &TopicName) {
+        self.shared.topics.lock().remove(&(topic.clone(), group.clone()));
+    }
+
+    /// `None`: not remembered; `Some(None)`: it was not there a moment ago.
+    fn remembered(
+        &self,
+        context: &CallContext,
+        group: &GroupName,
+        topic: &TopicName,
+    ) -> Option<Option<TopicDescription>> {
+        let mut topics = self.shared.topics.lock();
+        let cached = topics.get_mut(&(topic.clone(), group.clone()))?;
+        let age = cached.asked_at.elapsed();
+        match &cached.description {
+            None => (age < ABSENCE_FRESH_FOR).then_some(None),
+            Some(description) => {
+                let description = description.clone();
+                if age >= FRESH_FOR {
+                    // One refresh per period, however many requests find it stale.
+                    cached.asked_at = Instant::now();
+                    self.refresh(context, group, topic);
+                }
+                Some(Some(description))
+            }
+        }
+    }
+
+    fn refresh(&self, context: &CallContext, group: &GroupName, topic: &TopicName) {
+        let (edge, group, topic) = (self.clone(), group.clone(), topic.clone());
+        let mut context = context.clone();
+        context.deadline = Instant::now() + FRESH_FOR / 2;
+        tokio::spawn(async move {
+            // A failure leaves the old answer in place, which is the point of remembering it.
+            let _ = edge.ask(&context, &group, &topic, false).await;
+        });
+    }
+
+    async fn ask(
+        &self,
+        context: &CallContext,
+        group: &GroupName,
+        topic: &TopicName,
+        create_if_missing: bool,
+    ) -> Result<Option<TopicDescription>, Refused> {
+        let request = GroupRequest::DescribeTopic(DescribeTopic { name: topic.clone(), create_if_missing });
+        let description = match self.call(group, context, &request).await? {
+            GroupResponse::Topics(mut topics) => topics.pop(),
+            GroupResponse::Refused(refused) if refused.code == Code::TopicNotFound => None,
+            GroupResponse::Refused(refused) => return Err(refused),
+            _ => return Err(CallFailed::WrongAnswer { group: group.clone() }.into()),
+        };
+        let mut topics = self.shared.topics.lock();
+        if topics.len() >= TOPICS_REMEMBERED_MAX {
+            // Names that do not exist must not push out the others for long; starting over costs one
+            // question per topic in use.
+            topics.clear();
+        }
+        let cached = CachedTopic { description: description.clone(), asked_at: Instant::now() };
+        topics.insert((topic.clone(), group.clone()), cached);
+        Ok(description)
+    }
+}
