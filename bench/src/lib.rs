@@ -1,1 +1,21 @@
-//! See ARCHITECTURE.md.
+//! Load and measurement: what a running cluster does, beside what its disk can do.
+//!
+//! | Module | Measures |
+//! |---|---|
+//! | [`produce`] | sends per second and their latency |
+//! | [`consume`] | receives with acknowledgement per second |
+//! | [`end_to_end`] | from the start of a send to the arrival at a waiting consumer |
+//! | [`cost`] | CPU seconds, written bytes and memory of the server processes |
+//! | [`disk`] | fdatasync latency and sequential bandwidth of the disk below |
+//!
+//! The load shares the machine with the servers, so it is built to cost little: one task per
+//! message in flight, no channel, no lock that is waited for on a single-threaded runtime.
+
+pub mod consume;
+pub mod cost;
+pub mod disk;
+pub mod end_to_end;
+mod latency;
+pub mod produce;
+
+pub use latency::{Latency, LatencyRecorder};

@@ -1,0 +1,103 @@
+//! What the server processes used, from `/proc`.
+//!
+//! `write_bytes` counts pages sent towards the disk, so it holds everything a process wrote,
+//! preparation of segments included; a page rewritten before it was flushed counts once.
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+/// Sums over the processes at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CostSample {
+    cpu_seconds: f64,
+    written_bytes: u64,
+    resident_bytes_max: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Cost {
+    pub cpu_seconds: f64,
+    pub cpu_seconds_per_million: f64,
+    pub written_bytes: u64,
+    pub written_bytes_per_million: f64,
+    /// The largest memory any one of the processes had at the end.
+    pub resident_bytes_max: u64,
+}
+
+impl CostSample {
+    pub fn take(pids: &[u32]) -> anyhow::Result<Self> {
+        let mut sum = Self::default();
+        for pid in pids {
+            let sample = Self::of(*pid).with_context(|| format!("cannot read what process {pid} used"))?;
+            sum.cpu_seconds += sample.cpu_seconds;
+            sum.written_bytes += sample.written_bytes;
+            sum.resident_bytes_max = sum.resident_bytes_max.max(sample.resident_bytes_max);
+        }
+        Ok(sum)
+    }
+
+    /// The cost from `self` to `end`, in which `messages` were handled.
+    pub fn until(&self, end: &Self, messages: u64) -> Cost {
+        let cpu_seconds = end.cpu_seconds - self.cpu_seconds;
+        let written_bytes = end.written_bytes.saturating_sub(self.written_bytes);
+        let millions = (messages as f64 / 1e6).max(f64::MIN_POSITIVE);
+        Cost {
+            cpu_seconds,
+            cpu_seconds_per_million: cpu_seconds / millions,
+            written_bytes,
+            written_bytes_per_million: written_bytes as f64 / millions,
+            resident_bytes_max: end.resident_bytes_max,
+        }
+    }
+
+    fn of(pid: u32) -> anyhow::Result<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The command name may hold spaces and brackets; fields are counted from behind it.
+        let (_, fields) = stat.rsplit_once(')').context("unexpected form of stat")?;
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        let ticks = |index: usize| -> anyhow::Result<u64> {
+            Ok(fields.get(index).context("unexpected form of stat")?.parse()?)
+        };
+        // Fields 14 and 15 of the manual; the first behind the name is field 3.
+        let cpu_ticks = ticks(11)? + ticks(12)?;
+        let io = std::fs::read_to_string(format!("/proc/{pid}/io"))?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        Ok(Self {
+            cpu_seconds: cpu_ticks as f64 / ticks_per_second(),
+            written_bytes: named_number(&io, "write_bytes:")?,
+            resident_bytes_max: named_number(&status, "VmRSS:")? * 1024,
+        })
+    }
+}
+
+fn named_number(text: &str, name: &str) -> anyhow::Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|rest| rest.split_whitespace().next());
+    Ok(number.with_context(|| format!("no {name} found"))?.parse()?)
+}
+
+fn ticks_per_second() -> f64 {
+    // SAFETY: sysconf takes a number and gives one.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    if ticks > 0 { ticks as f64 } else { 100.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cost_of_this_process_grows_with_its_work() {
+        let pids = [std::process::id()];
+        let start = CostSample::take(&pids).unwrap();
+        let begun = std::time::Instant::now();
+        let mut spin = 0u64;
+        while begun.elapsed().as_millis() < 100 || CostSample::take(&pids).unwrap().cpu_seconds == start.cpu_seconds {
+            spin = std::hint::black_box(spin.wrapping_add(1));
+        }
+        let cost = start.until(&CostSample::take(&pids).unwrap(), 1_000_000);
+        assert!(cost.cpu_seconds > 0.0);
+        assert_eq!(cost.cpu_seconds, cost.cpu_seconds_per_million);
+        assert!(cost.resident_bytes_max > 0);
+    }
+}
