@@ -1,5 +1,7 @@
-//! What the tests against real processes share: the Python SDK in a virtual environment of its
-//! own, recorded histories, and their verdict.
+//! What the tests against real processes share: the cluster of child processes, the official SDKs
+//! as load, recorded histories and their verdict.
 
+pub mod bed;
 pub mod history;
+pub mod load;
 pub mod python;
