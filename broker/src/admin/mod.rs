@@ -1,0 +1,156 @@
+//! `ledgermq.admin.v1.Admin` on the client port of every broker, for the whole cluster.
+//!
+//! Topics are changed through the leaders of the groups, over the same call path as a client's
+//! request, so they are held through an election too. The state of the cluster is collected from
+//! the nodes themselves ([`status`]), because only a node knows how far its own disk is.
+
+mod status;
+mod topics;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ledgermq_common::GroupName;
+use ledgermq_edge::codes::CallFailed;
+use ledgermq_edge::context::{CallContext, parse_grpc_timeout};
+use ledgermq_edge::edge::Edge;
+use ledgermq_edge::group_call::{GroupRequest, GroupResponse};
+use ledgermq_edge::topology::ClusterView;
+use ledgermq_proto::admin as wire;
+use ledgermq_proto::admin::admin_server::{Admin, AdminServer};
+use ledgermq_proto::rocketmq::Code;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use crate::process::Node;
+
+/// An admin call that names no deadline waits this long for elections.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+const DEADLINE_MAX: Duration = Duration::from_secs(60);
+
+/// For the client port.
+pub fn client_port_service(edge: Edge, node: Arc<Node>) -> AdminServer<AdminService> {
+    AdminServer::new(AdminService { cluster: Some(Cluster { edge }), node })
+}
+
+/// For the peer port, which answers for its own node only.
+pub fn peer_port_service(node: Arc<Node>) -> AdminServer<AdminService> {
+    AdminServer::new(AdminService { cluster: None, node })
+}
+
+pub struct AdminService {
+    cluster: Option<Cluster>,
+    node: Arc<Node>,
+}
+
+/// The cluster as an admin call sees it.
+pub struct Cluster {
+    edge: Edge,
+}
+
+impl Cluster {
+    fn view(&self) -> Result<Arc<ClusterView>, Status> {
+        self.edge
+            .topology()
+            .cluster()
+            .ok_or_else(|| Status::deadline_exceeded("the groups of the cluster are not known yet"))
+    }
+
+    async fn call(
+        &self,
+        group: &GroupName,
+        context: &CallContext,
+        request: GroupRequest,
+    ) -> Result<GroupResponse, Status> {
+        self.edge.call(group, context, &request).await.map_err(call_failed)
+    }
+}
+
+impl AdminService {
+    fn cluster(&self) -> Result<&Cluster, Status> {
+        self.cluster.as_ref().ok_or_else(|| Status::unimplemented("the peer port answers NodeStatus only"))
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn create_topic(
+        &self,
+        request: Request<wire::CreateTopicRequest>,
+    ) -> Result<Response<wire::CreateTopicResponse>, Status> {
+        let context = context_of(request.metadata());
+        topics::create(self.cluster()?, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_topics(
+        &self,
+        request: Request<wire::ListTopicsRequest>,
+    ) -> Result<Response<wire::ListTopicsResponse>, Status> {
+        topics::list(self.cluster()?, &context_of(request.metadata())).await.map(Response::new)
+    }
+
+    async fn show_topic(
+        &self,
+        request: Request<wire::ShowTopicRequest>,
+    ) -> Result<Response<wire::ShowTopicResponse>, Status> {
+        let context = context_of(request.metadata());
+        topics::show(self.cluster()?, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn delete_topic(
+        &self,
+        request: Request<wire::DeleteTopicRequest>,
+    ) -> Result<Response<wire::DeleteTopicResponse>, Status> {
+        let context = context_of(request.metadata());
+        topics::delete(self.cluster()?, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn cluster_status(
+        &self,
+        _request: Request<wire::ClusterStatusRequest>,
+    ) -> Result<Response<wire::ClusterStatusResponse>, Status> {
+        self.cluster()?;
+        Ok(Response::new(status::cluster(&self.node).await))
+    }
+
+    async fn node_status(
+        &self,
+        _request: Request<wire::NodeStatusRequest>,
+    ) -> Result<Response<wire::NodeStatusResponse>, Status> {
+        Ok(Response::new(status::node(&self.node)))
+    }
+}
+
+fn context_of(metadata: &MetadataMap) -> CallContext {
+    let timeout = metadata.get("grpc-timeout").and_then(|value| parse_grpc_timeout(value.as_bytes()));
+    CallContext::internal(timeout.unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MAX))
+}
+
+/// Never UNAVAILABLE: this node lives.
+fn call_failed(failed: CallFailed) -> Status {
+    let text = failed.to_string();
+    match failed {
+        CallFailed::NoLeader { .. }
+        | CallFailed::NoAnswer { .. }
+        | CallFailed::DeadlinePassed
+        | CallFailed::TopologyUnknown => Status::deadline_exceeded(text),
+        CallFailed::UnknownGroup { .. } => Status::not_found(text),
+        CallFailed::Overloaded { .. } => Status::resource_exhausted(text),
+        CallFailed::WrongAnswer { .. } => Status::internal(text),
+        CallFailed::Stopping => Status::aborted(text),
+    }
+}
+
+/// What a leader refused, or an answer of another kind than was asked for.
+fn refusal_of(response: GroupResponse) -> Status {
+    let GroupResponse::Refused(refused) = response else { return not_understood("the request") };
+    match refused.code {
+        Code::TopicNotFound | Code::ConsumerGroupNotFound => Status::not_found(refused.message),
+        Code::BadRequest | Code::PayloadTooLarge => Status::invalid_argument(refused.message),
+        _ => Status::internal(refused.message),
+    }
+}
+
+fn not_understood(request: &str) -> Status {
+    Status::internal(format!("a leader answered {request} with something else"))
+}

@@ -1,0 +1,143 @@
+//! The state of the cluster, put together from what each node says of itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use ledgermq_common::LogIndex;
+use ledgermq_edge::forward::connect::{TcpConnect, open_channel};
+use ledgermq_proto::admin::admin_client::AdminClient;
+use ledgermq_proto::admin::cluster_status_response::{Group, Node as NodeRow};
+use ledgermq_proto::admin::node_status_response::HostedGroup;
+use ledgermq_proto::admin::{ClusterStatusResponse, NodeStatusRequest, NodeStatusResponse, Replica};
+
+use crate::process::Node;
+
+/// A node that takes longer counts as unreachable.
+const NODE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+pub fn node(node: &Node) -> NodeStatusResponse {
+    let groups = node
+        .hosted_groups()
+        .map(|hosted| {
+            let status = hosted.group().status();
+            HostedGroup {
+                id: hosted.id().get(),
+                name: hosted.name().to_string(),
+                replica: Some(Replica {
+                    node: node.id().get(),
+                    reachable: true,
+                    term: status.term.get(),
+                    leader: status.leader.map_or(0, |leader| leader.get()),
+                    last_index: index(status.last),
+                    flushed_index: index(status.flushed),
+                    committed_index: index(status.committed),
+                    applied_index: index(status.applied),
+                    lag_entries: 0,
+                }),
+            }
+        })
+        .collect();
+    NodeStatusResponse { node: node.id().get(), groups }
+}
+
+pub async fn cluster(node: &Arc<Node>) -> ClusterStatusResponse {
+    let config = node.config();
+    let answers = join_all(config.nodes.iter().map(|entry| async {
+        let answer = if entry.id == node.id().get() {
+            Some(self::node(node))
+        } else {
+            tokio::time::timeout(NODE_ANSWER_TIMEOUT, ask(&entry.peer)).await.ok().flatten()
+        };
+        (entry.id, answer)
+    }))
+    .await;
+    let answers: BTreeMap<u64, Option<NodeStatusResponse>> = answers.into_iter().collect();
+    let nodes = config
+        .nodes
+        .iter()
+        .map(|entry| NodeRow {
+            id: entry.id,
+            client_address: entry.client.clone(),
+            peer_address: entry.peer.clone(),
+            reachable: answers.get(&entry.id).is_some_and(Option::is_some),
+        })
+        .collect();
+    let groups = config
+        .groups
+        .iter()
+        .map(|entry| {
+            let replicas = entry.members.iter().map(|member| replica_of(*member, entry.id, &answers)).collect();
+            group(entry.id, entry.name.clone(), replicas)
+        })
+        .collect();
+    ClusterStatusResponse { cluster: config.cluster.name.clone(), nodes, groups }
+}
+
+async fn ask(peer: &str) -> Option<NodeStatusResponse> {
+    let channel = open_channel(Arc::new(TcpConnect), peer).await.ok()?;
+    let answer = AdminClient::new(channel).node_status(NodeStatusRequest {}).await.ok()?;
+    Some(answer.into_inner())
+}
+
+fn replica_of(
+    member: u64,
+    group: u32,
+    answers: &BTreeMap<u64, Option<NodeStatusResponse>>,
+) -> Replica {
+    answers
+        .get(&member)
+        .and_then(Option::as_ref)
+        .and_then(|answer| answer.groups.iter().find(|hosted| hosted.id == group))
+        .and_then(|hosted| hosted.replica)
+        .unwrap_or(Replica { node: member, ..Replica::default() })
+}
+
+/// The newest term decides who leads; how far the others lag is counted from that leader's log.
+fn group(id: u32, name: String, mut replicas: Vec<Replica>) -> Group {
+    let term = replicas.iter().map(|replica| replica.term).max().unwrap_or(0);
+    let leader = replicas
+        .iter()
+        .filter(|replica| replica.reachable && replica.term == term)
+        .map(|replica| replica.leader)
+        .find(|leader| *leader != 0)
+        .unwrap_or(0);
+    let leaders_last =
+        replicas.iter().find(|replica| replica.reachable && replica.node == leader).map(|r| r.last_index);
+    for replica in &mut replicas {
+        replica.lag_entries = match leaders_last {
+            Some(last) if replica.reachable => last.saturating_sub(replica.flushed_index),
+            _ => 0,
+        };
+    }
+    Group { id, name, term, leader, replicas }
+}
+
+fn index(index: Option<LogIndex>) -> u64 {
+    index.map_or(0, |index| index.get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_leader_is_the_one_named_in_the_newest_term_by_a_node_that_answers() {
+        let replica = |node, term, leader, last_index, flushed_index| Replica {
+            node,
+            reachable: true,
+            term,
+            leader,
+            last_index,
+            flushed_index,
+            ..Replica::default()
+        };
+        let silent = Replica { node: 3, ..Replica::default() };
+        let group =
+            group(1, "g".to_owned(), vec![replica(1, 4, 1, 50, 50), replica(2, 5, 2, 90, 90), silent]);
+        assert_eq!((group.term, group.leader), (5, 2));
+        let lags: Vec<u64> = group.replicas.iter().map(|replica| replica.lag_entries).collect();
+        assert_eq!(lags, [40, 0, 0]);
+    }
+}

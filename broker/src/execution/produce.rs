@@ -1,0 +1,69 @@
+//! SendMessage on the leader: choose a queue, stamp the time, encode once, propose.
+//!
+//! | Condition | Answer |
+//! |---|---|
+//! | topic unknown, creation by first use off | TOPIC_NOT_FOUND |
+//! | message type is not the topic's | MESSAGE_PROPERTY_CONFLICT_WITH_TYPE |
+//! | topic not writable | FORBIDDEN |
+//! | the client has stopped waiting | not proposed: it would cost an fsync for nobody |
+//! | the message id is in the window | OK with the first place; nothing is stored again |
+
+use ledgermq_edge::codes;
+use ledgermq_edge::context::CallContext;
+use ledgermq_edge::group_call::{GroupResponse, NotExecuted, Refused, SendRequest};
+use ledgermq_edge::validate;
+use ledgermq_proto::rocketmq::{Code, SendMessageResponse, SendResultEntry};
+
+use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
+use super::{delivery, intake};
+use crate::state::{Answer, StoredAt, encode_append, encoded_append_bytes};
+
+pub async fn send(
+    hosted: &HostedGroup,
+    context: &CallContext,
+    send: &SendRequest,
+) -> Result<GroupResponse, Ended> {
+    let topic = hosted.topic_or_create(&send.topic).await?;
+    let topic_type = delivery::message_type(topic.settings.message_type);
+    validate::message_type_fits(&send.topic, topic_type, &send.request.messages).map_err(Refused::from)?;
+    if !topic.settings.permission.may_write() {
+        return Err(Refused::new(Code::Forbidden, format!("topic {} is not writable", send.topic)).into());
+    }
+    let now = hosted.now();
+    let messages = intake::new_messages(&send.request, hosted.next_queue(&topic), now, context.peer);
+    let command_bytes = encoded_append_bytes(&messages);
+    if command_bytes > ledgermq_common::limits::COMMAND_BYTES_MAX {
+        return Err(Refused::new(
+            Code::PayloadTooLarge,
+            format!(
+                "the messages take {command_bytes} bytes in the log; the limit is {}",
+                ledgermq_common::limits::COMMAND_BYTES_MAX
+            ),
+        )
+        .into());
+    }
+    if context.remaining().is_zero() {
+        return Err(NotExecuted::DeadlinePassed.into());
+    }
+    let stored = match hosted.propose(encode_append(now, topic.id, &messages)).await? {
+        Answer::Stored(stored) => stored,
+        Answer::Refused(refusal) => return Err(refused(refusal, send.topic.as_str()).into()),
+        other => return Err(unexpected("AppendMessages", &other)),
+    };
+    assert_eq!(stored.len(), messages.len(), "apply answers once for each message");
+    let new = messages.iter().zip(&stored).filter(|(_, at)| !at.repeated);
+    hosted.metrics.messages_in(send.topic.as_str(), new.map(|(message, _)| message.body.len()));
+    let entries = messages.into_iter().zip(stored).map(|(message, at)| entry(message.id, at)).collect();
+    Ok(GroupResponse::Send(SendMessageResponse { status: Some(codes::ok()), entries }))
+}
+
+fn entry(message_id: String, at: StoredAt) -> SendResultEntry {
+    SendResultEntry {
+        status: Some(codes::ok()),
+        message_id,
+        // Names a transaction to commit or roll back; a normal message has none.
+        transaction_id: String::new(),
+        offset: i64::try_from(at.offset.get()).unwrap_or(i64::MAX),
+        recall_handle: String::new(),
+    }
+}

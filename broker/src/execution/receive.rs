@@ -1,0 +1,322 @@
+//! ReceiveMessage on the leader: plan from applied state, lease through the log, deliver what apply
+//! granted.
+//!
+//! ```text
+//! plan ──► filter by exact tag ──► propose lease ──► granted? ──► read, build, answer
+//!   │ nothing                                           │ nothing (another leader's lease won)
+//!   ▼                                                   └──► plan again
+//! wait: arrival, end of a lease, loss of leadership, stop, end of the poll
+//! ```
+//!
+//! The index knows a tag by its hash code only, so the plan is compared with the tags themselves
+//! before it is proposed; what does not match counts as consumed by the same command.
+//!
+//! | Failure | What happens |
+//! |---|---|
+//! | leadership lost while waiting | NotLeader at once; the edge goes on at the new leader |
+//! | client gone while its lease is being proposed | the lease is ended one second later, so that others get the messages |
+//! | a record cannot be read | the message is not delivered; its lease ends and it is tried again |
+//! | stop of the process | MESSAGE_NOT_FOUND: the client polls again, elsewhere |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ledgermq_common::limits::RECEIVE_BATCH_MESSAGES_MAX;
+use ledgermq_edge::codes::{self, topic_not_found};
+use ledgermq_edge::context::CallContext;
+use ledgermq_edge::group_call::{Filter, GroupResponse, NotExecuted, Received, ReceiveRequest, Refused};
+use ledgermq_proto::rocketmq::{Code, Message, Resource, Status};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::delivery::{Delivery, delivered};
+use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
+use super::waiters::Place;
+use crate::state::{
+    self, Answer, ChangeInvisible, ClientHash, Command, ConsumerGroupView, Granted, IndexEntry, LeasePlan,
+    QueueChoice, StoredMessage, TagFilter, TopicView,
+};
+
+/// Bodies of one answer together; a single message may be larger. The answer may travel from the
+/// leader to another node in one piece.
+const RECEIVE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// A poll ends this long before its time, so that the empty answer arrives within it.
+const POLL_END_MARGIN: Duration = Duration::from_millis(50);
+/// How long messages stay invisible that were leased for a client which had gone.
+const ABANDONED_INVISIBLE_MS: u64 = 1_000;
+/// The least time between two looks that the end of a lease causes.
+const EXPIRY_WAIT_MIN: Duration = Duration::from_millis(5);
+
+/// Everything about a receive that does not change while it waits.
+struct Poll<'a> {
+    hosted: &'a Arc<HostedGroup>,
+    request: &'a ReceiveRequest,
+    topic: TopicView,
+    consumer_group: ConsumerGroupView,
+    client: ClientHash,
+    filter: TagFilter,
+}
+
+pub async fn receive(
+    hosted: &Arc<HostedGroup>,
+    context: &CallContext,
+    request: &ReceiveRequest,
+) -> Result<GroupResponse, Ended> {
+    let ends = request.poll_until.checked_sub(POLL_END_MARGIN).unwrap_or(request.poll_until);
+    let topic = hosted
+        .state
+        .topic(request.topic.as_str())
+        .ok_or_else(|| Refused::from(topic_not_found(request.topic.as_str())))?;
+    if !topic.settings.permission.may_read() {
+        return Err(Refused::new(Code::Forbidden, format!("topic {} is not readable", request.topic)).into());
+    }
+    let consumer_group = hosted.consumer_group_or_create(&request.consumer_group).await?;
+    let client = ClientHash::of(&context.client_id);
+    hosted.liveness.heard_of(client);
+    let filter = match &request.filter {
+        Filter::All => TagFilter::All,
+        Filter::Tags(tags) => TagFilter::tags(tags.iter().map(String::as_str)),
+    };
+    let poll = Poll { hosted, request, topic, consumer_group, client, filter };
+    let messages = poll.until(ends).await?;
+    let body_bytes = messages.iter().map(|message| message.body.len()).sum();
+    hosted.metrics.messages_out(
+        request.topic.as_str(),
+        request.consumer_group.as_str(),
+        messages.len(),
+        body_bytes,
+    );
+    let status = if messages.is_empty() {
+        Status { code: Code::MessageNotFound.into(), message: "no new message".to_owned() }
+    } else {
+        codes::ok()
+    };
+    Ok(GroupResponse::Receive(Received { status, messages, delivery_timestamp: hosted.now() }))
+}
+
+impl Poll<'_> {
+    /// Messages, or none when the time is up or the process leaves.
+    async fn until(&self, ends: Instant) -> Result<Vec<Message>, Ended> {
+        let mut leadership = self.hosted.raft_leadership();
+        let mut stopping = self.hosted.stopping.clone();
+        let mut place: Option<Place> = None;
+        loop {
+            if let Some(place) = &place {
+                place.about_to_look();
+            }
+            leadership.borrow_and_update();
+            self.hosted.leader_still()?;
+            match self.look().await? {
+                Look::Delivered { messages, more } => {
+                    if more {
+                        self.hosted.waiters.leases_released(self.consumer_group.id, self.topic.id);
+                    }
+                    return Ok(messages);
+                }
+                // Something was consumed or lost to another lease; there may be more behind it.
+                Look::Again if Instant::now() < ends => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Look::Again | Look::Nothing => {}
+            }
+            if Instant::now() >= ends || *stopping.borrow_and_update() {
+                return Ok(Vec::new());
+            }
+            let Some(place) = &place else {
+                let taken = self.hosted.waiters.wait_in_line(self.topic.id, self.consumer_group.id);
+                place = Some(taken.map_err(|full| Refused::new(Code::TooManyRequests, full.to_string()))?);
+                // What arrived before the place was taken woke nobody: look once more.
+                continue;
+            };
+            // What this filter does not want, another consumer may.
+            if !matches!(self.filter, TagFilter::All) {
+                place.pass_on();
+            }
+            tokio::select! {
+                () = place.woken() => {}
+                () = tokio::time::sleep_until(ends.min(self.next_expiry())) => {}
+                _ = leadership.changed() => {}
+                _ = stopping.changed() => {}
+            }
+        }
+    }
+
+    /// When a message of this consumer group becomes visible again.
+    fn next_expiry(&self) -> Instant {
+        let far = Instant::now() + Duration::from_secs(3600);
+        let now = self.hosted.now();
+        let next = self.hosted.state.next_expiry(self.consumer_group.id, self.topic.id, now);
+        let Some(next) = next else { return far };
+        let wait = Duration::from_millis(next.saturating_ms_since(now));
+        Instant::now() + wait.max(EXPIRY_WAIT_MIN)
+    }
+
+    async fn look(&self) -> Result<Look, Ended> {
+        let Some(mut plan) = self.plan() else { return Ok(Look::Nothing) };
+        let mut records = Records::default();
+        if !matches!(self.filter, TagFilter::All) {
+            self.compare_tags(&mut plan, &mut records);
+        }
+        let planned: Vec<_> =
+            plan.messages().iter().map(|m| ((m.queue, m.offset), m.entry)).collect();
+        let more = planned.len() >= self.request.batch_size as usize
+            || planned.iter().map(|(_, entry)| u64::from(entry.record_bytes)).sum::<u64>()
+                >= RECEIVE_BYTES_MAX / 2;
+        let granted = self.lease(plan).await?;
+        let mut messages = Vec::with_capacity(granted.len());
+        for lease in granted {
+            let place = (lease.queue, lease.offset);
+            let Some((_, entry)) = planned.iter().find(|(at, _)| *at == place) else { continue };
+            if let Some(stored) = records.take_or_read(self.hosted, place, *entry) {
+                messages.push(self.message(stored, lease, *entry));
+            }
+        }
+        Ok(if messages.is_empty() { Look::Again } else { Look::Delivered { messages, more } })
+    }
+
+    /// A plan whose bodies fit into one answer.
+    fn plan(&self) -> Option<LeasePlan> {
+        let mut messages_max = self.request.batch_size.clamp(1, RECEIVE_BATCH_MESSAGES_MAX);
+        loop {
+            let plan = self.hosted.state.plan_receive(&state::ReceiveRequest {
+                consumer_group: self.consumer_group.id,
+                topic: self.topic.id,
+                queues: QueueChoice::All,
+                messages_max,
+                now: self.hosted.now(),
+                filter: self.filter.clone(),
+            })?;
+            let bytes: u64 = plan.messages().iter().map(|m| u64::from(m.entry.record_bytes)).sum();
+            if bytes <= RECEIVE_BYTES_MAX || messages_max == 1 {
+                return Some(plan);
+            }
+            messages_max /= 2;
+        }
+    }
+
+    fn compare_tags(&self, plan: &mut LeasePlan, records: &mut Records) {
+        let planned: Vec<_> = plan.messages().iter().map(|m| (m.queue, m.offset, m.entry)).collect();
+        for (queue, offset, entry) in planned {
+            // One that cannot be read now is leased all the same, and tried again by its expiry.
+            let Some(stored) = read_record(self.hosted, entry) else { continue };
+            if self.filter.matches(stored.properties.tag.as_deref()) {
+                records.0.push(((queue, offset), stored));
+            } else {
+                plan.reject(queue, offset);
+            }
+        }
+    }
+
+    /// Proposes the lease in a task of its own: a client that goes away meanwhile must not take
+    /// its messages with it for the whole invisible time.
+    async fn lease(&self, plan: LeasePlan) -> Result<Vec<Granted>, Ended> {
+        let command = plan.command(
+            self.client,
+            self.request.invisible_ms,
+            self.request.auto_renew,
+            self.request.attempt_id.as_deref().unwrap_or_default(),
+        );
+        let wanted =
+            plan.messages().iter().filter(|message| !plan.is_rejected(message.queue, message.offset)).count();
+        let (answer, answered) = oneshot::channel();
+        let hosted = Arc::clone(self.hosted);
+        let (topic, consumer_group) = (self.topic.id, self.consumer_group.id);
+        tokio::spawn(async move {
+            let result = hosted.propose(command.encode(hosted.now())).await;
+            // What is planned and was not granted may be planned for others from here on.
+            if matches!(&result, Ok(Answer::Leased(granted)) if granted.len() == wanted) {
+                plan.settle();
+            } else {
+                drop(plan);
+            }
+            let Err(Ok(Answer::Leased(granted))) = answer.send(result) else { return };
+            for lease in granted {
+                let change = ChangeInvisible {
+                    consumer_group,
+                    topic,
+                    queue: lease.queue,
+                    offset: lease.offset,
+                    epoch: lease.epoch,
+                    invisible_ms: ABANDONED_INVISIBLE_MS,
+                };
+                let command = Command::ChangeInvisible(change).encode(hosted.now());
+                if let Err(ended) = hosted.propose(command).await {
+                    tracing::debug!(?ended, "an abandoned delivery waits for the end of its lease");
+                    return;
+                }
+            }
+        });
+        match answered.await.map_err(|_| NotExecuted::Stopping)?? {
+            Answer::Leased(granted) => Ok(granted),
+            Answer::Refused(refusal) => Err(refused(refusal, self.request.topic.as_str()).into()),
+            other => Err(unexpected("LeaseMessages", &other)),
+        }
+    }
+
+    fn message(&self, stored: StoredMessage, lease: Granted, entry: IndexEntry) -> Message {
+        let handle = self.hosted.state.handle_of(self.consumer_group.id, self.topic.id, &lease, 0);
+        let topic =
+            Resource { resource_namespace: String::new(), name: self.request.topic.to_string() };
+        delivered(
+            stored,
+            Delivery {
+                topic: &topic,
+                queue: lease.queue,
+                offset: lease.offset,
+                stored_at: entry.stored_at,
+                store_host: &self.hosted.settings.store_host,
+                receipt_handle: handle.encode(),
+                attempt: lease.attempt,
+                invisible_ms: self.request.invisible_ms,
+            },
+        )
+    }
+}
+
+enum Look {
+    Delivered {
+        messages: Vec<Message>,
+        /// The batch was full: others may find more.
+        more: bool,
+    },
+    Again,
+    Nothing,
+}
+
+type QueuePlace = (ledgermq_common::QueueId, ledgermq_common::QueueOffset);
+
+/// Records that were read for their tags already.
+#[derive(Default)]
+struct Records(Vec<(QueuePlace, StoredMessage)>);
+
+impl Records {
+    fn take_or_read(
+        &mut self,
+        hosted: &HostedGroup,
+        place: QueuePlace,
+        entry: IndexEntry,
+    ) -> Option<StoredMessage> {
+        match self.0.iter().position(|(at, _)| *at == place) {
+            Some(found) => Some(self.0.swap_remove(found).1),
+            None => read_record(hosted, entry),
+        }
+    }
+}
+
+fn read_record(hosted: &HostedGroup, entry: IndexEntry) -> Option<StoredMessage> {
+    let bytes = match hosted.group.read(entry.physical, entry.record_bytes) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            tracing::error!(group = %hosted.name, at = %entry.physical, %error, "a message cannot be read");
+            return None;
+        }
+    };
+    match StoredMessage::decode(&bytes) {
+        Ok(stored) => Some(stored),
+        Err(error) => {
+            tracing::error!(group = %hosted.name, at = %entry.physical, %error, "a record cannot be decoded");
+            None
+        }
+    }
+}

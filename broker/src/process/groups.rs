@@ -1,0 +1,131 @@
+//! Opening the groups a node carries, and ending the process when one of them can never go on.
+
+use std::sync::Arc;
+
+use ledgermq_common::clock::SystemClock;
+use ledgermq_common::{GroupId, GroupName, NodeId};
+use ledgermq_raft_store::io::RealDisk;
+use ledgermq_raft_store::store::{StoreConfig, WriterSpawn};
+use ledgermq_raft_store::{Environment, Group, GroupConfig, Member, Retention, TcpConnector, Timings};
+use tokio::sync::watch;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::StartError;
+use super::data_dir::DataDir;
+use crate::config::{BrokerConfig, GroupEntry};
+use crate::execution::{HostedGroup, Parts, Settings, WaiterCount, Waiters, WakeLongPolls};
+use crate::metrics::Metrics;
+use crate::state::{BrokerState, StateConfig};
+
+/// What the groups of a process share.
+pub struct Shared {
+    pub waiters: Arc<WaiterCount>,
+    pub metrics: Arc<Metrics>,
+    pub stopping: watch::Receiver<bool>,
+}
+
+pub async fn open(
+    config: &BrokerConfig,
+    data_dir: &DataDir,
+    entry: &GroupEntry,
+    shared: &Shared,
+) -> Result<Arc<HostedGroup>, StartError> {
+    let refused = |reason: String| StartError::Group { name: entry.name.clone(), reason };
+    let id = GroupId(entry.id);
+    let name = GroupName::parse(&entry.name).map_err(|e| refused(e.to_string()))?;
+    let log_dir = data_dir.group_log(id);
+    let derived_dir = data_dir.group_derived(id);
+    for dir in [&log_dir, &derived_dir] {
+        std::fs::create_dir_all(dir)
+            .map_err(|e| refused(format!("{} cannot be created: {e}", dir.display())))?;
+    }
+    let waiters = Arc::new(Waiters::new(Arc::clone(&shared.waiters)));
+    let observer = Arc::new(WakeLongPolls(Arc::clone(&waiters)));
+    let state = BrokerState::open(StateConfig { group: id }, observer)
+        .map_err(|e| refused(with_causes(&e)))?;
+    let group_config = GroupConfig {
+        cluster: config.cluster.name.clone(),
+        group: id,
+        name: entry.name.clone(),
+        node: config.node_id(),
+        members: members(config, entry),
+        timings: Timings {
+            heartbeat_interval_ms: config.raft.heartbeat_ms,
+            election_timeout_ms_min: config.raft.election_timeout_min_ms,
+            election_timeout_ms_max: config.raft.election_timeout_max_ms,
+            ..Timings::default()
+        },
+        retention: Retention {
+            snapshot_every_bytes: config.storage.snapshot_interval_bytes,
+            purge_margin_entries: config.storage.purge_margin_entries,
+            ..Retention::default()
+        },
+        store: StoreConfig {
+            segment_bytes: config.storage.segment_size_bytes,
+            ..StoreConfig::in_directory(log_dir)
+        },
+    };
+    let environment = Environment {
+        disk: Arc::new(RealDisk),
+        writer: WriterSpawn::Thread,
+        connector: Arc::new(TcpConnector),
+        seed: election_seed(config.node_id(), id),
+    };
+    let machine: Arc<BrokerState> = Arc::clone(&state);
+    let group =
+        Group::open(group_config, machine, environment).await.map_err(|e| refused(with_causes(&e)))?;
+    Ok(HostedGroup::new(Parts {
+        name,
+        group,
+        state,
+        waiters,
+        clock: Arc::new(SystemClock),
+        settings: Settings {
+            auto_create_topics: config.topics.auto_create,
+            default_queues: config.topics.default_queues,
+            store_host: config.advertised_client(),
+        },
+        metrics: Arc::clone(&shared.metrics),
+        stopping: shared.stopping.clone(),
+    }))
+}
+
+/// A group that can never go on takes the process with it, at once: Raft and the other nodes are
+/// the recovery, and a half-dead process would only hold them up.
+pub async fn end_process_on_fault(hosted: Arc<HostedGroup>) {
+    let fault = hosted.group().fault().await;
+    tracing::error!(group = %hosted.name(), %fault, "ending the process");
+    // The log may go nowhere; whoever started the process still sees why it ended.
+    eprintln!("ledgermq: group {}: {fault}", hosted.name());
+    std::process::exit(super::FAULT_EXIT_STATUS);
+}
+
+/// An error and what caused it, on one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn members(config: &BrokerConfig, entry: &GroupEntry) -> Vec<Member> {
+    let of_group = config.nodes.iter().filter(|node| entry.members.contains(&node.id));
+    of_group.map(|node| Member { node: NodeId(node.id), peer_addr: node.peer.clone() }).collect()
+}
+
+/// Another number for every replica, and another one at each start.
+fn election_seed(node: NodeId, group: GroupId) -> u64 {
+    use ledgermq_common::clock::Clock as _;
+    let mut text = [0u8; 24];
+    text[..8].copy_from_slice(&node.get().to_le_bytes());
+    text[8..16].copy_from_slice(&u64::from(group.get()).to_le_bytes());
+    text[16..].copy_from_slice(&SystemClock.now().get().to_le_bytes());
+    xxh3_64_with_seed(&text, u64::from(std::process::id()))
+}
