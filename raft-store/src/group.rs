@@ -12,18 +12,43 @@
 
 mod config;
 mod errors;
+mod opening;
+mod recovery;
+mod schedule;
+mod status;
+mod watching;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use ledgermq_common::limits::COMMAND_BYTES_MAX;
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset, Term};
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::raft::ClientWriteResult;
+use openraft::ReadPolicy;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::config::{Environment, GroupConfig, Member, Retention, Timings};
 pub use self::errors::{BarrierError, GroupFault, HandOverError, OpenGroupError, ProposeError};
-use crate::machine::{AppliedEntry, EntryId, StateMachine};
-use crate::store::ReadError;
+use self::opening::Tasks;
+pub use self::recovery::Scan;
+pub use self::status::{GroupStatus, PeerProgress};
+use crate::machine::{EntryId, StateMachine};
+use crate::raft::server::{GroupPort, Raft};
+use crate::raft::state_machine::ApplyProgress;
+use crate::raft::vocabulary::{Command, Consensus, Respond};
+use crate::snapshot::SnapshotCatalog;
+use crate::store::{LogStore, ReadError};
+
+/// Commands that wait for their answer. Above it, new ones are refused rather than kept.
+const PROPOSALS_MAX: usize = 65_536;
+/// ... and the bytes of them.
+const PROPOSALS_BYTES_MAX: usize = 256 << 20;
+/// A snapshot that openraft was asked for while it was busy is asked for again after this.
+const SNAPSHOT_RETRY: Duration = Duration::from_millis(100);
 
 /// Who leads, as far as this replica knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,113 +60,198 @@ pub struct Leadership {
     pub is_leader_ready: bool,
 }
 
-/// How far a peer is, as the leader knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerProgress {
-    pub node: NodeId,
-    pub matched: Option<LogIndex>,
-    /// Entries the peer lacks.
-    pub lag_entries: u64,
-}
-
-/// A moment of the group, for metrics and readiness.
-#[derive(Debug, Clone, Default)]
-pub struct GroupStatus {
-    pub term: Term,
-    pub leader: Option<NodeId>,
-    pub is_leader: bool,
-    pub is_leader_ready: bool,
-    pub members: Vec<NodeId>,
-    pub last: Option<LogIndex>,
-    pub flushed: Option<LogIndex>,
-    pub committed: Option<LogIndex>,
-    pub applied: Option<LogIndex>,
-    pub purged: Option<LogIndex>,
-    pub snapshot: Option<LogIndex>,
-    pub physical_start: PhysicalOffset,
-    pub physical_end: PhysicalOffset,
-    pub leader_changes: u64,
-    /// Empty unless this replica leads.
-    pub peers: Vec<PeerProgress>,
-    pub store: StoreStats,
-}
-
 /// A replica of a group. Cheap to clone.
 #[derive(Clone)]
 pub struct Group {
     inner: Arc<Inner>,
 }
 
+struct Inner {
+    group: GroupId,
+    node: NodeId,
+    raft: Raft,
+    store: LogStore,
+    catalog: Arc<SnapshotCatalog>,
+    progress: Arc<ApplyProgress>,
+    port: Arc<GroupPort>,
+    leadership: watch::Receiver<Leadership>,
+    fault: watch::Receiver<Option<GroupFault>>,
+    stopping: watch::Sender<bool>,
+    leader_changes: Arc<std::sync::atomic::AtomicU64>,
+    waiting_commands: AtomicUsize,
+    waiting_bytes: AtomicUsize,
+    /// Ended when the last handle goes.
+    _tasks: Tasks,
+}
+
 impl Group {
-    /// Opens the store, recovers, and starts taking part. Register it with a [`PeerServer`] to be
-    /// reachable. The membership is initialised when the store is empty, and never otherwise.
+    /// Opens the store, recovers, and starts taking part. Add it to a [`crate::PeerServer`] to make
+    /// it reachable. The membership is initialised when the store is empty, and never otherwise.
     pub async fn open(
         config: GroupConfig,
         machine: Arc<dyn StateMachine>,
         environment: Environment,
     ) -> Result<Group, OpenGroupError> {
-        todo!()
+        Ok(Self { inner: Arc::new(opening::open(config, machine, environment).await?) })
     }
 
     pub fn id(&self) -> GroupId {
-        todo!()
+        self.inner.group
     }
+
     pub fn node(&self) -> NodeId {
-        todo!()
+        self.inner.node
     }
 
     /// Appends `command` to the log and answers what the state machine answered, once the entry is
     /// on disk on a majority and applied here.
     ///
-    /// The command is appended although this future is dropped.
+    /// A future that is dropped while it waits may have appended the command all the same.
     pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
-        todo!()
+        let bytes = command.len();
+        if bytes > COMMAND_BYTES_MAX {
+            return Err(ProposeError::TooLarge { bytes, bytes_max: COMMAND_BYTES_MAX });
+        }
+        let _waiting = Waiting::enter(&self.inner, bytes)?;
+        let (respond, answered) = Respond::<ClientWriteResult<Consensus>>::channel();
+        self.inner
+            .raft
+            .client_write_ff(Command(command), Some(respond))
+            .await
+            .map_err(|_| ProposeError::Stopped)?;
+        match answered.await {
+            Ok(Ok(response)) => Ok(response.data.0),
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                // openraft may name this replica while its lease is in doubt; that helps nobody.
+                let leader = forward.leader_id.map(NodeId).filter(|leader| *leader != self.inner.node);
+                Err(ProposeError::NotLeader { leader })
+            }
+            // Appended here, and then a new leader came, or this replica stopped.
+            Ok(Err(_)) | Err(_) => Err(ProposeError::OutcomeUnknown),
+        }
     }
 
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        todo!()
+        self.inner.leadership.clone()
     }
+
     pub fn status(&self) -> GroupStatus {
-        todo!()
+        status::of(&self.inner)
     }
 
-    /// Bytes of the CommitLog, at a position an [`AppliedEntry`] named. From memory where it is
-    /// young, else from a map of the file: call it where a page fault may block.
+    /// Bytes of the CommitLog, at a position an [`crate::AppliedEntry`] named. From memory where it
+    /// is young, else from a map of the file: call it where a page fault may block.
     pub fn read(&self, at: PhysicalOffset, len: u32) -> Result<Bytes, ReadError> {
-        todo!()
+        self.inner.store.read_bytes(at, len)
     }
 
-    /// Applied normal entries from `from` on, in order, ending at the last applied one. Reads
-    /// in pieces; each step may touch the disk.
+    /// Applied commands from `from` on, in order, up to the one that is the last now.
     pub fn scan(&self, from: LogIndex) -> Scan {
-        todo!()
+        let end = self.inner.progress.applied().map_or(from, LogIndex::next);
+        Scan::over(self.inner.store.clone(), from..end.max(from))
     }
 
     /// Returns once this replica has applied everything that was acknowledged before the call, and
     /// a majority confirmed that it still led then.
     pub async fn read_barrier(&self) -> Result<(), BarrierError> {
-        todo!()
+        match self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(BarrierError::NotLeader { leader: forward.leader_id.map(NodeId) })
+            }
+            Err(RaftError::APIError(_)) => Err(BarrierError::NotLeader { leader: None }),
+            Err(RaftError::Fatal(_)) => Err(BarrierError::Stopped),
+        }
     }
 
     /// Gives leadership to the most caught-up follower. At once `Ok` on a follower.
     pub async fn hand_over(&self, within: Duration) -> Result<(), HandOverError> {
-        todo!()
+        let deadline = Instant::now() + within;
+        let mut leadership = self.leadership();
+        let leads = leadership.borrow_and_update().leader == Some(self.inner.node);
+        if !leads {
+            return Ok(());
+        }
+        let heir = status::most_caught_up(&self.inner).ok_or(HandOverError::NobodyCaughtUp)?;
+        self.inner.raft.trigger().transfer_leader(heir.get()).await.map_err(|_| HandOverError::Stopped)?;
+        let node = self.inner.node;
+        match timeout_at(deadline, leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != node))).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(HandOverError::Stopped),
+            Err(_) => Err(HandOverError::DeadlinePassed),
+        }
     }
 
-    /// Takes a snapshot of the state now; answers the entry it covers.
+    /// Takes a snapshot of the state now; answers the entry it covers, `None` if there is none.
     pub async fn snapshot_now(&self) -> Result<Option<EntryId>, GroupFault> {
-        todo!()
+        let Some(applied) = self.inner.progress.applied() else { return Ok(None) };
+        let mut finished = self.inner.progress.snapshot.subscribe();
+        loop {
+            let stopped = |_| GroupFault { reason: "raft is stopped".to_owned() };
+            self.inner.raft.trigger().snapshot().await.map_err(stopped)?;
+            let covers = finished.wait_for(|last| last.is_some_and(|last| last.index >= applied));
+            tokio::select! {
+                biased;
+                fault = self.fault() => return Err(fault),
+                covers = timeout(SNAPSHOT_RETRY, covers) => if let Ok(Ok(covers)) = covers { return Ok(*covers) },
+            }
+        }
     }
 
     /// Resolves when the group can never go on: a write or sync failed, or an entry could not be
-    /// applied. The owner ends the process.
+    /// applied. The owner ends the process. Never resolves after [`Group::shutdown`].
     pub async fn fault(&self) -> GroupFault {
-        todo!()
+        let mut fault = self.inner.fault.clone();
+        let found = fault.wait_for(Option::is_some).await.ok().and_then(|fault| fault.clone());
+        match found {
+            Some(fault) => fault,
+            None => std::future::pending().await,
+        }
     }
 
     /// Stops taking part, drains the writer and closes the store.
     pub async fn shutdown(&self) {
-        todo!()
+        self.inner.stopping.send_replace(true);
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop in order");
+        }
+        if let Err(fault) = self.inner.store.close().await {
+            tracing::warn!(%fault, "the store did not close in order");
+        }
+    }
+
+    pub(crate) fn port(&self) -> Arc<GroupPort> {
+        Arc::clone(&self.inner.port)
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stopping.send_replace(true);
+    }
+}
+
+/// A command on its way; counted from before it is handed over until its proposer has the answer.
+struct Waiting<'g> {
+    inner: &'g Inner,
+    bytes: usize,
+}
+
+impl<'g> Waiting<'g> {
+    fn enter(inner: &'g Inner, bytes: usize) -> Result<Self, ProposeError> {
+        let waiting = Self { inner, bytes };
+        let commands = inner.waiting_commands.fetch_add(1, Ordering::Relaxed);
+        let before = inner.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if commands >= PROPOSALS_MAX || before + bytes > PROPOSALS_BYTES_MAX {
+            return Err(ProposeError::Overloaded);
+        }
+        Ok(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.inner.waiting_commands.fetch_sub(1, Ordering::Relaxed);
+        self.inner.waiting_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

@@ -3,8 +3,23 @@
 //! What a broker sees is [`Group`] (propose, read, watch, hand over) and the [`StateMachine`] it
 //! brings. No openraft type leaves this crate, and nothing outside `io` opens a file.
 
+mod commit_log;
+mod frame;
+pub mod group;
 pub mod io;
 pub mod machine;
+mod offload;
+pub mod peer;
+mod position;
+mod raft;
+mod segment;
+mod snapshot;
 pub mod store;
+mod superblock;
+mod tail_cache;
+mod writer;
 
-pub use machine::{AppliedEntry, ApplyError, EntryId, SnapshotReader, StateMachine};
+pub use group::{Environment, Group, GroupConfig, GroupStatus, Leadership, Member, ProposeError, Retention, Timings};
+pub use machine::{AppliedEntry, ApplyError, EntryId, RecoveredLog, SnapshotReader, StateMachine};
+pub use peer::{PeerConnector, PeerStream, TcpConnector};
+pub use raft::server::PeerServer;

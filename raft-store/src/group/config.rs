@@ -18,29 +18,33 @@ pub struct Member {
 
 /// How fast a group notices that its leader is gone.
 ///
-/// A process that dies closes its sockets, and its followers campaign within `suspicion_ms_max`
+/// A process that dies closes its sockets, and its followers campaign within `suspicion_delay_ms`
 /// of that; the election timeouts only matter for a leader that stops without closing anything
-/// (a stopped process, a lost host). They must leave room for a stall of the scheduler and not
-/// for an fsync, because a heartbeat never waits for one.
+/// (a stopped process, a lost host). A follower honours the leader's lease for
+/// `election_timeout_ms_max` after the last heartbeat and then waits a random time in
+/// `min..max`, so with the defaults such a leader is replaced after 650 to 800 ms. That leaves room
+/// for several lost heartbeats and a stall of the scheduler; it need not leave any for an fsync,
+/// because a heartbeat never waits for one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timings {
     pub heartbeat_interval_ms: u64,
     pub election_timeout_ms_min: u64,
     pub election_timeout_ms_max: u64,
-    /// A follower whose connection to the leader was reset waits a random time in this range
-    /// before it campaigns, so that two followers seldom split the vote.
-    pub suspicion_ms_min: u64,
-    pub suspicion_ms_max: u64,
+    /// A follower whose connection to the leader broke waits so long before it campaigns, for the
+    /// other followers to notice as well ...
+    pub suspicion_delay_ms: u64,
+    /// ... and this much longer for every follower whose turn is before its own.
+    pub suspicion_step_ms: u64,
 }
 
 impl Default for Timings {
     fn default() -> Self {
         Self {
             heartbeat_interval_ms: 100,
-            election_timeout_ms_min: 500,
-            election_timeout_ms_max: 900,
-            suspicion_ms_min: 5,
-            suspicion_ms_max: 40,
+            election_timeout_ms_min: 250,
+            election_timeout_ms_max: 400,
+            suspicion_delay_ms: 5,
+            suspicion_step_ms: 25,
         }
     }
 }
@@ -50,8 +54,9 @@ impl Default for Timings {
 pub struct Retention {
     /// A snapshot is taken once this much log was applied since the last one.
     pub snapshot_every_bytes: u64,
-    /// Snapshot files kept.
-    pub snapshots_kept: usize,
+    /// Snapshot files kept, at least two. Between the purge pointer and now there may be more of
+    /// them; then those that lie closest together are dropped.
+    pub snapshots_kept_max: usize,
     /// The purge pointer stays at least this many entries behind the last applied one, so that a
     /// queued apply never meets a purged entry (openraft#2116).
     pub purge_margin_entries: u64,
@@ -63,7 +68,7 @@ impl Default for Retention {
     fn default() -> Self {
         Self {
             snapshot_every_bytes: 1 << 30,
-            snapshots_kept: 2,
+            snapshots_kept_max: 8,
             purge_margin_entries: 10_000,
             check_interval_ms: 1_000,
         }
@@ -90,7 +95,7 @@ pub struct GroupConfig {
 /// The world a group runs in: real in production, simulated in the simulation.
 #[derive(Clone)]
 pub struct Environment {
-    /// Rooted at the directory of this replica of this group; nothing else may be in there.
+    /// Holds the directory `GroupConfig::store` names.
     pub disk: Arc<dyn Disk>,
     pub writer: WriterSpawn,
     pub connector: Arc<dyn PeerConnector>,

@@ -1,0 +1,272 @@
+//! Opening a group: store, recovery, openraft, membership, tasks, in this order.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use ledgermq_common::NodeId;
+use openraft::errors::{InitializeError, RaftError};
+use openraft::{Config, SnapshotPolicy};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::config::{Environment, GroupConfig, Timings};
+use super::errors::OpenGroupError;
+use super::recovery::{interrupted_installation, recover};
+use super::schedule::Schedule;
+use super::watching::{forward_flushed, publish_fault, publish_leadership};
+use super::{Inner, Leadership};
+use crate::machine::StateMachine;
+use crate::offload::Offload;
+use crate::raft::links::Links;
+use crate::raft::log_storage::{LogStorage, PurgePermit};
+use crate::raft::membership::MembershipFile;
+use crate::raft::network::Network;
+use crate::raft::server::{GroupPort, Raft};
+use crate::raft::state_machine::{Applier, ApplyProgress};
+use crate::raft::suspicion::Suspicion;
+use crate::raft::vocabulary::{Node, Runtime};
+use crate::raft::wire::{Address, cluster_hash};
+use crate::snapshot::SnapshotCatalog;
+use crate::store::{Identity, LogStore};
+
+/// Entries in one append message; the byte limit is in `raft/log_storage`.
+const APPEND_ENTRIES_MAX: u64 = 4_096;
+const SNAPSHOTS_DIRECTORY: &str = "snapshots";
+
+/// Tasks that end with the group.
+#[derive(Default)]
+pub(super) struct Tasks(Vec<JoinHandle<()>>);
+
+impl Tasks {
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.push(tokio::spawn(task));
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+pub(super) async fn open(
+    config: GroupConfig,
+    machine: Arc<dyn StateMachine>,
+    environment: Environment,
+) -> Result<Inner, OpenGroupError> {
+    let addresses = addresses(&config)?;
+    let raft_config = raft_config(&config)?;
+    let offload = Offload::beside(&environment.writer);
+    let own = Address { cluster: cluster_hash(&config.cluster), group: config.group, node: config.node };
+
+    let store = open_store(&config, &environment, offload).await?;
+    let catalog = open_catalog(&config, &environment, own, offload).await?;
+    let membership_file =
+        MembershipFile::in_directory(Arc::clone(&environment.disk), &config.store.directory.join(SNAPSHOTS_DIRECTORY));
+    if let Some(boundary) = interrupted_installation(&store, &catalog) {
+        store.reset_to(boundary).await.map_err(std::io::Error::other)?;
+        // The state was not, or not wholly, replaced. The membership file was not either.
+        let (catalog, machine, file) = (Arc::clone(&catalog), Arc::clone(&machine), membership_file.clone());
+        offload
+            .run(move || {
+                let Some(snapshot) = catalog.newest() else { return Ok(()) };
+                machine.restore(boundary.id, snapshot.body())?;
+                file.store(&snapshot.head.membership)
+            })
+            .await?;
+    }
+    let recovered = {
+        let (store, catalog, machine, file) =
+            (store.clone(), Arc::clone(&catalog), Arc::clone(&machine), membership_file.clone());
+        offload.run(move || Ok(recover(&store, &catalog, &file, &*machine))).await??
+    };
+
+    let permit = Arc::new(PurgePermit::default());
+    let progress = Arc::new(ApplyProgress::new());
+    progress.resume(recovered.applied, catalog.newest().map(|file| file.head.boundary.id));
+    let applier = Applier {
+        machine: Arc::clone(&machine),
+        store: store.clone(),
+        catalog: Arc::clone(&catalog),
+        permit: Arc::clone(&permit),
+        membership_file,
+        progress: Arc::clone(&progress),
+        offload,
+        applied: recovered.applied,
+        membership: recovered.membership,
+    };
+    let links = Arc::new(Links::new(Arc::clone(&environment.connector), addresses.clone()));
+    let network = Network { links: Arc::clone(&links), own, offload };
+    let storage = LogStorage::new(store.clone(), Arc::clone(&permit));
+    let start = start_raft(config.node, raft_config, network, storage, applier, Arc::clone(&progress), addresses);
+    let raft = Runtime::scope(environment.seed, start).await?;
+
+    let (stopping, stopping_seen) = watch::channel(false);
+    let (leadership, leadership_seen) = watch::channel(Leadership::default());
+    let (fault, fault_seen) = watch::channel(None);
+    let leader_changes = Arc::new(AtomicU64::new(0));
+    let mut tasks = Tasks::default();
+    tasks.spawn(publish_leadership(raft.clone(), config.node, Arc::clone(&progress), leadership));
+    tasks.spawn(count_leader_changes(leadership_seen.clone(), Arc::clone(&leader_changes)));
+    tasks.spawn(publish_fault(raft.clone(), store.clone(), Arc::clone(&progress), stopping_seen.clone(), fault));
+    tasks.spawn(forward_flushed(store.clone(), Arc::clone(&machine), stopping_seen.clone()));
+    let suspicion = Suspicion {
+        raft: raft.clone(),
+        links,
+        own,
+        members: config.members.iter().map(|member| member.node).collect(),
+        leadership: leadership_seen.clone(),
+        timings: config.timings.clone(),
+        seed: environment.seed,
+    };
+    tasks.spawn(suspicion.run());
+    let schedule = Schedule {
+        raft: raft.clone(),
+        store: store.clone(),
+        machine,
+        catalog: Arc::clone(&catalog),
+        permit,
+        progress: Arc::clone(&progress),
+        offload,
+        retention: config.retention.clone(),
+    };
+    tasks.spawn(schedule.run(stopping_seen.clone()));
+
+    let port = Arc::new(GroupPort {
+        address: own,
+        raft: raft.clone(),
+        seed: environment.seed,
+        catalog: Arc::clone(&catalog),
+        offload,
+        stopping: stopping_seen,
+    });
+    tracing::info!(group = %config.group, name = %config.name, node = %config.node, "group open");
+    Ok(Inner {
+        group: config.group,
+        node: config.node,
+        raft,
+        store,
+        catalog,
+        progress,
+        port,
+        leadership: leadership_seen,
+        fault: fault_seen,
+        stopping,
+        leader_changes,
+        waiting_commands: AtomicUsize::new(0),
+        waiting_bytes: AtomicUsize::new(0),
+        _tasks: tasks,
+    })
+}
+
+fn addresses(config: &GroupConfig) -> Result<BTreeMap<u64, String>, OpenGroupError> {
+    let mut addresses = BTreeMap::new();
+    for member in &config.members {
+        if addresses.insert(member.node.get(), member.peer_addr.clone()).is_some() {
+            return Err(OpenGroupError::DuplicateMember { node: member.node });
+        }
+    }
+    if !addresses.contains_key(&config.node.get()) {
+        return Err(OpenGroupError::NotAMember { node: config.node });
+    }
+    Ok(addresses)
+}
+
+fn raft_config(config: &GroupConfig) -> Result<Arc<Config>, OpenGroupError> {
+    let Timings { heartbeat_interval_ms, election_timeout_ms_min, election_timeout_ms_max, .. } = config.timings;
+    let raft_config = Config {
+        cluster_name: config.cluster.clone(),
+        heartbeat_interval: heartbeat_interval_ms,
+        election_timeout_min: election_timeout_ms_min,
+        election_timeout_max: election_timeout_ms_max,
+        enable_pre_vote: Some(true),
+        // The committed hint on disk may be old; a leader always starts with an election.
+        enable_leader_restore: Some(false),
+        snapshot_policy: SnapshotPolicy::Never,
+        // Purging is ours alone; openraft's own would start after every snapshot.
+        max_in_snapshot_log_to_keep: u64::MAX,
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        // Replication starts when the write is submitted, beside it rather than after it.
+        broadcast_submitted_on_append: Some(true),
+        ..Config::default()
+    };
+    let raft_config =
+        raft_config.validate().map_err(|error| OpenGroupError::Timings { reason: error.to_string() })?;
+    Ok(Arc::new(raft_config))
+}
+
+async fn open_store(
+    config: &GroupConfig,
+    environment: &Environment,
+    offload: Offload,
+) -> Result<LogStore, OpenGroupError> {
+    let identity = Identity { cluster: config.cluster.clone(), group: config.group, node: config.node };
+    let (store, disk, writer) = (config.store.clone(), Arc::clone(&environment.disk), environment.writer.clone());
+    // The writer may start on the runtime of this task, so it is entered on the blocking thread too.
+    let runtime = tokio::runtime::Handle::current();
+    let opened = offload
+        .run(move || {
+            let _entered = matches!(offload, Offload::BlockingThreads).then(|| runtime.enter());
+            Ok(LogStore::open(store, identity, disk, writer))
+        })
+        .await?;
+    Ok(opened?)
+}
+
+async fn open_catalog(
+    config: &GroupConfig,
+    environment: &Environment,
+    own: Address,
+    offload: Offload,
+) -> Result<Arc<SnapshotCatalog>, OpenGroupError> {
+    let (disk, directory) = (Arc::clone(&environment.disk), config.store.directory.join(SNAPSHOTS_DIRECTORY));
+    let kept_max = config.retention.snapshots_kept_max;
+    let open = move || SnapshotCatalog::open(disk, directory, own.group, own.cluster, kept_max);
+    Ok(Arc::new(offload.run(open).await?))
+}
+
+async fn start_raft(
+    node: NodeId,
+    config: Arc<Config>,
+    network: Network,
+    storage: LogStorage,
+    applier: Applier,
+    progress: Arc<ApplyProgress>,
+    addresses: BTreeMap<u64, String>,
+) -> Result<Raft, OpenGroupError> {
+    let failed = |error: &dyn std::fmt::Display| OpenGroupError::Raft { reason: error.to_string() };
+    let raft = Raft::build(node.get(), config, network, storage, applier).await.map_err(|error| failed(&error))?;
+    progress.is_running.store(true, Ordering::Release);
+    raft.run();
+    if raft.is_initialized().await.map_err(|error| failed(&error))? {
+        return Ok(raft);
+    }
+    // Every member writes the same first entry by itself, so it does not matter who comes first.
+    let members: BTreeMap<u64, Node> = addresses.into_iter().map(|(id, addr)| (id, Node { addr })).collect();
+    match raft.initialize(members).await {
+        Ok(()) => Ok(raft),
+        // Another member was faster and asked for a vote already; its entries will come.
+        Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(raft),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+async fn count_leader_changes(mut leadership: watch::Receiver<Leadership>, changes: Arc<AtomicU64>) {
+    let mut last = None;
+    loop {
+        let leader = {
+            let now = leadership.borrow_and_update();
+            now.leader.map(|leader| (now.term, leader))
+        };
+        if leader.is_some() && leader != last {
+            last = leader;
+            changes.fetch_add(1, Ordering::Relaxed);
+        }
+        if leadership.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! A moment of a group, for metrics and readiness.
+
+use std::sync::atomic::Ordering;
+
+use ledgermq_common::{LogIndex, NodeId, PhysicalOffset, Term};
+use openraft::async_runtime::WatchReceiver;
+
+use super::Inner;
+use crate::store::WriteStats;
+
+/// How far a peer is, as the leader knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerProgress {
+    pub node: NodeId,
+    pub matched: Option<LogIndex>,
+    /// Entries the peer lacks.
+    pub lag_entries: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct GroupStatus {
+    pub term: Term,
+    pub leader: Option<NodeId>,
+    pub is_leader: bool,
+    pub is_leader_ready: bool,
+    pub members: Vec<NodeId>,
+    pub last: Option<LogIndex>,
+    pub flushed: Option<LogIndex>,
+    pub committed: Option<LogIndex>,
+    pub applied: Option<LogIndex>,
+    pub purged: Option<LogIndex>,
+    pub snapshot: Option<LogIndex>,
+    pub physical_start: PhysicalOffset,
+    pub physical_end: PhysicalOffset,
+    pub leader_changes: u64,
+    /// Empty unless this replica leads.
+    pub peers: Vec<PeerProgress>,
+    pub writes: WriteStats,
+}
+
+pub(super) fn of(inner: &Inner) -> GroupStatus {
+    let leadership = *inner.leadership.borrow();
+    let last = inner.store.last_id().map(|id| id.index);
+    let (members, committed) = {
+        let metrics = inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let members = metrics.membership_config.membership().nodes().map(|(id, _)| NodeId(*id)).collect();
+        (members, metrics.local_committed.map(|id| LogIndex(id.index)))
+    };
+    GroupStatus {
+        term: leadership.term,
+        leader: leadership.leader,
+        is_leader: leadership.leader == Some(inner.node),
+        is_leader_ready: leadership.is_leader_ready,
+        members,
+        last,
+        flushed: inner.store.flushed().borrow().map(|id| id.index),
+        committed,
+        applied: inner.progress.applied(),
+        purged: inner.store.purged().map(|id| id.index),
+        snapshot: inner.catalog.newest().map(|file| file.head.boundary.id.index),
+        physical_start: inner.store.physical_start(),
+        physical_end: inner.store.physical_end(),
+        leader_changes: inner.leader_changes.load(Ordering::Relaxed),
+        peers: peers(inner, last),
+        writes: inner.store.write_stats(),
+    }
+}
+
+fn peers(inner: &Inner, last: Option<LogIndex>) -> Vec<PeerProgress> {
+    let metrics = inner.raft.data_metrics();
+    let metrics = metrics.borrow_watched();
+    let next = |index: Option<LogIndex>| index.map_or(0, |index| index.get() + 1);
+    let replication = metrics.replication.iter().flatten().filter(|(node, _)| **node != inner.node.get());
+    replication
+        .map(|(node, matched)| {
+            let matched = matched.map(|id| LogIndex(id.index));
+            PeerProgress { node: NodeId(*node), matched, lag_entries: next(last).saturating_sub(next(matched)) }
+        })
+        .collect()
+}
+
+/// The follower that needs the least to lead; the lowest id among equals.
+pub(super) fn most_caught_up(inner: &Inner) -> Option<NodeId> {
+    let last = inner.store.last_id().map(|id| id.index);
+    let peers = peers(inner, last);
+    peers.into_iter().filter(|peer| peer.matched.is_some()).min_by_key(|peer| (peer.lag_entries, peer.node)).map(|peer| peer.node)
+}

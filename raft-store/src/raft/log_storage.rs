@@ -1,0 +1,271 @@
+//! openraft's log storage over [`LogStore`].
+//!
+//! - `append` returns once the entries are readable; openraft hears of their durability from the
+//!   writer's thread, after the sync.
+//! - A vote goes through the same queue as the entries, so no entry of a term is durable before the
+//!   vote for that term.
+//! - `purge` only moves a pointer. Two assertions keep openraft#2116 (a queued apply that meets a
+//!   purged entry) out of reach: the pointer stays where [`PurgePermit`] allows it, which is far
+//!   behind the last applied entry, or it moves to a snapshot that was just installed.
+//! - A follower asserts that every entry lies where it lies on the leader.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, Range, RangeBounds};
+use std::sync::Arc;
+
+use futures_util::Stream;
+use ledgermq_common::{LogIndex, PhysicalOffset};
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{LogState, OptionalSend, RaftLogReader};
+use parking_lot::Mutex;
+
+use super::membership;
+use super::vocabulary::{Consensus, Entry, LogId, Payload, Vote, entry_id, log_id};
+use crate::store::{EntryKind, LogStore, NewEntry, SnapshotBoundary, StoredEntry, VoteRecord};
+
+/// Payload bytes in one append message, and read at once for applying.
+pub(crate) const READ_BYTES_MAX: usize = 1 << 20;
+
+/// How far the log may be purged; shared by the schedule that decides and the storage that obeys.
+#[derive(Debug, Default)]
+pub(crate) struct PurgePermit {
+    state: Mutex<PermitState>,
+}
+
+#[derive(Debug, Default)]
+struct PermitState {
+    upto: Option<LogIndex>,
+    installed: Option<SnapshotBoundary>,
+}
+
+impl PurgePermit {
+    /// The schedule found that entries up to `upto` may be purged.
+    pub(crate) fn allow(&self, upto: LogIndex) {
+        let mut state = self.state.lock();
+        assert!(state.upto <= Some(upto), "the purge permit goes back from {:?} to {upto}", state.upto);
+        state.upto = Some(upto);
+    }
+
+    /// A snapshot was installed: everything up to it will be purged at once.
+    pub(crate) fn allow_installed(&self, boundary: SnapshotBoundary) {
+        self.state.lock().installed = Some(boundary);
+    }
+
+    fn allows(&self, upto: LogIndex) -> bool {
+        let state = self.state.lock();
+        state.upto >= Some(upto) || state.installed.is_some_and(|boundary| boundary.id.index == upto)
+    }
+
+    fn installed(&self) -> Option<SnapshotBoundary> {
+        self.state.lock().installed
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct LogStorage {
+    store: LogStore,
+    permit: Arc<PurgePermit>,
+}
+
+impl LogStorage {
+    pub(crate) fn new(store: LogStore, permit: Arc<PurgePermit>) -> Self {
+        Self { store, permit }
+    }
+
+    fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let stored = self
+            .store
+            .read(LogIndex(range.start)..LogIndex(range.end), bytes_max)
+            .map_err(io::Error::other)?;
+        stored.into_iter().map(entry_from_store).collect()
+    }
+}
+
+impl RaftLogReader<Consensus> for LogStorage {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        self.read(indexes(&range), usize::MAX)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.read(start..end, READ_BYTES_MAX)
+    }
+
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        EntryStream { storage: self.clone(), rest: indexes(&range), piece: Vec::new().into_iter() }
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.store.read_vote().map(|record| {
+            if record.committed {
+                Vote::new_committed(record.term, record.node_id)
+            } else {
+                Vote::new(record.term, record.node_id)
+            }
+        }))
+    }
+}
+
+/// Entries of a range, read in pieces of [`READ_BYTES_MAX`], so that a follower that catches up
+/// does not hold the whole distance in memory. Always ready.
+struct EntryStream {
+    storage: LogStorage,
+    rest: Range<u64>,
+    piece: std::vec::IntoIter<Entry>,
+}
+
+impl Stream for EntryStream {
+    type Item = io::Result<Entry>;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        if let Some(entry) = self.piece.next() {
+            return Some(Ok(entry)).into();
+        }
+        if self.rest.is_empty() {
+            return None.into();
+        }
+        let piece = match self.storage.read(self.rest.clone(), READ_BYTES_MAX) {
+            Ok(piece) => piece,
+            Err(error) => {
+                self.rest = 0..0;
+                return Some(Err(error)).into();
+            }
+        };
+        let first = piece.first().map(|entry| entry.log_id.index);
+        let read = piece.len() as u64;
+        if first != Some(self.rest.start) {
+            let missing = self.rest.start;
+            self.rest = 0..0;
+            return Some(Err(io::Error::other(format!("entry {missing} is not in the log")))).into();
+        }
+        self.rest.start += read;
+        self.piece = piece.into_iter();
+        self.piece.next().map(Ok).into()
+    }
+}
+
+impl RaftLogStorage<Consensus> for LogStorage {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Consensus>> {
+        Ok(LogState {
+            last_purged_log_id: self.store.purged().map(log_id),
+            last_log_id: self.store.last_id().map(log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self::LogReader {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let record = VoteRecord {
+            term: vote.leader_id.term,
+            node_id: vote.leader_id.voted_for,
+            committed: vote.committed,
+        };
+        self.store.save_vote(record).await.map_err(io::Error::other)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        self.store.save_committed(committed.as_ref().map(entry_id));
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.store.read_committed().map(log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Consensus>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut new = Vec::new();
+        let mut leaders_places = Vec::new();
+        for entry in entries {
+            leaders_places.push(entry.payload_at);
+            new.push(entry_to_store(entry));
+        }
+        let on_durable = Box::new(move |result: Result<(), crate::store::StoreFault>| {
+            callback.io_completed(result.map_err(io::Error::other));
+        });
+        let places = self.store.append(new, on_durable).await.map_err(io::Error::other)?;
+        assert_same_places(&places, &leaders_places);
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_kept: Option<LogId>) -> io::Result<()> {
+        let last_kept = last_kept.map(|id| LogIndex(id.index));
+        self.store.truncate_after(last_kept).await.map_err(io::Error::other)
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        let upto = entry_id(&upto);
+        assert!(
+            self.permit.allows(upto.index),
+            "purging up to entry {} was not permitted: a queued apply may need what it removes",
+            upto.index
+        );
+        let is_in_log = self.store.last_id().is_some_and(|last| last.index >= upto.index);
+        if is_in_log {
+            return self.store.purge(upto).await.map_err(io::Error::other);
+        }
+        // The log ends before the snapshot that was installed: it goes on behind the snapshot.
+        let Some(boundary) = self.permit.installed().filter(|boundary| boundary.id == upto) else {
+            return Err(io::Error::other(format!("entry {} is neither in the log nor in a snapshot", upto.index)));
+        };
+        self.store.reset_to(boundary).await.map_err(io::Error::other)
+    }
+}
+
+/// Promise: the committed bytes of all replicas are the same at the same offset.
+fn assert_same_places(ours: &[PhysicalOffset], leaders: &[Option<PhysicalOffset>]) {
+    assert_eq!(ours.len(), leaders.len(), "every entry has a place");
+    for (ours, leaders) in ours.iter().zip(leaders) {
+        if let Some(leaders) = leaders {
+            assert_eq!(ours, leaders, "an entry lies elsewhere than on the leader");
+        }
+    }
+}
+
+fn entry_to_store(entry: Entry) -> NewEntry {
+    let (kind, payload) = match entry.payload {
+        Payload::Blank => (EntryKind::Blank, bytes::Bytes::new()),
+        Payload::Membership(membership) => (EntryKind::Membership, membership::encode(&membership)),
+        Payload::Normal(command) => (EntryKind::Normal, command),
+    };
+    NewEntry { id: entry_id(&entry.log_id), kind, payload }
+}
+
+pub(crate) fn entry_from_store(entry: StoredEntry) -> io::Result<Entry> {
+    let payload = match entry.kind {
+        EntryKind::Blank => Payload::Blank,
+        EntryKind::Membership => Payload::Membership(membership::decode(entry.payload)?),
+        EntryKind::Normal => Payload::Normal(entry.payload),
+    };
+    Ok(Entry { log_id: log_id(entry.id), payload, payload_at: Some(entry.payload_at) })
+}
+
+fn indexes(range: &impl RangeBounds<u64>) -> Range<u64> {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(before) => before.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(last) => last.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    start..end
+}

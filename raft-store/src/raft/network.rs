@@ -1,0 +1,321 @@
+//! openraft's network over [`PeerLinks`].
+//!
+//! Appends go through one bidirectional stream per follower, answered in order, pipelined as far as
+//! the HTTP/2 window allows. openraft sends heartbeats and lease probes through a client of their
+//! own, which here is the control connection: they never queue behind an append. (A follower renews
+//! its lease when the heartbeat arrives; only its *answer* waits for the sync of what it accepted
+//! before.)
+//!
+//! Every call has a deadline. A stream has none as a whole: it fails when answers are owed and none
+//! came for [`STALL_MS`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::{FutureExt, Stream, StreamExt};
+use ledgermq_proto::raft as proto;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    VoteRequest, VoteResponse,
+};
+use openraft_rt::{BoxFuture, BoxStream};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::links::{Links, PeerLinks};
+use super::state_machine::FinishedSnapshot;
+use super::vocabulary::{Consensus, Node, Vote};
+use super::wire::{self, Address};
+use crate::offload::Offload;
+use crate::snapshot::{PIECE_BYTES, SnapshotFile};
+
+/// Answers owed and none for so long: the stream is given up and opened again.
+const STALL_MS: u64 = 2_000;
+/// Between two attempts to reach a peer that could not be reached.
+const BACKOFF_MS: u64 = 50;
+/// Pieces of a snapshot read ahead of the connection.
+const SNAPSHOT_PIECES_AHEAD: usize = 4;
+/// A snapshot is given up when the peer took no piece of it for so long.
+const SNAPSHOT_STALL: Duration = Duration::from_secs(30);
+
+type Error = RPCError<Consensus>;
+
+/// Makes the clients of one replica.
+#[derive(Clone)]
+pub(crate) struct Network {
+    pub(crate) links: Arc<Links>,
+    /// Whom we write to, but for the node.
+    pub(crate) own: Address,
+    pub(crate) offload: Offload,
+}
+
+impl Network {
+    fn client(&self, target: u64, node: &Node, appends: Appends) -> PeerClient {
+        PeerClient {
+            links: self.links.to(target, &node.addr),
+            to: Address { node: super::vocabulary::node_id(target), ..self.own },
+            appends,
+            offload: self.offload,
+        }
+    }
+}
+
+impl RaftNetworkFactory<Consensus> for Network {
+    type Network = PeerClient;
+
+    async fn new_client(&mut self, target: u64, node: &Node) -> PeerClient {
+        self.client(target, node, Appends::OnBulk)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &Node) -> PeerClient {
+        self.client(target, node, Appends::OnControl)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Appends {
+    OnBulk,
+    OnControl,
+}
+
+/// Talks to one peer.
+pub(crate) struct PeerClient {
+    links: PeerLinks,
+    to: Address,
+    appends: Appends,
+    offload: Offload,
+}
+
+impl RaftNetworkV2<Consensus> for PeerClient {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Consensus>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Consensus>, Error> {
+        Ok(self.heartbeat(request, option).await?.into())
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Consensus>, Error>>, Error>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Consensus>> + Send + Unpin + 'static,
+    {
+        match self.appends {
+            Appends::OnControl => async move { Ok(self.heartbeats(input, option).boxed()) }.boxed(),
+            Appends::OnBulk => async move { Ok(self.append_stream(input).await?.boxed()) }.boxed(),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Consensus>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Consensus>, Error> {
+        self.ask_for_vote(request, option, false).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Consensus>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Consensus>, Error> {
+        self.ask_for_vote(request, option, true).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: FinishedSnapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _: RPCOption,
+    ) -> Result<SnapshotResponse<Consensus>, StreamingError<Consensus>> {
+        tokio::select! {
+            biased;
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = self.send_snapshot(vote, snapshot.snapshot) => sent.map_err(StreamingError::from),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Consensus>,
+        option: RPCOption,
+    ) -> Result<openraft::raft::TransferLeaderResponse<Consensus>, Error> {
+        let message = wire::transfer_to_wire(&request, self.to);
+        let response = within(option.soft_ttl(), self.links.control.transfer_leader(message)).await?;
+        if response.refusal.is_empty() {
+            return Ok(Ok(()));
+        }
+        Err(NetworkError::from_string(response.refusal).into())
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::repeat(Duration::from_millis(BACKOFF_MS))))
+    }
+}
+
+impl PeerClient {
+    async fn ask_for_vote(
+        &mut self,
+        request: VoteRequest<Consensus>,
+        option: RPCOption,
+        is_pre_vote: bool,
+    ) -> Result<VoteResponse<Consensus>, Error> {
+        let message = wire::vote_request_to_wire(&request, self.to, is_pre_vote);
+        let response = within(option.soft_ttl(), self.links.control.vote(message)).await?;
+        wire::vote_response_from_wire(response).map_err(malformed)
+    }
+
+    async fn heartbeat(
+        &mut self,
+        request: AppendEntriesRequest<Consensus>,
+        option: RPCOption,
+    ) -> Result<StreamAppendResult<Consensus>, Error> {
+        let message = wire::append_to_wire(request, Some(self.to));
+        let response = within(option.soft_ttl(), self.links.control.heartbeat(message)).await?;
+        wire::append_response_from_wire(response).map_err(malformed)
+    }
+
+    fn heartbeats<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> impl Stream<Item = Result<StreamAppendResult<Consensus>, Error>> + Send + 's
+    where
+        S: Stream<Item = AppendEntriesRequest<Consensus>> + Send + Unpin + 'static,
+    {
+        futures_util::stream::unfold(Some((self, input)), move |state| {
+            let option = option.clone();
+            async move {
+                let (client, mut input) = state?;
+                let request = input.next().await?;
+                let result = client.heartbeat(request, option).await;
+                let goes_on = matches!(result, Ok(Ok(_)));
+                Some((result, goes_on.then_some((client, input))))
+            }
+        })
+    }
+
+    async fn append_stream<S>(
+        &mut self,
+        input: S,
+    ) -> Result<impl Stream<Item = Result<StreamAppendResult<Consensus>, Error>> + Send + use<S>, Error>
+    where
+        S: Stream<Item = AppendEntriesRequest<Consensus>> + Send + 'static,
+    {
+        let sent = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&sent);
+        let to = self.to;
+        let outbound = input.map(move |request| {
+            let is_first = counter.fetch_add(1, Ordering::AcqRel) == 0;
+            wire::append_to_wire(request, is_first.then_some(to))
+        });
+        let opened = within(Duration::from_millis(STALL_MS), self.links.bulk.append(outbound)).await?;
+        let answers = Answers { inbound: Some(opened), sent, received: 0 };
+        Ok(futures_util::stream::unfold(answers, |mut answers| async move {
+            let next = answers.next().await?;
+            Some((next, answers))
+        }))
+    }
+
+    async fn send_snapshot(
+        &mut self,
+        vote: Vote,
+        file: SnapshotFile,
+    ) -> Result<SnapshotResponse<Consensus>, Error> {
+        use proto::snapshot_piece::Piece;
+        let (pieces, outbound) = tokio::sync::mpsc::channel(SNAPSHOT_PIECES_AHEAD);
+        let head = proto::SnapshotHead {
+            to: Some(self.to.into()),
+            ballot: Some(wire::vote_to_wire(&vote)),
+            file_bytes: file.file_bytes,
+        };
+        let offload = self.offload;
+        let feed = async move {
+            let mut next = Piece::Head(head);
+            let mut at = 0;
+            loop {
+                let piece = proto::SnapshotPiece { piece: Some(next) };
+                match tokio::time::timeout(SNAPSHOT_STALL, pieces.send(piece)).await {
+                    Ok(Ok(())) => {}
+                    // The call ended; its own result says why.
+                    Ok(Err(_)) => return Ok::<(), Error>(()),
+                    Err(_) => return Err(NetworkError::from_string("the peer takes no snapshot bytes").into()),
+                }
+                let source = file.clone();
+                let bytes = offload
+                    .run(move || source.read_raw(at, PIECE_BYTES))
+                    .await
+                    .map_err(|error| Error::from(NetworkError::new(&error)))?;
+                if bytes.is_empty() {
+                    return Ok(());
+                }
+                at += bytes.len() as u64;
+                next = Piece::Bytes(bytes);
+            }
+        };
+        let call = self.links.snapshot.install_snapshot(ReceiverStream::new(outbound));
+        let (fed, answered) = tokio::join!(feed, call);
+        fed?;
+        let response = answered.map_err(unreachable)?.into_inner();
+        Ok(SnapshotResponse::new(wire::vote_from_wire(response.ballot).map_err(malformed)?))
+    }
+}
+
+/// The answers on an append stream.
+struct Answers {
+    inbound: Option<tonic::Streaming<proto::AppendResponse>>,
+    sent: Arc<AtomicU64>,
+    received: u64,
+}
+
+impl Answers {
+    async fn next(&mut self) -> Option<Result<StreamAppendResult<Consensus>, Error>> {
+        loop {
+            let inbound = self.inbound.as_mut()?;
+            let owed_before = self.sent.load(Ordering::Acquire) > self.received;
+            let waited = tokio::time::timeout(Duration::from_millis(STALL_MS), inbound.message()).await;
+            let result = match waited {
+                Ok(Ok(Some(response))) => {
+                    self.received += 1;
+                    wire::append_response_from_wire(response).map_err(malformed)
+                }
+                Ok(Ok(None)) => return None,
+                Ok(Err(status)) => Err(unreachable(status)),
+                Err(_) if owed_before => Err(NetworkError::from_string("no answer to an append").into()),
+                Err(_) => continue,
+            };
+            if !matches!(result, Ok(Ok(_))) {
+                self.inbound = None;
+            }
+            return Some(result);
+        }
+    }
+}
+
+async fn within<T>(
+    ttl: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(ttl, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(unreachable(status)),
+        Err(_) => Err(NetworkError::from_string(format!("no answer within {} ms", ttl.as_millis())).into()),
+    }
+}
+
+/// The peer cannot be spoken to; openraft waits [`BACKOFF_MS`] before it tries again.
+fn unreachable(status: tonic::Status) -> Error {
+    Unreachable::new(&status).into()
+}
+
+fn malformed(error: wire::MalformedMessage) -> Error {
+    NetworkError::new(&error).into()
+}

@@ -1,0 +1,306 @@
+//! The peer port's side of replication, for every group of a process.
+//!
+//! | A call for | Answer |
+//! |---|---|
+//! | another cluster, or another node at this address | FAILED_PRECONDITION; the caller tries again later |
+//! | a group that is not (yet) open here | UNAVAILABLE |
+//! | a group that stopped | UNAVAILABLE |
+//! | a message that makes no sense | INVALID_ARGUMENT |
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use ledgermq_common::GroupId;
+use ledgermq_proto::raft as proto;
+use ledgermq_proto::raft::raft_peer_server::{RaftPeer, RaftPeerServer};
+use openraft::Snapshot;
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::AppendEntriesRequest;
+use parking_lot::RwLock;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::links::{BULK_WINDOW_BYTES, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
+use super::state_machine::Applier;
+use super::vocabulary::{Consensus, Runtime, log_id};
+use super::wire::{self, Address, MalformedMessage};
+use crate::group::Group;
+use crate::offload::Offload;
+use crate::snapshot::{Incoming, SnapshotCatalog};
+
+/// A snapshot of which no byte came for so long is not waited for.
+const SNAPSHOT_STALL: Duration = Duration::from_secs(30);
+/// Streams of one peer: one append per group, a watch per group, and some calls.
+const STREAMS_MAX: u32 = 4_096;
+/// Time a new leader is given to find out that it leads, before its follower is told it does not.
+const WATCH_GRACE: Duration = Duration::from_millis(50);
+
+pub(crate) type Raft = openraft::Raft<Consensus, Applier>;
+
+/// What the peer port needs of one group.
+pub(crate) struct GroupPort {
+    pub(crate) address: Address,
+    pub(crate) raft: Raft,
+    pub(crate) seed: u64,
+    pub(crate) catalog: Arc<SnapshotCatalog>,
+    pub(crate) offload: Offload,
+    /// True once the group shuts down; ends the watches of its followers.
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// The groups of a process that can be reached on its peer port. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct PeerServer {
+    ports: Arc<RwLock<BTreeMap<GroupId, Arc<GroupPort>>>>,
+}
+
+impl PeerServer {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes `group` reachable.
+    pub fn add(&self, group: &Group) {
+        self.ports.write().insert(group.id(), group.port());
+    }
+
+    pub fn remove(&self, group: GroupId) {
+        self.ports.write().remove(&group);
+    }
+
+    /// A server with the windows and limits replication needs; add the services of the peer port.
+    pub fn transport() -> tonic::transport::Server {
+        tonic::transport::Server::builder()
+            .tcp_nodelay(true)
+            .initial_stream_window_size(BULK_WINDOW_BYTES)
+            .initial_connection_window_size(BULK_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES_MAX)
+            .max_concurrent_streams(STREAMS_MAX)
+    }
+
+    /// The service to add to the peer port's router.
+    pub fn service(&self) -> RaftPeerServer<PeerServer> {
+        RaftPeerServer::new(self.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    fn port(&self, to: Option<proto::Addressee>) -> Result<Arc<GroupPort>, Status> {
+        let to = wire::address(to)?;
+        let Some(port) = self.ports.read().get(&to.group).cloned() else {
+            return Err(Status::unavailable(format!("group {} is not open here", to.group)));
+        };
+        if port.address != to {
+            return Err(Status::failed_precondition(format!(
+                "this is node {} of cluster {:016x}, not node {} of cluster {:016x}",
+                port.address.node, port.address.cluster, to.node, to.cluster
+            )));
+        }
+        Ok(port)
+    }
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("the group stopped: {error}"))
+}
+
+type AnswerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl RaftPeer for PeerServer {
+    type AppendStream = AnswerStream<proto::AppendResponse>;
+    type WatchStream = AnswerStream<proto::WatchEvent>;
+
+    async fn vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+        let mut request = request.into_inner();
+        let port = self.port(request.to.take())?;
+        let is_pre_vote = request.is_pre_vote;
+        let request = wire::vote_request_from_wire(request)?;
+        let response = if is_pre_vote { port.raft.pre_vote(request).await } else { port.raft.vote(request).await };
+        let response = response.map_err(stopped)?;
+        Ok(Response::new(wire::vote_response_to_wire(&response)))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<proto::AppendRequest>,
+    ) -> Result<Response<proto::AppendResponse>, Status> {
+        let mut request = request.into_inner();
+        let port = self.port(request.to.take())?;
+        let request = wire::append_from_wire(request)?;
+        // openraft's unary answer to a match names no entry; a match confirms what was asked for.
+        let asked = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        let response = port.raft.append_entries(request).await.map_err(stopped)?;
+        let result = response.into_stream_result(asked, asked);
+        Ok(Response::new(wire::append_response_to_wire(result)))
+    }
+
+    async fn append(
+        &self,
+        request: Request<Streaming<proto::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let server = self.clone();
+        let inbound = request.into_inner();
+        // The headers of the answer go out before the first message comes in.
+        let answers = futures_util::stream::once(async move { server.append_answers(inbound).await }).try_flatten();
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<proto::TransferLeaderRequest>,
+    ) -> Result<Response<proto::TransferLeaderResponse>, Status> {
+        let mut request = request.into_inner();
+        let port = self.port(request.to.take())?;
+        let request = wire::transfer_from_wire(request)?;
+        let outcome = port.raft.handle_transfer_leader(request).await.map_err(stopped)?;
+        let refusal = outcome.err().map(|refused| refused.to_string()).unwrap_or_default();
+        Ok(Response::new(proto::TransferLeaderResponse { refusal }))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<proto::SnapshotPiece>>,
+    ) -> Result<Response<proto::SnapshotResponse>, Status> {
+        let mut pieces = request.into_inner();
+        let Some(proto::snapshot_piece::Piece::Head(mut head)) = next_piece(&mut pieces).await? else {
+            return Err(MalformedMessage { field: "head of a snapshot" }.into());
+        };
+        let port = self.port(head.to.take())?;
+        let vote = wire::vote_from_wire(head.ballot)?;
+        let file = receive(&port, head.file_bytes, pieces).await?;
+        let meta = super::vocabulary::SnapshotMeta {
+            last_log_id: Some(log_id(file.head.boundary.id)),
+            last_membership: file.head.membership.clone(),
+        };
+        let snapshot = Snapshot { meta, snapshot: file };
+        let response = port.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        Ok(Response::new(proto::SnapshotResponse { ballot: Some(wire::vote_to_wire(&response.vote)) }))
+    }
+
+    async fn watch(&self, request: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let port = self.port(request.into_inner().to)?;
+        let event = leads(&port).await;
+        let mut stopping = port.stopping.clone();
+        let rest = futures_util::stream::once(async move {
+            // An error of the watch means that the group is gone.
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+            Err(Status::unavailable("the group is shutting down"))
+        });
+        Ok(Response::new(Box::pin(futures_util::stream::iter([Ok(event)]).chain(rest))))
+    }
+}
+
+impl PeerServer {
+    async fn append_answers(
+        &self,
+        mut inbound: Streaming<proto::AppendRequest>,
+    ) -> Result<AnswerStream<proto::AppendResponse>, Status> {
+        let Some(mut first) = inbound.message().await? else {
+            return Err(MalformedMessage { field: "an empty append stream" }.into());
+        };
+        let port = self.port(first.to.take())?;
+        let first = wire::append_from_wire(first)?;
+        let requests = futures_util::stream::iter([first]).chain(appends(inbound));
+        let raft = port.raft.clone();
+        // openraft starts a task here, which takes its seed from its surroundings.
+        Ok(Runtime::scope(port.seed, async move {
+            let results = raft.stream_append(requests).map(|result| match result {
+                Ok(result) => Ok(wire::append_response_to_wire(result)),
+                Err(fatal) => Err(stopped(fatal)),
+            });
+            Box::pin(results) as AnswerStream<proto::AppendResponse>
+        })
+        .await)
+    }
+}
+
+/// The appends of a stream; it ends at the first thing that is not one, and so do the answers, upon
+/// which the leader opens another stream.
+fn appends(
+    inbound: Streaming<proto::AppendRequest>,
+) -> impl Stream<Item = AppendEntriesRequest<Consensus>> + Send {
+    futures_util::stream::unfold(inbound, |mut inbound| async move {
+        let message = match inbound.message().await {
+            Ok(message) => message?,
+            Err(status) => {
+                tracing::debug!(%status, "an append stream broke");
+                return None;
+            }
+        };
+        match wire::append_from_wire(message) {
+            Ok(request) => Some((request, inbound)),
+            Err(error) => {
+                tracing::warn!(%error, "an append stream is ended");
+                None
+            }
+        }
+    })
+}
+
+async fn leads(port: &GroupPort) -> proto::WatchEvent {
+    let own = port.address.node.get();
+    let mut metrics = port.raft.server_metrics();
+    let is_leader = |metrics: &openraft::metrics::RaftServerMetrics<Consensus>| {
+        metrics.state == openraft::ServerState::Leader && metrics.current_leader == Some(own)
+    };
+    // A leader's first append may arrive before its own metrics say that it leads.
+    let _ = tokio::time::timeout(WATCH_GRACE, async {
+        while !is_leader(&metrics.borrow_watched()) {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let metrics = metrics.borrow_watched();
+    proto::WatchEvent { term: metrics.vote.leader_id.term, leads: is_leader(&metrics) }
+}
+
+async fn next_piece(
+    pieces: &mut Streaming<proto::SnapshotPiece>,
+) -> Result<Option<proto::snapshot_piece::Piece>, Status> {
+    let piece = tokio::time::timeout(SNAPSHOT_STALL, pieces.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no piece of the snapshot came"))??;
+    Ok(piece.and_then(|piece| piece.piece))
+}
+
+async fn receive(
+    port: &GroupPort,
+    file_bytes: u64,
+    mut pieces: Streaming<proto::SnapshotPiece>,
+) -> Result<crate::snapshot::SnapshotFile, Status> {
+    let failed = |error: std::io::Error| Status::internal(format!("receiving a snapshot: {error}"));
+    let catalog = Arc::clone(&port.catalog);
+    let mut incoming: Incoming = port.offload.run(move || catalog.receive(file_bytes)).await.map_err(failed)?;
+    let filled: Result<Incoming, Status> = async {
+        while let Some(piece) = next_piece(&mut pieces).await? {
+            let proto::snapshot_piece::Piece::Bytes(bytes) = piece else {
+                return Err(MalformedMessage { field: "a second head" }.into());
+            };
+            incoming = port
+                .offload
+                .run(move || incoming.write(&bytes).map(|()| incoming))
+                .await
+                .map_err(failed)?;
+        }
+        Ok(incoming)
+    }
+    .await;
+    let catalog = Arc::clone(&port.catalog);
+    let incoming = filled?;
+    port.offload
+        .run(move || match catalog.accept(&incoming) {
+            Ok(file) => Ok(file),
+            Err(error) => {
+                catalog.abandon(incoming)?;
+                Err(error)
+            }
+        })
+        .await
+        .map_err(failed)
+}
