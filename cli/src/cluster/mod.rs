@@ -1,0 +1,326 @@
+//! A cluster of real child processes with real files: nameservers and brokers started from this
+//! very binary. `dev`, `demo`, `bench local` and the fault tests use it.
+//!
+//! | File below the cluster's directory | Content |
+//! |---|---|
+//! | `nameserver-N.toml`, `broker-N.toml` | generated configuration |
+//! | `nameserver-N.log`, `broker-N.log` | standard output and error, appended over restarts |
+//! | `broker-N/` | data directory |
+//!
+//! What must hold: only processes started here are signalled, by their id; a child dies when its
+//! parent does, however that ends; a port is never handed out twice.
+
+mod child;
+mod layout;
+mod ports;
+mod probe;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use ledgermq_client::{Client, ClientOptions};
+use ledgermq_proto::admin::{ClusterStatusRequest, ClusterStatusResponse};
+use tokio::time::Instant;
+
+use child::ChildProcess;
+pub use layout::{ClusterPlan, MemberPorts};
+pub use ports::free_ports;
+pub use probe::{HttpAnswer, http_get};
+
+const READY_POLL: Duration = Duration::from_millis(20);
+
+/// One process of the cluster. Both kinds are numbered from 1; a broker's number is its node id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Member {
+    Nameserver(u64),
+    Broker(u64),
+}
+
+impl std::fmt::Display for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nameserver(number) => write!(f, "nameserver-{number}"),
+            Self::Broker(number) => write!(f, "broker-{number}"),
+        }
+    }
+}
+
+/// Dropping it kills what still runs.
+pub struct Cluster {
+    plan: ClusterPlan,
+    members: BTreeMap<Member, Running>,
+}
+
+struct Running {
+    ports: MemberPorts,
+    process: ChildProcess,
+    paused: bool,
+}
+
+impl Cluster {
+    /// Writes the configuration and starts every process. Returns at once;
+    /// [`Cluster::wait_ready`] waits until they serve.
+    pub fn start(plan: ClusterPlan) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&plan.dir)
+            .with_context(|| format!("cannot create the cluster's directory {}", plan.dir.display()))?;
+        let ports = layout::assign_ports(&plan)?;
+        layout::write_configs(&plan, &ports)?;
+        let mut members = BTreeMap::new();
+        for (member, ports) in ports {
+            let process = ChildProcess::start(
+                &plan.binary,
+                &layout::arguments(&plan, member),
+                &layout::log_path(&plan, member),
+            )
+            .with_context(|| format!("cannot start {member}"))?;
+            members.insert(member, Running { ports, process, paused: false });
+        }
+        Ok(Self { plan, members })
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = Member> + '_ {
+        self.members.keys().copied()
+    }
+
+    pub fn brokers(&self) -> impl Iterator<Item = Member> + '_ {
+        self.members().filter(|member| matches!(member, Member::Broker(_)))
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.plan.dir
+    }
+
+    /// `host:port` of the member's client port.
+    pub fn access_point(&self, member: Member) -> anyhow::Result<String> {
+        Ok(format!("127.0.0.1:{}", self.member(member)?.ports.client))
+    }
+
+    /// All brokers, as a list that a client takes.
+    pub fn broker_access_points(&self) -> String {
+        let ports = self.members.iter().filter(|(member, _)| matches!(member, Member::Broker(_)));
+        ports.map(|(_, running)| format!("127.0.0.1:{}", running.ports.client)).collect::<Vec<_>>().join(";")
+    }
+
+    /// All nameservers, as a list that a client takes; all brokers where there is no nameserver.
+    pub fn nameserver_access_points(&self) -> String {
+        let ports = self.members.iter().filter(|(member, _)| matches!(member, Member::Nameserver(_)));
+        let list =
+            ports.map(|(_, running)| format!("127.0.0.1:{}", running.ports.client)).collect::<Vec<_>>().join(";");
+        if list.is_empty() { self.broker_access_points() } else { list }
+    }
+
+    pub fn http_address(&self, member: Member) -> anyhow::Result<String> {
+        Ok(format!("127.0.0.1:{}", self.member(member)?.ports.http))
+    }
+
+    pub fn pid(&self, member: Member) -> anyhow::Result<u32> {
+        Ok(self.member(member)?.process.pid())
+    }
+
+    pub fn log_path(&self, member: Member) -> PathBuf {
+        layout::log_path(&self.plan, member)
+    }
+
+    pub fn config_path(&self, member: Member) -> PathBuf {
+        layout::config_path(&self.plan, member)
+    }
+
+    pub fn data_dir(&self, member: Member) -> PathBuf {
+        layout::data_dir(&self.plan, member)
+    }
+
+    /// Waits until `/readyz` of every member that runs says so.
+    pub async fn wait_ready(&mut self, within: Duration) -> anyhow::Result<()> {
+        let members: Vec<_> = self.members().collect();
+        let deadline = Instant::now() + within;
+        for member in members {
+            self.wait_member_ready(member, deadline.saturating_duration_since(Instant::now())).await?;
+        }
+        Ok(())
+    }
+
+    pub async fn wait_member_ready(&mut self, member: Member, within: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + within;
+        let address = self.http_address(member)?;
+        let log = self.log_path(member);
+        loop {
+            let last = match http_get(&address, "/readyz").await {
+                Ok(answer) if answer.status == 200 => return Ok(()),
+                Ok(answer) => format!("HTTP {}: {}", answer.status, answer.body.trim()),
+                Err(error) => error.to_string(),
+            };
+            if let Some(status) = self.member_mut(member)?.process.exited()? {
+                bail!("{member} ended with {status}; its log is {}", log.display());
+            }
+            if Instant::now() >= deadline {
+                bail!("{member} is not ready ({last}); its log is {}", log.display());
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    /// Members that ended without being told to, with how they ended.
+    pub fn fallen(&mut self) -> anyhow::Result<Vec<(Member, ExitStatus)>> {
+        let mut fallen = Vec::new();
+        for (member, running) in &mut self.members {
+            if let Some(status) = running.process.exited()? {
+                fallen.push((*member, status));
+            }
+        }
+        Ok(fallen)
+    }
+
+    /// SIGKILL. Returns when the process is gone and the moment it was certain to be.
+    pub fn kill(&mut self, member: Member) -> anyhow::Result<Instant> {
+        let running = self.member_mut(member)?;
+        running.process.kill()?;
+        running.paused = false;
+        Ok(Instant::now())
+    }
+
+    /// SIGSTOP: the process keeps its sockets and does nothing.
+    pub fn pause(&mut self, member: Member) -> anyhow::Result<()> {
+        let running = self.member_mut(member)?;
+        running.process.signal(libc::SIGSTOP)?;
+        running.paused = true;
+        Ok(())
+    }
+
+    /// SIGCONT.
+    pub fn resume(&mut self, member: Member) -> anyhow::Result<()> {
+        let running = self.member_mut(member)?;
+        running.process.signal(libc::SIGCONT)?;
+        running.paused = false;
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for the end; an error if that takes longer than `within`.
+    pub async fn terminate(&mut self, member: Member, within: Duration) -> anyhow::Result<ExitStatus> {
+        let running = self.member_mut(member)?;
+        running.process.signal(libc::SIGTERM)?;
+        running
+            .process
+            .wait(within)
+            .await?
+            .with_context(|| format!("{member} still runs {} ms after SIGTERM", within.as_millis()))
+    }
+
+    /// Starts a member that ended again, on its ports and its files.
+    pub fn restart(&mut self, member: Member) -> anyhow::Result<()> {
+        let arguments = layout::arguments(&self.plan, member);
+        let log = layout::log_path(&self.plan, member);
+        let binary = self.plan.binary.clone();
+        let running = self.member_mut(member)?;
+        if running.process.exited()?.is_none() {
+            bail!("{member} still runs");
+        }
+        running.process = ChildProcess::start(&binary, &arguments, &log)
+            .with_context(|| format!("cannot restart {member}"))?;
+        running.paused = false;
+        Ok(())
+    }
+
+    /// SIGTERM to all at once, then SIGKILL to those that are left after `within`.
+    pub async fn stop(mut self, within: Duration) -> anyhow::Result<()> {
+        for running in self.members.values_mut() {
+            if running.process.exited()?.is_none() {
+                // A stopped process does not see SIGTERM.
+                running.process.signal(libc::SIGCONT)?;
+                running.process.signal(libc::SIGTERM)?;
+            }
+        }
+        let deadline = Instant::now() + within;
+        for running in self.members.values_mut() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if running.process.wait(left).await?.is_none() {
+                running.process.kill()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the brokers that run say about the cluster.
+    pub async fn status(&mut self) -> anyhow::Result<ClusterStatusResponse> {
+        let points = self.serving_brokers()?;
+        if points.is_empty() {
+            bail!("no broker runs");
+        }
+        let options =
+            ClientOptions { total_deadline: Duration::from_secs(5), ..ClientOptions::default() };
+        let client = Client::connect(&points.join(";"), options).await?;
+        Ok(client.admin().cluster_status(ClusterStatusRequest {}).await?)
+    }
+
+    /// The leader of the group with this number, once a majority of nodes agrees on it.
+    pub async fn wait_leader(&mut self, group: u32, within: Duration) -> anyhow::Result<Member> {
+        let deadline = Instant::now() + within;
+        loop {
+            let seen = match self.status().await {
+                Ok(status) => match leader_of(&status, group) {
+                    Some(node) => return Ok(Member::Broker(node)),
+                    None => "no node leads with the consent of a majority".to_owned(),
+                },
+                Err(error) => format!("{error:#}"),
+            };
+            if Instant::now() >= deadline {
+                bail!("group {group} has no leader: {seen}");
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    fn serving_brokers(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut points = Vec::new();
+        for (member, running) in &mut self.members {
+            if matches!(member, Member::Broker(_)) && !running.paused && running.process.exited()?.is_none() {
+                points.push(format!("127.0.0.1:{}", running.ports.client));
+            }
+        }
+        Ok(points)
+    }
+
+    fn member(&self, member: Member) -> anyhow::Result<&Running> {
+        self.members.get(&member).with_context(|| format!("the cluster has no {member}"))
+    }
+
+    fn member_mut(&mut self, member: Member) -> anyhow::Result<&mut Running> {
+        self.members.get_mut(&member).with_context(|| format!("the cluster has no {member}"))
+    }
+}
+
+/// A leader that only it believes in is a leader of the past.
+fn leader_of(status: &ClusterStatusResponse, group: u32) -> Option<u64> {
+    let group = status.groups.iter().find(|candidate| candidate.id == group)?;
+    let behind = group.replicas.iter().filter(|replica| replica.reachable && replica.leader == group.leader);
+    (group.leader != 0 && behind.count() * 2 > group.replicas.len()).then_some(group.leader)
+}
+
+#[cfg(test)]
+mod tests {
+    use ledgermq_proto::admin::Replica;
+    use ledgermq_proto::admin::cluster_status_response::Group;
+
+    use super::*;
+
+    fn status(leader: u64, believed: &[u64]) -> ClusterStatusResponse {
+        let replicas = believed
+            .iter()
+            .zip(1..)
+            .map(|(leader, node)| Replica { node, reachable: *leader != 99, leader: *leader, ..Default::default() })
+            .collect();
+        let group = Group { id: 1, leader, replicas, ..Default::default() };
+        ClusterStatusResponse { groups: vec![group], ..Default::default() }
+    }
+
+    #[test]
+    fn a_leader_counts_only_with_a_majority_behind_it() {
+        assert_eq!(leader_of(&status(2, &[2, 2, 2]), 1), Some(2));
+        assert_eq!(leader_of(&status(2, &[99, 2, 2]), 1), Some(2));
+        assert_eq!(leader_of(&status(1, &[1, 99, 2]), 1), None);
+        assert_eq!(leader_of(&status(0, &[0, 0, 0]), 1), None);
+        assert_eq!(leader_of(&status(2, &[2, 2, 2]), 7), None);
+    }
+}

@@ -1,0 +1,297 @@
+//! `ledgermq bench local`: a cluster of its own on this machine, one row for each measure, beside
+//! the target and beside what the disk did in the same sitting.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use comfy_table::{Table, presets};
+use ledgermq_bench::consume::{self, ConsumeSpec};
+use ledgermq_bench::cost::{Cost, CostSample};
+use ledgermq_bench::disk;
+use ledgermq_bench::end_to_end::{self, EndToEndSpec};
+use ledgermq_bench::produce::{self, ProduceSpec};
+use ledgermq_client::{Client, ClientOptions};
+use serde_json::{Value, json};
+
+use super::{create, disk_as_json};
+use crate::cluster::{Cluster, ClusterPlan, Member};
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const STOP_WITHIN: Duration = Duration::from_secs(12);
+const IDLE_FOR: Duration = Duration::from_secs(5);
+const END_TO_END_MESSAGES: u32 = 1_000;
+/// Segments of the size production uses, or their preparation would weigh more than it does there.
+const SEGMENT_SIZE_BYTES: u64 = 256 * 1024 * 1024;
+
+#[derive(Debug, Args)]
+pub struct LocalArgs {
+    /// The cluster's files go into a new directory here; choose the disk that is to be measured.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Counted time of each row.
+    #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+    duration: u64,
+    #[arg(long, default_value_t = 1, value_name = "SECONDS")]
+    warm_up: u64,
+    /// Threads of each broker; 0 is one per core.
+    #[arg(long, default_value_t = 0)]
+    worker_threads: usize,
+    /// A setting of the brokers, as in `--set raft.heartbeat_ms=50`. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Only rows whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    #[arg(long)]
+    json: bool,
+}
+
+struct Load {
+    name: &'static str,
+    size_bytes: usize,
+    producers: usize,
+    in_flight: usize,
+    batch: usize,
+    /// Receive and acknowledge meanwhile, this many messages at a time.
+    consume_batch: Option<u32>,
+    target: &'static str,
+}
+
+const LOADS: [Load; 8] = [
+    load("1 KiB, one in flight", 1024, 1, 1, 1, None, "p50 ≤ 210 µs, p99 ≤ 600 µs"),
+    load("1 KiB, 1 × 256", 1024, 1, 256, 1, None, "grows with messages in flight"),
+    load("1 KiB, 8 × 64", 1024, 8, 64, 1, None, "≥ 40 k/s, ≤ 25 CPU-s per million"),
+    load("1 KiB, 8 × 64, batches of 32", 1024, 8, 64, 32, None, "≥ 200 k/s, ≤ 8 CPU-s per million"),
+    load("128 B, 8 × 64, batches of 256", 128, 8, 64, 256, None, "≥ 800 k/s"),
+    load("16 KiB, 8 × 16", 16 * 1024, 8, 16, 1, None, "≥ 15 k/s"),
+    load("1 KiB, 8 × 64, consumed one by one", 1024, 8, 64, 1, Some(1), "consume ≥ 25 k/s"),
+    load("1 KiB, 8 × 64 of 32, consumed by 32", 1024, 8, 64, 32, Some(32), "consume ≥ 100 k/s"),
+];
+
+const fn load(
+    name: &'static str,
+    size_bytes: usize,
+    producers: usize,
+    in_flight: usize,
+    batch: usize,
+    consume_batch: Option<u32>,
+    target: &'static str,
+) -> Load {
+    Load { name, size_bytes, producers, in_flight, batch, consume_batch, target }
+}
+
+struct Bench {
+    arguments: LocalArgs,
+    endpoint: String,
+    pids: Vec<u32>,
+    rows: Vec<Value>,
+    table: Table,
+}
+
+pub async fn run(arguments: LocalArgs) -> anyhow::Result<ExitCode> {
+    let binary = std::env::current_exe().context("cannot find this binary")?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("ledgermq-bench-");
+    let dir = match &arguments.dir {
+        Some(parent) => builder.tempdir_in(parent)?,
+        None => builder.tempdir()?,
+    };
+    let disk_before = disk::measure(dir.path())?;
+    let mut plan = ClusterPlan::new(binary, dir.path());
+    plan.worker_threads = arguments.worker_threads;
+    plan.segment_size_bytes = SEGMENT_SIZE_BYTES;
+    plan.broker_settings = arguments.settings.clone();
+    plan.log = "warn".to_owned();
+    let mut cluster = Cluster::start(plan)?;
+    let outcome = tokio::select! {
+        outcome = measure(&mut cluster, arguments) => outcome,
+        _ = crate::commands::asked_to_stop() => Err(anyhow::anyhow!("interrupted")),
+    };
+    let _ = cluster.stop(STOP_WITHIN).await;
+    let bench = match outcome {
+        Ok(bench) => bench,
+        Err(error) => {
+            eprintln!("files and logs of the cluster: {}", dir.keep().display());
+            return Err(error);
+        }
+    };
+    if bench.arguments.json {
+        println!("{}", json!({ "disk": disk_as_json(&disk_before), "rows": bench.rows }));
+    } else {
+        println!(
+            "disk: fdatasync of 4 KiB p50 {:.0} µs, p99 {:.0} µs; sequential {:.2} GB/s\n\n{}",
+            disk_before.fdatasync.p50_us,
+            disk_before.fdatasync.p99_us,
+            disk_before.sequential_bytes_per_second / 1e9,
+            bench.table
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn measure(cluster: &mut Cluster, arguments: LocalArgs) -> anyhow::Result<Bench> {
+    cluster.wait_ready(READY_WITHIN).await?;
+    // The leader first: the figures are of the broker, not of a hop that depends on luck.
+    let leader = cluster.wait_leader(1, READY_WITHIN).await?;
+    let endpoint = format!("{};{}", cluster.access_point(leader)?, cluster.broker_access_points());
+    let members: Vec<Member> = cluster.members().collect();
+    let pids = members.into_iter().map(|member| cluster.pid(member)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header([
+        "ROW",
+        "PER SECOND",
+        "P50 µs",
+        "P99 µs",
+        "P99.9 µs",
+        "CONSUMED PER SECOND",
+        "SERVER CPU-S PER MILLION",
+        "WRITTEN PER PAYLOAD BYTE",
+        "MEMORY MiB",
+        "TARGET",
+    ]);
+    let mut bench = Bench { arguments, endpoint, pids, rows: Vec::new(), table };
+    if bench.wants("idle") {
+        bench.idle().await?;
+    }
+    for (number, load) in LOADS.iter().enumerate() {
+        if bench.wants(load.name) {
+            bench.row(number, load).await.with_context(|| format!("row \"{}\"", load.name))?;
+        }
+    }
+    if bench.wants("end to end, one in flight") {
+        bench.end_to_end().await?;
+    }
+    Ok(bench)
+}
+
+impl Bench {
+    fn wants(&self, name: &str) -> bool {
+        self.arguments.only.as_deref().is_none_or(|only| name.contains(only))
+    }
+
+    async fn topic(&self, number: usize) -> anyhow::Result<String> {
+        let topic = format!("bench-{number}");
+        create(&Client::connect(&self.endpoint, ClientOptions::default()).await?, &topic).await?;
+        Ok(topic)
+    }
+
+    async fn row(&mut self, number: usize, load: &Load) -> anyhow::Result<()> {
+        let topic = self.topic(number).await?;
+        let warm_up = Duration::from_secs(self.arguments.warm_up);
+        let duration = Duration::from_secs(self.arguments.duration);
+        let spec = ProduceSpec {
+            endpoint: self.endpoint.clone(),
+            options: ClientOptions::default(),
+            topic: topic.clone(),
+            message_size_bytes: load.size_bytes,
+            in_flight: load.in_flight,
+            producers: load.producers,
+            batch: load.batch,
+            warm_up,
+            duration,
+        };
+        let consuming = load.consume_batch.map(|batch| {
+            let spec = ConsumeSpec {
+                endpoint: self.endpoint.clone(),
+                options: ClientOptions::default(),
+                topic,
+                group: "bench-readers".to_owned(),
+                consumers: 4,
+                in_flight: if batch == 1 { 32 } else { 8 },
+                batch,
+                warm_up,
+                duration,
+            };
+            tokio::spawn(async move { consume::run(&spec, || {}, || {}).await })
+        });
+        let (mut start, mut end) = (None, None);
+        let produced = produce::run(
+            &spec,
+            || start = Some(CostSample::take(&self.pids)),
+            || end = Some(CostSample::take(&self.pids)),
+        )
+        .await?;
+        let cost = match (start, end) {
+            (Some(start), Some(end)) => start?.until(&end?, produced.messages),
+            _ => anyhow::bail!("the servers' cost was not sampled"),
+        };
+        let consumed = match consuming {
+            Some(task) => Some(task.await??),
+            None => None,
+        };
+        let payload = produced.messages as f64 * load.size_bytes as f64;
+        let written_per_payload = cost.written_bytes as f64 / payload.max(1.0);
+        self.table.add_row([
+            load.name.to_owned(),
+            format!("{:.0}", produced.messages_per_second),
+            format!("{:.0}", produced.latency.p50_us),
+            format!("{:.0}", produced.latency.p99_us),
+            format!("{:.0}", produced.latency.p999_us),
+            consumed.as_ref().map_or_else(String::new, |report| format!("{:.0}", report.messages_per_second)),
+            format!("{:.1}", cost.cpu_seconds_per_million),
+            format!("{written_per_payload:.2}"),
+            mebibytes(&cost),
+            load.target.to_owned(),
+        ]);
+        self.rows.push(json!({
+            "name": load.name,
+            "target": load.target,
+            "produce": produced,
+            "consume": consumed,
+            "server_cost": cost,
+            "written_bytes_per_payload_byte": written_per_payload,
+        }));
+        Ok(())
+    }
+
+    async fn idle(&mut self) -> anyhow::Result<()> {
+        let start = CostSample::take(&self.pids)?;
+        tokio::time::sleep(IDLE_FOR).await;
+        let cost = start.until(&CostSample::take(&self.pids)?, 0);
+        let percent = cost.cpu_seconds / IDLE_FOR.as_secs_f64() * 100.0;
+        let target = "≤ 1 % of a core, ≤ 64 MiB";
+        let mut row = vec![format!("idle: {percent:.1} % of a core")];
+        row.extend(std::iter::repeat_n(String::new(), 7));
+        row.extend([mebibytes(&cost), target.to_owned()]);
+        self.table.add_row(row);
+        self.rows.push(json!({
+            "name": "idle",
+            "target": target,
+            "cpu_percent_of_a_core": percent,
+            "resident_bytes_max": cost.resident_bytes_max,
+        }));
+        Ok(())
+    }
+
+    async fn end_to_end(&mut self) -> anyhow::Result<()> {
+        let spec = EndToEndSpec {
+            endpoint: self.endpoint.clone(),
+            options: ClientOptions::default(),
+            topic: self.topic(LOADS.len()).await?,
+            group: "bench-end-to-end-readers".to_owned(),
+            message_size_bytes: 1024,
+            messages: END_TO_END_MESSAGES,
+        };
+        let report = end_to_end::run(&spec).await.context("row \"end to end\"")?;
+        let target = "≤ 1.5 × send";
+        let mut row = vec![
+            format!("end to end, one in flight: {:.2} × send", report.ratio),
+            String::new(),
+            format!("{:.0}", report.arrival.p50_us),
+            format!("{:.0}", report.arrival.p99_us),
+            format!("{:.0}", report.arrival.p999_us),
+        ];
+        row.extend(std::iter::repeat_n(String::new(), 4));
+        row.push(target.to_owned());
+        self.table.add_row(row);
+        self.rows.push(json!({ "name": "end to end, one in flight", "target": target, "result": report }));
+        Ok(())
+    }
+}
+
+fn mebibytes(cost: &Cost) -> String {
+    format!("{:.0}", cost.resident_bytes_max as f64 / (1024.0 * 1024.0))
+}

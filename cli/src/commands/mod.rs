@@ -1,0 +1,99 @@
+//! The subcommands, one file each.
+
+mod admin;
+mod bench;
+mod broker;
+mod config;
+mod connection;
+mod demo;
+mod dev;
+mod nameserver;
+mod receive;
+mod send;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{ArgMatches, Parser, Subcommand};
+
+use crate::logging::LoggingArgs;
+
+/// A RocketMQ 5 compatible message broker whose CommitLog is a Raft log.
+#[derive(Debug, Parser)]
+#[command(name = "ledgermq", version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub logging: LoggingArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a broker.
+    Broker(broker::BrokerArgs),
+    /// Run a nameserver.
+    Nameserver(nameserver::NameserverArgs),
+    /// Check a configuration file, or show the defaults.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Run a nameserver and three brokers on this machine to develop against.
+    Dev(dev::DevArgs),
+    /// Kill leaders under load and count what was lost.
+    Demo(demo::DemoArgs),
+    /// Manage topics, look at the cluster.
+    Admin(admin::AdminArgs),
+    /// Send messages.
+    Send(send::SendArgs),
+    /// Receive and acknowledge messages.
+    Receive(receive::ReceiveArgs),
+    /// Measure throughput, latency and cost.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+impl Cli {
+    /// Servers tell what they do; tools speak up only when something is wrong.
+    pub fn default_log(&self) -> &'static str {
+        match self.command {
+            Command::Broker(_) | Command::Nameserver(_) => "info",
+            _ => "warn",
+        }
+    }
+
+    pub fn run(self, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+        let below = matches.subcommand().map(|(_, matches)| matches);
+        match self.command {
+            Command::Broker(arguments) => broker::run(&arguments, below),
+            Command::Nameserver(arguments) => nameserver::run(&arguments, below),
+            Command::Config(command) => config::run(&command),
+            Command::Dev(arguments) => block_on(dev::run(arguments)),
+            Command::Demo(arguments) => block_on(demo::run(arguments)),
+            Command::Admin(arguments) => block_on(admin::run(arguments)),
+            Command::Send(arguments) => block_on(send::run(arguments)),
+            Command::Receive(arguments) => block_on(receive::run(arguments)),
+            Command::Bench(command) => bench::run(command),
+        }
+    }
+}
+
+/// Children are started from the main thread, which lives as long as the process: a child is
+/// killed when the thread that started it ends.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime could not be built")?
+        .block_on(work)
+}
+
+/// Resolves at SIGINT or SIGTERM.
+async fn asked_to_stop() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        outcome = tokio::signal::ctrl_c() => outcome?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! `ledgermq nameserver`: the production entry point of a nameserver.
+
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Args};
+use ledgermq_nameserver::{Nameserver, NameserverConfig};
+
+use super::{asked_to_stop, block_on};
+use crate::settings::{NAMESERVER_ENV_PREFIX, SettingsArgs, load_settings};
+
+#[derive(Debug, Args)]
+pub struct NameserverArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+pub fn run(arguments: &NameserverArgs, matches: Option<&ArgMatches>) -> anyhow::Result<ExitCode> {
+    let config: NameserverConfig = load_settings(&arguments.settings, matches, NAMESERVER_ENV_PREFIX)?;
+    block_on(async {
+        let nameserver = Nameserver::start(config).await?;
+        asked_to_stop().await?;
+        nameserver.shutdown().await;
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,83 @@
+//! `ledgermq receive`: receives, prints, and acknowledges.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use ledgermq_client::{ConsumerOptions, ReceivedMessage};
+use tokio::time::Instant;
+
+use super::connection::ConnectionArgs;
+
+#[derive(Debug, Args)]
+pub struct ReceiveArgs {
+    #[command(flatten)]
+    connection: ConnectionArgs,
+    #[arg(long)]
+    topic: String,
+    /// The consumer group to receive for.
+    #[arg(long)]
+    group: String,
+    /// Tags joined by `||`.
+    #[arg(long, default_value = "*")]
+    filter: String,
+    /// Stop after this many messages.
+    #[arg(long, default_value_t = 1)]
+    count: usize,
+    /// Stop when nothing arrived for this long.
+    #[arg(long, default_value_t = 20_000, value_name = "MS")]
+    wait_ms: u64,
+    /// Leave the messages to the group: they return when their lease ends.
+    #[arg(long)]
+    no_ack: bool,
+    /// One JSON object per message.
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(arguments: ReceiveArgs) -> anyhow::Result<ExitCode> {
+    let wait = Duration::from_millis(arguments.wait_ms);
+    let options = ConsumerOptions::new(&arguments.group)
+        .subscribe(&arguments.topic, &arguments.filter)
+        .await_duration(wait.min(Duration::from_secs(20)));
+    let consumer = arguments.connection.connect().await?.simple_consumer(options);
+    let mut received = 0;
+    let mut deadline = Instant::now() + wait;
+    while received < arguments.count && Instant::now() < deadline {
+        let left = u32::try_from(arguments.count - received).unwrap_or(u32::MAX);
+        for message in consumer.receive(left).await? {
+            print(&message, arguments.json);
+            if !arguments.no_ack {
+                consumer.ack(&message).await?;
+            }
+            received += 1;
+            deadline = Instant::now() + wait;
+        }
+    }
+    consumer.close().await;
+    Ok(if received > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(message: &ReceivedMessage, json: bool) {
+    let body = String::from_utf8_lossy(&message.body);
+    if !json {
+        println!("{body}");
+        return;
+    }
+    let line = serde_json::json!({
+        "message_id": message.message_id,
+        "topic": message.topic,
+        "body": body,
+        "tag": message.tag,
+        "keys": message.keys,
+        "properties": message.properties,
+        "delivery_attempt": message.delivery_attempt,
+        "broker": message.broker,
+        "queue_id": message.queue_id,
+        "queue_offset": message.queue_offset,
+        "born_timestamp_ms": message.born_timestamp_ms,
+        "store_timestamp_ms": message.store_timestamp_ms,
+        "receipt_handle": message.receipt_handle,
+    });
+    println!("{line}");
+}
