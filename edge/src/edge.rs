@@ -39,7 +39,6 @@ pub struct Edge {
 
 pub(crate) struct Shared {
     pub config: EdgeConfig,
-    pub local: Arc<dyn LocalGroups>,
     pub topology: Arc<dyn Topology>,
     pub clock: Arc<dyn Clock>,
     pub caller: GroupCaller,
@@ -57,11 +56,10 @@ impl Edge {
     ) -> Self {
         let stopping = CancellationToken::new();
         let links = Arc::new(Links::new(connect));
-        let caller = GroupCaller::new(local.clone(), topology.clone(), links, stopping.clone());
+        let caller = GroupCaller::new(local, topology.clone(), links, stopping.clone());
         Self {
             shared: Arc::new(Shared {
                 config,
-                local,
                 topology,
                 clock,
                 caller,

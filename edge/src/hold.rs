@@ -316,11 +316,17 @@ struct News {
 
 impl News {
     fn of(caller: &GroupCaller, group: &GroupName) -> Self {
-        Self {
+        let mut news = Self {
             local: caller.local.leadership(group),
             heard: caller.leaders.changes(),
             topology: caller.topology.changes(),
+        };
+        // A receiver cloned from one that never looked would call everything news, again and again.
+        if let Some(local) = &mut news.local {
+            local.mark_unchanged();
         }
+        news.topology.mark_unchanged();
+        news
     }
 
     async fn arrives(&mut self) {

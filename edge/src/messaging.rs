@@ -3,11 +3,11 @@
 //! An error of the application is a gRPC-OK answer whose `status` says so; a gRPC error would make
 //! SDKs tear the connection down. What does not exist yet answers NOT_IMPLEMENTED in the body.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt as _};
+use ledgermq_listener::ClientConnectInfo;
 use ledgermq_proto::rocketmq::messaging_service_server::MessagingService;
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
@@ -233,7 +233,8 @@ impl MessagingService for Messaging {
 
 /// Reads the headers. The connection's address is there whatever kind of listener took it.
 fn open<T>(request: Request<T>) -> (Result<CallContext, Refused>, T) {
-    let peer = request.extensions().get::<SocketAddr>().copied().or_else(|| request.remote_addr());
+    let connection = request.extensions().get::<ClientConnectInfo>();
+    let peer = connection.map(|connection| connection.peer_addr).or_else(|| request.remote_addr());
     let context = CallContext::from_metadata(request.metadata(), peer);
     (context, request.into_inner())
 }

@@ -151,8 +151,8 @@ impl Announcer {
     }
 }
 
-/// A topic takes up to 150 bytes: enough for a million of them.
-pub const REGISTER_BYTES_MAX: usize = 192 * 1024 * 1024;
+/// A topic takes 40 bytes and its name: enough for several hundred thousand of them.
+pub const REGISTER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 fn request(told: &Announcement, with_topics: bool) -> RegisterRequest {
     RegisterRequest {
