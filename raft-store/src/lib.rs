@@ -5,6 +5,8 @@
 
 mod commit_log;
 mod frame;
+mod commit_log;
+mod frame;
 pub mod group;
 pub mod io;
 pub mod machine;

@@ -23,10 +23,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
+use crate::commit_log::{CommitLog, recovery};
+use crate::frame;
 use crate::io::Disk;
 use crate::machine::EntryId;
+use crate::position::LogPosition;
+use crate::segment::Preparer;
+use crate::segment::prepare::PreparePlan;
+use crate::writer::{Done, Operation, Writer, WriterCore, closed_fault};
 
 /// Whose log it is. A directory that belongs to another identity is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,20 +197,37 @@ pub struct WriteStats {
     pub bytes_written: u64,
 }
 
-/// A handle on the durable log of one group. Clones share it.
-#[derive(Clone)]
-pub struct LogStore {}
+/// A handle on the durable log of one group. Clones share it; with the last one the writer ends.
+#[derive(Debug, Clone)]
+pub struct LogStore {
+    log: Arc<CommitLog>,
+    writer: Arc<Writer>,
+}
 
 impl LogStore {
     /// Recovers the log in `config.directory`, or makes a new one. Blocks.
     pub fn open(
-        config: StoreConfig,
+        mut config: StoreConfig,
         identity: Identity,
         disk: Arc<dyn Disk>,
         spawn: WriterSpawn,
     ) -> Result<LogStore, OpenError> {
-        let _ = (config, identity, disk, spawn);
-        unimplemented!()
+        let recovered = recovery::recover(&disk, &mut config, &identity)?;
+        let directory = config.directory.clone();
+        let thread_error = |source| OpenError::Io { operation: "start a thread for", file: directory.clone(), source };
+        let plan = PreparePlan::of(&config);
+        let preparer = match spawn {
+            WriterSpawn::Thread => {
+                let name = format!("logfill-{}", identity.group);
+                Preparer::threaded(Arc::clone(&disk), plan, name).map_err(thread_error)?
+            }
+            WriterSpawn::Task { .. } => Preparer::inline(Arc::clone(&disk), plan),
+        };
+        let log = Arc::new(CommitLog::new(identity, config, &recovered));
+        let recovery::Recovered { superblock_file, superblock, lock, .. } = recovered;
+        let core = WriterCore::new(Arc::clone(&log), disk, superblock_file, superblock, preparer);
+        let writer = Writer::start(core, Arc::clone(&log), lock, spawn).map_err(thread_error)?;
+        Ok(Self { log, writer: Arc::new(writer) })
     }
 
     /// Places `entries` behind the log and returns where each payload starts. When it returns the
@@ -217,148 +240,226 @@ impl LogStore {
         entries: Vec<NewEntry>,
         on_durable: OnDurable,
     ) -> Result<Vec<PhysicalOffset>, AppendError> {
-        let _ = (entries, on_durable);
-        unimplemented!()
+        let bytes: u64 = entries.iter().map(|entry| frame::frame_bytes(entry.payload.len())).sum();
+        // More than the whole queue must get in as well: it then waits for an empty one.
+        let room = u32::try_from(bytes.min(self.log.config.write_queue_bytes_max as u64))
+            .expect("the size of the queue was checked when the store was opened");
+        match self.log.room.acquire_many(room).await {
+            // The writer gives it back.
+            Ok(permit) => permit.forget(),
+            Err(_) => return Err(self.stopped().into()),
+        }
+        let queue = &self.writer.queue;
+        let placed = self.log.append(entries, |frames, generation| {
+            queue.push(Operation::Append { frames, generation, room, on_durable });
+        });
+        if placed.is_err() {
+            self.log.room.add_permits(room as usize);
+        }
+        placed
     }
 
     /// Durable on return, and ordered with the appends around it.
     pub async fn save_vote(&self, vote: VoteRecord) -> Result<(), StoreFault> {
-        let _ = vote;
-        unimplemented!()
+        self.enqueue(|done| Operation::Vote { vote, done }).await
     }
 
     pub fn read_vote(&self) -> Option<VoteRecord> {
-        unimplemented!()
+        self.log.vote()
     }
 
     /// A hint: it reaches the disk with the next write of the superblock.
     pub fn save_committed(&self, committed: Option<EntryId>) {
-        let _ = committed;
-        unimplemented!()
+        self.log.save_committed(committed);
     }
 
     pub fn read_committed(&self) -> Option<EntryId> {
-        unimplemented!()
+        self.log.committed()
     }
 
     /// Cuts every entry behind `last_kept` (all of them with `None`); durable on return. Asserts
     /// that nothing applied is cut.
     pub async fn truncate_after(&self, last_kept: Option<LogIndex>) -> Result<(), StoreFault> {
-        let _ = last_kept;
-        unimplemented!()
+        let end = self.log.end();
+        if end.last.map(|last| last.index) <= last_kept {
+            return Ok(());
+        }
+        let to = self.position_to_cut_at(last_kept)?;
+        let starts_inside = self.log.physical_start() <= to.at || self.log.begin().at == self.log.physical_start();
+        self.write(|done| {
+            if starts_inside {
+                self.log.cut(to, |generation| self.queue(Operation::Cut { to, generation, done }))
+            } else {
+                // The segment this entry was in is released: the log starts anew behind it.
+                self.log.reset(to, |generation| self.queue(Operation::Reset { to, generation, done }))
+            }
+        })
+        .await
     }
 
     /// Moves the purge pointer, durable on return. Bytes stay readable until they are released.
     pub async fn purge(&self, upto: EntryId) -> Result<(), StoreFault> {
-        let _ = upto;
-        unimplemented!()
+        let last = self.last_id();
+        assert!(last.is_some_and(|last| upto.index <= last.index), "purging {upto:?} of a log up to {last:?}");
+        self.enqueue(|done| Operation::Purge { upto, done }).await
     }
 
     /// Removes the segments that lie wholly below `edge` and below the purge pointer.
     pub async fn release_before(&self, edge: PhysicalOffset) -> Result<(), StoreFault> {
-        let _ = edge;
-        unimplemented!()
+        self.enqueue(|done| Operation::Release { edge, done }).await
     }
 
     /// Empties the log and continues it behind `boundary`: a snapshot replaced what was before.
     pub async fn reset_to(&self, boundary: SnapshotBoundary) -> Result<(), StoreFault> {
-        let _ = boundary;
-        unimplemented!()
+        let to = LogPosition::from(boundary);
+        self.write(|done| self.log.reset(to, |generation| self.queue(Operation::Reset { to, generation, done })))
+            .await
     }
 
     /// The entries of `range` that exist, in order and without a gap from `range.start`, up to
-    /// `bytes_max` of payload but at least one. Empty only if `range.start` is not yet written.
+    /// `bytes_max` of payload but at least one. Empty only if `range.start` is not yet written; may
+    /// end early where a file or the cache ends, so a caller who wants all asks again behind them.
     /// Entries below the purge pointer are found as long as they are not released.
     pub fn read(&self, range: Range<LogIndex>, bytes_max: usize) -> Result<Vec<StoredEntry>, ReadError> {
-        let _ = (range, bytes_max);
-        unimplemented!()
+        self.log.read(range, bytes_max)
     }
 
     /// `len` bytes at `at`, which must lie inside the payload of one entry.
     pub fn read_bytes(&self, at: PhysicalOffset, len: u32) -> Result<Bytes, ReadError> {
-        let _ = (at, len);
-        unimplemented!()
+        self.log.read_bytes(at, len)
     }
 
     /// The id of the entry at `index`; `None` if it is not in the log (the purge pointer's own id
     /// is known too).
     pub fn entry_id_at(&self, index: LogIndex) -> Result<Option<EntryId>, ReadError> {
-        let _ = index;
-        unimplemented!()
+        self.log.entry_id_at(index)
     }
 
     /// What a snapshot whose last entry is `index` has to remember of the log.
     pub fn boundary_at(&self, index: LogIndex) -> Result<Option<SnapshotBoundary>, ReadError> {
-        let _ = index;
-        unimplemented!()
+        let position = self.log.position_behind(index)?;
+        Ok(position.and_then(|LogPosition { at, last, chain }| {
+            Some(SnapshotBoundary { id: last?, next_physical_offset: at, chain })
+        }))
     }
 
     /// The entry behind the purge pointer, whether written yet or not.
     pub fn first_index(&self) -> LogIndex {
-        unimplemented!()
+        self.log.purged().map_or(LogIndex(0), |purged| purged.index.next())
     }
 
     /// The oldest entry still on disk, at or below `first_index`.
     pub fn oldest_index(&self) -> LogIndex {
-        unimplemented!()
+        self.log.begin().next_index()
     }
 
     /// The last entry, durable or not; the purge pointer if the log is empty.
     pub fn last_id(&self) -> Option<EntryId> {
-        unimplemented!()
+        self.log.end().last
     }
 
     pub fn purged(&self) -> Option<EntryId> {
-        unimplemented!()
+        self.log.purged()
     }
 
     /// The chain value behind the last entry.
     pub fn last_chain(&self) -> u64 {
-        unimplemented!()
+        self.log.end().chain
     }
 
     /// The last durable entry. After a truncation it may go back.
     pub fn flushed(&self) -> watch::Receiver<Option<EntryId>> {
-        unimplemented!()
+        self.log.flushed()
     }
 
     /// `Some` once the store is poisoned. The owner of the process ends it then.
     pub fn fault(&self) -> watch::Receiver<Option<StoreFault>> {
-        unimplemented!()
+        self.log.fault()
     }
 
     /// Entries up to `index` are applied: they may leave the tail cache, and are never cut.
     pub fn applied(&self, index: LogIndex) {
-        let _ = index;
-        unimplemented!()
+        self.log.applied(index);
     }
 
     /// Where the frame of the oldest entry starts.
     pub fn physical_start(&self) -> PhysicalOffset {
-        unimplemented!()
+        self.log.physical_start()
     }
 
     /// The end of the last entry's frame.
     pub fn physical_end(&self) -> PhysicalOffset {
-        unimplemented!()
+        self.log.end().at
     }
 
     pub fn write_stats(&self) -> WriteStats {
-        unimplemented!()
+        self.log.counters.read()
     }
 
     pub fn identity(&self) -> &Identity {
-        unimplemented!()
+        &self.log.identity
+    }
+
+    /// The size its segments have, which a directory keeps from its first start.
+    pub fn segment_bytes(&self) -> u64 {
+        self.log.config.segment_bytes
     }
 
     /// Reads and verifies every frame of the flushed log.
     pub fn verify_all(&self) -> Result<(), ReadError> {
-        unimplemented!()
+        self.log.verify_all()
     }
 
-    /// Writes what is queued, marks the superblock clean and stops the writer. Later calls answer
-    /// a [`StoreFault`]. Dropping the last handle without it leaves the log to be recovered.
+    /// Writes what is queued, marks the superblock clean, stops the writer and gives the directory
+    /// back. Later calls answer a [`StoreFault`]. Dropping the last handle without it leaves the log
+    /// to be recovered.
     pub async fn close(&self) -> Result<(), StoreFault> {
-        unimplemented!()
+        let closed = self.enqueue(|done| Operation::Close { done }).await;
+        self.writer.finish();
+        closed
+    }
+
+    fn queue(&self, operation: Operation) {
+        self.writer.queue.push(operation);
+    }
+
+    async fn enqueue(&self, operation: impl FnOnce(Done) -> Operation) -> Result<(), StoreFault> {
+        self.write(|done| {
+            self.queue(operation(done));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Runs an operation of the writer and waits for its end.
+    async fn write(&self, queue: impl FnOnce(Done) -> Result<(), StoreFault>) -> Result<(), StoreFault> {
+        let (done, outcome) = oneshot::channel();
+        queue(done)?;
+        // The writer answers whatever it takes, unless it was ended with its runtime.
+        outcome.await.unwrap_or_else(|_| Err(self.stopped()))
+    }
+
+    fn stopped(&self) -> StoreFault {
+        self.log.stopped().unwrap_or_else(|| closed_fault(&self.log))
+    }
+
+    fn position_to_cut_at(&self, last_kept: Option<LogIndex>) -> Result<LogPosition, StoreFault> {
+        let refuse = |reason: String| {
+            let fault =
+                StoreFault { operation: "cut", file: self.log.config.directory.clone(), reason };
+            // The log cannot be brought to the state Raft asks for, so it must not go on.
+            self.log.poison(fault.clone());
+            fault
+        };
+        let Some(index) = last_kept else {
+            let begin = self.log.begin();
+            assert!(begin.last.is_none(), "a log that starts behind {:?} is not cut to nothing", begin.last);
+            return Ok(begin);
+        };
+        match self.log.position_behind(index) {
+            Ok(Some(position)) => Ok(position),
+            Ok(None) => Err(refuse(format!("entry {index} is not in the log"))),
+            Err(error) => Err(refuse(error.to_string())),
+        }
     }
 }
