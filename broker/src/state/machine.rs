@@ -1,24 +1,39 @@
 //! The state of one broker group as the rest of the broker holds it: a [`StateMachine`] to the log,
-//! questions and plans to the leader's executor.
+//! [questions](super::questions) and [plans](super::planner) to the leader's executor.
+//!
+//! Locks, in the order in which they may be taken: checkpoint files, applied state. The applied
+//! state is held for one batch of entries, one question, or the start of a checkpoint or snapshot;
+//! no file is read or written under it.
 
 use std::io;
-use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Weak;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
-use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::receipt_handle::ReceiptHandle;
-use ledgermq_common::{GroupId, LogIndex, PhysicalOffset, QueueId, QueueOffset};
-use ledgermq_raft_store::{AppliedEntry, ApplyError, EntryId, SnapshotReader, StateMachine};
-use parking_lot::{RwLock, RwLockReadGuard};
+use ledgermq_common::{GroupId, LogIndex, PhysicalOffset, QueueId};
+use ledgermq_raft_store::{
+    AppliedEntry, ApplyError, EntryId, RecoveredLog, SnapshotReader, StateMachine,
+};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
-use super::answer::Granted;
 use super::applied::Applied;
 use super::applied::apply::Effects;
-use super::command::{ConsumerGroupSettings, TopicSettings};
-use super::consume_queue::{IndexEntry, QueueKey};
-use super::names::{ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
+use super::checkpoint::CheckpointFiles;
+use super::consume_queue::run::Run;
+use super::consume_queue::{ConsumeQueueIndex, QueueKey, QueueView};
+use super::meta_store::{MetaStore, SledStore};
+use super::names::{ConsumerGroupId, TopicId};
 use super::planner::Reservations;
+use super::snapshot::{Captured, SnapshotStream, receive};
+
+/// A checkpoint is due after so many entries, index entries or bytes of commands, whichever comes
+/// first: it bounds what a restart applies again and what the index tail holds.
+pub const CHECKPOINT_LOG_ENTRIES: u64 = 200_000;
+pub const CHECKPOINT_INDEX_ENTRIES: usize = 500_000;
+pub const CHECKPOINT_COMMAND_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Hears of applied entries that may end somebody's wait. Called after a batch, outside all locks.
 pub trait ApplyObserver: Send + Sync + 'static {
@@ -37,80 +52,33 @@ impl ApplyObserver for NobodyWaits {
     fn leases_released(&self, _: ConsumerGroupId, _: TopicId) {}
 }
 
+/// When checkpoints are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointMode {
+    /// By a thread of the state, when one is due.
+    Background,
+    /// Only by [`BrokerState::checkpoint`].
+    OnDemand,
+}
+
 #[derive(Debug, Clone)]
 pub struct StateConfig {
     pub group: GroupId,
+    /// Where checkpoints are kept. `None`: nowhere, the state is made from the log at each start.
+    pub directory: Option<PathBuf>,
+    pub checkpoints: CheckpointMode,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum OpenStateError {
-    #[error("opening the derived state: {0}")]
-    Io(#[from] io::Error),
+#[error("the directory of the derived state cannot be used: {reason}")]
+pub struct OpenStateError {
+    reason: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicView {
-    pub id: TopicId,
-    pub name: String,
-    pub settings: TopicSettings,
-    pub created_at: UnixMillis,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConsumerGroupView {
-    pub id: ConsumerGroupId,
-    pub name: String,
-    pub settings: ConsumerGroupSettings,
-    pub created_at: UnixMillis,
-}
-
-/// How far a consumer group is behind in a topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Lag {
-    /// Messages that could be delivered now: unseen, or their lease ended.
-    pub ready: u64,
-    /// Messages under a lease.
-    pub in_flight: u64,
-}
-
-/// A lease that its leader keeps alive while the client lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RenewableLease {
-    pub consumer_group: ConsumerGroupId,
-    pub topic: TopicId,
-    pub queue: QueueId,
-    pub offset: QueueOffset,
-    pub epoch: DeliveryEpoch,
-    pub client: ClientHash,
-    pub popped_at: UnixMillis,
-    pub until: UnixMillis,
-    pub attempt: u32,
-    /// How often it was renewed so far.
-    pub renewal: u32,
-}
-
-/// What a receipt handle points at, once it is known to belong to the caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HandleTarget {
-    pub consumer_group: ConsumerGroupId,
-    pub topic: TopicId,
-    pub queue: QueueId,
-    pub offset: QueueOffset,
-    pub epoch: DeliveryEpoch,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum HandleRefusal {
-    #[error("the receipt handle is of another broker group")]
-    OtherBrokerGroup,
-    #[error("the receipt handle is of another topic")]
-    OtherTopic,
-    #[error("the receipt handle is of another consumer group")]
-    OtherConsumerGroup,
-    #[error("the topic does not exist")]
-    TopicUnknown,
-    #[error("the consumer group does not exist")]
-    ConsumerGroupUnknown,
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("writing a checkpoint failed: {reason}")]
+pub struct CheckpointError {
+    reason: String,
 }
 
 pub struct BrokerState {
@@ -118,6 +86,21 @@ pub struct BrokerState {
     applied: RwLock<Applied>,
     reservations: Reservations,
     observer: Arc<dyn ApplyObserver>,
+    files: Mutex<Option<CheckpointFiles>>,
+    durability: Mutex<Durability>,
+    durability_changed: Condvar,
+    checkpoint_due: Option<SyncSender<()>>,
+    checkpoint_thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Durability {
+    /// The log on this replica is flushed up to here.
+    flushed: LogIndex,
+    /// What survives a restart: the last checkpoint, or the snapshot restored.
+    kept: Option<EntryId>,
+    fault: Option<CheckpointError>,
+    is_closing: bool,
 }
 
 impl std::fmt::Debug for BrokerState {
@@ -131,206 +114,110 @@ impl BrokerState {
         config: StateConfig,
         observer: Arc<dyn ApplyObserver>,
     ) -> Result<Arc<Self>, OpenStateError> {
-        Ok(Arc::new(Self {
+        let store = config.directory.as_deref().map(SledStore::below);
+        Self::open_with(config, store.map(|store| Box::new(store) as Box<dyn MetaStore>), observer)
+    }
+
+    pub(crate) fn open_with(
+        config: StateConfig,
+        store: Option<Box<dyn MetaStore>>,
+        observer: Arc<dyn ApplyObserver>,
+    ) -> Result<Arc<Self>, OpenStateError> {
+        let (files, applied) = match (&config.directory, store) {
+            (Some(directory), Some(store)) => {
+                let (files, applied) = CheckpointFiles::open(directory, store)
+                    .map_err(|error| OpenStateError { reason: error.to_string() })?;
+                (Some(files), applied)
+            }
+            _ => (None, Applied::default()),
+        };
+        let runs_in_background = files.is_some() && config.checkpoints == CheckpointMode::Background;
+        let (due, is_due) = mpsc::sync_channel(1);
+        let kept = applied.scalars.applied;
+        let state = Arc::new(Self {
             group: config.group,
-            applied: RwLock::new(Applied::default()),
+            applied: RwLock::new(applied),
             reservations: Reservations::default(),
             observer,
-        }))
-    }
-
-    /// Log time: the greatest stamp applied so far.
-    pub fn now(&self) -> UnixMillis {
-        self.applied.read().scalars.now
-    }
-
-    pub fn topic(&self, name: &str) -> Option<TopicView> {
-        let applied = self.applied.read();
-        let &id = applied.topic_names.get(name)?;
-        topic_view(&applied, id)
-    }
-
-    pub fn topic_by_id(&self, id: TopicId) -> Option<TopicView> {
-        topic_view(&self.applied.read(), id)
-    }
-
-    /// In the order of their numbers.
-    pub fn topics(&self) -> Vec<TopicView> {
-        let applied = self.applied.read();
-        applied.topics.keys().filter_map(|&id| topic_view(&applied, id)).collect()
-    }
-
-    /// The offsets each queue of the topic holds, by queue.
-    pub fn queue_ranges(&self, topic: TopicId) -> Option<Vec<Range<u64>>> {
-        let applied = self.applied.read();
-        let topic = applied.topics.get(&topic)?;
-        Some(topic.queues.iter().map(|range| range.min..range.max).collect())
-    }
-
-    pub fn consumer_group(&self, name: &str) -> Option<ConsumerGroupView> {
-        let applied = self.applied.read();
-        let &id = applied.consumer_group_names.get(name)?;
-        consumer_group_view(&applied, id)
-    }
-
-    pub fn consumer_group_by_id(&self, id: ConsumerGroupId) -> Option<ConsumerGroupView> {
-        consumer_group_view(&self.applied.read(), id)
-    }
-
-    /// In the order of their numbers.
-    pub fn consumer_groups(&self) -> Vec<ConsumerGroupView> {
-        let applied = self.applied.read();
-        applied.consumer_groups.keys().filter_map(|&id| consumer_group_view(&applied, id)).collect()
-    }
-
-    /// The topics a consumer group received from.
-    pub fn subscribed_topics(&self, group: ConsumerGroupId) -> Vec<TopicId> {
-        let applied = self.applied.read();
-        let first = (group, TopicId(0));
-        let of_group = applied.subscriptions.range(first..).take_while(|(key, _)| key.0 == group);
-        of_group.map(|(key, _)| key.1).collect()
-    }
-
-    pub fn lag(&self, group: ConsumerGroupId, topic: TopicId) -> Lag {
-        let applied = self.applied.read();
-        let Some(topic_state) = applied.topics.get(&topic) else { return Lag::default() };
-        let subscription = applied.subscriptions.get(&(group, topic));
-        let mut lag = Lag::default();
-        for (queue, range) in (0u32..).zip(&topic_state.queues) {
-            lag.ready += match subscription.and_then(|subscription| subscription.queues.get(&queue)) {
-                Some(progress) => progress.unseen(range.max).map(|(from, to)| to - from).sum(),
-                None => range.max - range.min,
-            };
+            files: Mutex::new(files),
+            durability: Mutex::new(Durability { kept, ..Durability::default() }),
+            durability_changed: Condvar::new(),
+            checkpoint_due: runs_in_background.then_some(due),
+            checkpoint_thread: Mutex::new(None),
+        });
+        if runs_in_background {
+            let weak = Arc::downgrade(&state);
+            let thread = thread::Builder::new()
+                .name("checkpoint".to_owned())
+                .spawn(move || write_checkpoints(&weak, &is_due))
+                .map_err(|error| OpenStateError { reason: error.to_string() })?;
+            *state.checkpoint_thread.lock() = Some(thread);
         }
-        if let Some(subscription) = subscription {
-            let now = applied.scalars.now;
-            let ended = subscription.ends.iter().take_while(|(until, _, _)| *until <= now).count() as u64;
-            lag.ready += ended;
-            lag.in_flight = subscription.ends.len() as u64 - ended;
-        }
-        lag
+        Ok(state)
     }
 
-    /// Where the message at `offset` lies, if the queue has it.
-    pub fn locate(&self, topic: TopicId, queue: QueueId, offset: QueueOffset) -> Option<IndexEntry> {
-        self.range(topic, queue, offset, 1).first().map(|(_, entry)| *entry)
-    }
-
-    /// Up to `max` entries of a queue from `from` on, without a gap.
-    pub fn range(
-        &self,
-        topic: TopicId,
-        queue: QueueId,
-        from: QueueOffset,
-        max: u32,
-    ) -> Vec<(QueueOffset, IndexEntry)> {
-        let view = {
-            let applied = self.applied.read();
-            let Some(topic_state) = applied.topics.get(&topic) else { return Vec::new() };
-            let Some(range) = topic_state.queues.get(queue.get() as usize) else { return Vec::new() };
-            let from = from.get().max(range.min);
-            let to = range.max.min(from.saturating_add(u64::from(max)));
-            applied.index.view(QueueKey::new(topic, queue), from, to)
-        };
-        view.read().into_iter().map(|(offset, entry)| (QueueOffset(offset), entry)).collect()
-    }
-
-    /// When the next lease of the group in the topic ends that has not ended at `now`.
-    pub fn next_expiry(
-        &self,
-        group: ConsumerGroupId,
-        topic: TopicId,
-        now: UnixMillis,
-    ) -> Option<UnixMillis> {
-        let applied = self.applied.read();
-        let subscription = applied.subscriptions.get(&(group, topic))?;
-        let after = (now.max(applied.scalars.now).saturating_add_ms(1), 0, 0);
-        subscription.ends.range(after..).next().map(|(until, _, _)| *until)
-    }
-
-    /// Auto-renewed leases that end by `ending_by`, at most `max`.
-    pub fn leases_to_renew(&self, ending_by: UnixMillis, max: usize) -> Vec<RenewableLease> {
-        let applied = self.applied.read();
-        let mut renewable = Vec::new();
-        for (&(consumer_group, topic), subscription) in &applied.subscriptions {
-            for &(until, queue, offset) in subscription.ends.iter().take_while(|end| end.0 <= ending_by) {
-                let progress = subscription.queues.get(&queue);
-                let Some(lease) = progress.and_then(|progress| progress.leases.get(&offset)) else { continue };
-                if !lease.auto_renew {
-                    continue;
+    /// Writes a checkpoint of what is applied now, waiting until the log is flushed that far.
+    /// Blocks; returns without one when the state is being closed.
+    pub fn checkpoint(&self) -> Result<(), CheckpointError> {
+        let mut files = self.files.lock();
+        let Some(files) = files.as_mut() else { return Ok(()) };
+        let cut = self.applied.write().cut();
+        let Some(id) = cut.scalars.applied else { return Ok(()) };
+        {
+            let mut durability = self.durability.lock();
+            if let Some(fault) = &durability.fault {
+                return Err(fault.clone());
+            }
+            while durability.flushed < id.index {
+                if durability.is_closing {
+                    return Ok(());
                 }
-                if renewable.len() >= max {
-                    return renewable;
-                }
-                renewable.push(RenewableLease {
-                    consumer_group,
-                    topic,
-                    queue: QueueId(queue),
-                    offset: QueueOffset(offset),
-                    epoch: lease.epoch,
-                    client: lease.client,
-                    popped_at: lease.popped_at,
-                    until,
-                    attempt: lease.attempt,
-                    renewal: lease.renewal,
-                });
+                self.durability_changed.wait(&mut durability);
             }
         }
-        renewable
-    }
-
-    /// The handle of a delivery that apply granted, `renewal` being 0 for a new one.
-    pub fn handle_of(
-        &self,
-        consumer_group: ConsumerGroupId,
-        topic: TopicId,
-        granted: &Granted,
-        renewal: u32,
-    ) -> ReceiptHandle {
-        ReceiptHandle {
-            group: self.group,
-            topic_id: topic.get(),
-            queue: granted.queue,
-            offset: granted.offset,
-            consumer_group_id: u64::from(consumer_group.get()),
-            delivery_epoch: granted.epoch.get(),
-            renewal,
+        match files.write(&cut) {
+            Ok(runs) => {
+                self.applied.write().index.replace_sealed(runs, cut.tails.len());
+                self.durability.lock().kept = Some(id);
+                Ok(())
+            }
+            Err(error) => {
+                // The records of this cut are no longer marked; only a fresh start knows them all.
+                let fault = CheckpointError { reason: error.to_string() };
+                self.durability.lock().fault = Some(fault.clone());
+                Err(fault)
+            }
         }
     }
 
-    /// Checks that a handle belongs to the consumer group and topic of the request.
-    pub fn check_handle(
-        &self,
-        handle: &ReceiptHandle,
-        consumer_group: &str,
-        topic: &str,
-    ) -> Result<HandleTarget, HandleRefusal> {
-        if handle.group != self.group {
-            return Err(HandleRefusal::OtherBrokerGroup);
+    /// Ends the checkpoint thread, after a last checkpoint if the log is flushed that far.
+    /// Blocks; nothing may be applied afterwards.
+    pub fn close(&self) -> Result<(), CheckpointError> {
+        self.durability.lock().is_closing = true;
+        self.durability_changed.notify_all();
+        let written = self.checkpoint();
+        if let Some(due) = &self.checkpoint_due {
+            let _ = due.try_send(());
         }
-        let applied = self.applied.read();
-        let &topic = applied.topic_names.get(topic).ok_or(HandleRefusal::TopicUnknown)?;
-        let &consumer_group = applied
-            .consumer_group_names
-            .get(consumer_group)
-            .ok_or(HandleRefusal::ConsumerGroupUnknown)?;
-        if topic.get() != handle.topic_id {
-            return Err(HandleRefusal::OtherTopic);
-        }
-        if u64::from(consumer_group.get()) != handle.consumer_group_id {
-            return Err(HandleRefusal::OtherConsumerGroup);
-        }
-        Ok(HandleTarget {
-            consumer_group,
-            topic,
-            queue: handle.queue,
-            offset: handle.offset,
-            epoch: DeliveryEpoch(handle.delivery_epoch),
-        })
+        self.join_thread();
+        *self.files.lock() = None;
+        written
+    }
+
+    pub(crate) fn group(&self) -> GroupId {
+        self.group
     }
 
     pub(crate) fn applied_state(&self) -> RwLockReadGuard<'_, Applied> {
         self.applied.read()
+    }
+
+    pub(crate) fn capture(&self) -> Captured {
+        Captured::of(&mut self.applied.write())
+    }
+
+    pub(crate) fn index_view(&self, key: QueueKey, from: u64, to: u64) -> QueueView {
+        self.applied.read().index.view(key, from, to)
     }
 
     pub(crate) fn reservations(&self) -> &Reservations {
@@ -349,16 +236,83 @@ impl BrokerState {
             self.observer.leases_released(consumer_group, topic);
         }
     }
+
+    /// Forgets what the checkpoint gave: the log does not fit it.
+    fn start_over(&self) -> io::Result<()> {
+        let mut files = self.files.lock();
+        if let Some(files) = files.as_mut() {
+            files.reset(false).map_err(io::Error::other)?;
+        }
+        *self.applied.write() = Applied::default();
+        self.durability.lock().kept = None;
+        Ok(())
+    }
+
+    fn is_closing(&self) -> bool {
+        self.durability.lock().is_closing
+    }
+
+    fn join_thread(&self) {
+        let thread = self.checkpoint_thread.lock().take();
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for BrokerState {
+    fn drop(&mut self) {
+        self.durability.lock().is_closing = true;
+        self.checkpoint_due = None;
+        self.join_thread();
+    }
+}
+
+fn write_checkpoints(state: &Weak<BrokerState>, is_due: &Receiver<()>) {
+    while is_due.recv().is_ok() {
+        let Some(state) = state.upgrade() else { return };
+        if state.is_closing() {
+            return;
+        }
+        if let Err(error) = state.checkpoint() {
+            tracing::error!(%error, "no checkpoint; the next entry ends the process");
+            return;
+        }
+    }
 }
 
 impl StateMachine for BrokerState {
+    fn recover(&self, log: &dyn RecoveredLog) -> io::Result<()> {
+        let Some(applied) = self.applied.read().scalars.applied else { return Ok(()) };
+        let flushed = log.flushed().map(|entry| entry.index);
+        let continues = match log.first_index() {
+            Some(first) => first <= applied.index.next(),
+            None => flushed == Some(applied.index),
+        };
+        if flushed < Some(applied.index) || !continues {
+            tracing::warn!(
+                checkpoint = applied.index.get(),
+                flushed = flushed.map(LogIndex::get),
+                first = log.first_index().map(LogIndex::get),
+                "the checkpoint does not fit the log; the state is made again"
+            );
+            return self.start_over();
+        }
+        let mut durability = self.durability.lock();
+        durability.flushed = durability.flushed.max(applied.index);
+        Ok(())
+    }
+
     fn applied(&self) -> Option<EntryId> {
-        self.applied.read().scalars.applied
+        self.durability.lock().kept
     }
 
     fn apply(&self, entries: &[AppliedEntry], answers: &mut Vec<Bytes>) -> Result<(), ApplyError> {
+        if let (Some(fault), Some(entry)) = (&self.durability.lock().fault, entries.first()) {
+            return Err(ApplyError { id: entry.id, reason: fault.to_string() });
+        }
         let mut effects = Effects::default();
-        {
+        let is_due = {
             let mut applied = self.applied.write();
             for entry in entries {
                 match applied.apply(entry, &mut effects) {
@@ -368,40 +322,65 @@ impl StateMachine for BrokerState {
                     }
                 }
             }
+            let since = applied.since_checkpoint;
+            since.entries >= CHECKPOINT_LOG_ENTRIES
+                || since.command_bytes >= CHECKPOINT_COMMAND_BYTES
+                || applied.index.active_len() >= CHECKPOINT_INDEX_ENTRIES
+        };
+        if let Some(due) = self.checkpoint_due.as_ref().filter(|_| is_due) {
+            // Full means that the thread was told already.
+            let _ = due.try_send(());
         }
         self.notify(effects);
         Ok(())
     }
 
-    fn log_flushed(&self, _flushed: LogIndex) {}
+    fn log_flushed(&self, flushed: LogIndex) {
+        let mut durability = self.durability.lock();
+        if flushed > durability.flushed {
+            durability.flushed = flushed;
+            self.durability_changed.notify_all();
+        }
+    }
 
     fn snapshot(&self) -> io::Result<(Option<EntryId>, SnapshotReader)> {
-        Err(io::Error::other("no snapshot yet"))
+        let captured = self.capture();
+        Ok((captured.scalars.applied, Box::new(SnapshotStream::new(captured))))
     }
 
-    fn restore(&self, _applied: EntryId, _snapshot: SnapshotReader) -> io::Result<()> {
-        Err(io::Error::other("no snapshot yet"))
+    /// The restored state is checkpointed only later: until then a restart has no checkpoint and
+    /// Raft restores the same snapshot again.
+    fn restore(&self, applied: EntryId, snapshot: SnapshotReader) -> io::Result<()> {
+        let mut received = receive(snapshot)?;
+        // Blank and membership entries do not reach the state, so a snapshot may be taken after
+        // entries it has not seen.
+        if received.applied.scalars.applied > Some(applied) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "snapshot is of a later entry"));
+        }
+        // The snapshot stands for the log up to here; a checkpoint that waits for it need not any more.
+        self.log_flushed(applied.index);
+        let mut files = self.files.lock();
+        let runs = match files.as_mut() {
+            Some(files) => {
+                files.reset(false).map_err(io::Error::other)?;
+                files.adopt(&received.runs).map_err(io::Error::other)?
+            }
+            None => received
+                .runs
+                .iter()
+                .map(|image| Run::check(image.clone()).map(Arc::new))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(io::Error::other)?,
+        };
+        received.applied.index = ConsumeQueueIndex::of_runs(runs);
+        received.applied.mark_all_dirty();
+        *self.applied.write() = received.applied;
+        self.durability.lock().kept = Some(applied);
+        Ok(())
     }
 
+    /// Nothing is dropped yet: every message of every topic is kept.
     fn retained_from(&self) -> PhysicalOffset {
         PhysicalOffset(0)
     }
-}
-
-fn topic_view(applied: &Applied, id: TopicId) -> Option<TopicView> {
-    applied.topics.get(&id).map(|topic| TopicView {
-        id,
-        name: topic.name.clone(),
-        settings: topic.settings,
-        created_at: topic.created_at,
-    })
-}
-
-fn consumer_group_view(applied: &Applied, id: ConsumerGroupId) -> Option<ConsumerGroupView> {
-    applied.consumer_groups.get(&id).map(|group| ConsumerGroupView {
-        id,
-        name: group.name.clone(),
-        settings: group.settings.clone(),
-        created_at: group.created_at,
-    })
 }

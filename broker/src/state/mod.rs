@@ -9,16 +9,23 @@
 //! | [`consume_queue`] | queue offset → place in the CommitLog, for a million queues |
 //! | [`planner`] | which messages a receive is to lease |
 //! | [`records`] | the state as records, for checkpoints and snapshots |
-//! | [`machine`] | [`BrokerState`], the whole as the log and the executor see it |
+//! | [`checkpoint`], [`meta_store`] | the state on disk, derived |
+//! | [`snapshot`], [`digest`] | the state as a stream, and as a number to compare |
+//! | [`machine`], [`questions`] | [`BrokerState`], the whole as the log and the executor see it |
 
 pub mod answer;
 mod applied;
+mod checkpoint;
 pub mod command;
 mod consume_queue;
+mod digest;
 mod machine;
+mod meta_store;
 pub mod names;
 mod planner;
+mod questions;
 mod records;
+mod snapshot;
 
 pub use answer::{Answer, ChangeOutcome, DeliveryOutcome, Granted, Refusal, StoredAt};
 pub use applied::QueueRange;
@@ -30,9 +37,9 @@ pub use command::{
     tag_code,
 };
 pub use consume_queue::IndexEntry;
+pub use digest::StateDigest;
 pub use machine::{
-    ApplyObserver, BrokerState, ConsumerGroupView, HandleRefusal, HandleTarget, Lag, NobodyWaits,
-    OpenStateError, RenewableLease, StateConfig, TopicView,
+    ApplyObserver, BrokerState, CheckpointError, CheckpointMode, NobodyWaits, OpenStateError, StateConfig,
 };
 pub use names::{
     BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, MessageType, Permission, TopicId,
@@ -41,3 +48,9 @@ pub use planner::{
     LeasePlan, PLAN_SCAN_ENTRIES_MAX, PLAN_SKIPPED_ENTRIES_MIN, PlannedMessage, QueueChoice, ReceiveRequest,
     TagFilter,
 };
+pub use questions::{
+    ConsumerGroupView, HandleRefusal, HandleTarget, Lag, RenewableLease, TopicView,
+};
+
+#[cfg(test)]
+mod tests;

@@ -57,7 +57,8 @@ impl Applied {
             }
         };
         self.scalars.applied = Some(entry.id);
-        self.entries_since_checkpoint += 1;
+        self.since_checkpoint.entries += 1;
+        self.since_checkpoint.command_bytes += entry.payload.len() as u64;
         Ok(answer)
     }
 

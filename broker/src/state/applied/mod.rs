@@ -18,6 +18,7 @@ use hashbrown::HashSet;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_raft_store::EntryId;
 
+use super::checkpoint::Cut;
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::consume_queue::ConsumeQueueIndex;
 use super::names::{ConsumerGroupId, TopicId};
@@ -84,8 +85,16 @@ pub(crate) struct Applied {
     pub(crate) index: ConsumeQueueIndex,
     /// Records changed since the last checkpoint began.
     pub(crate) dirty: HashSet<RecordKey>,
-    /// Log entries applied since then.
-    pub(crate) entries_since_checkpoint: u64,
+    pub(crate) since_checkpoint: SinceCheckpoint,
+    /// The first id of the window that no checkpoint has.
+    pub(crate) first_new_id: u64,
+}
+
+/// What was applied since the last checkpoint began.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct SinceCheckpoint {
+    pub(crate) entries: u64,
+    pub(crate) command_bytes: u64,
 }
 
 impl Applied {
@@ -111,6 +120,34 @@ impl Applied {
                 subscription.queues.get(&queue).map(|progress| RecordValue::Progress(Arc::clone(progress)))
             }
         }
+    }
+
+    /// Takes what a checkpoint writes; from here on the next one collects.
+    pub(crate) fn cut(&mut self) -> Cut {
+        let mut keys: Vec<RecordKey> = std::mem::take(&mut self.dirty).into_iter().collect();
+        keys.sort_unstable();
+        let records = keys.into_iter().map(|key| (key, self.record(key))).collect();
+        let ids = self.window.view_from(self.first_new_id).iter().copied().collect();
+        self.first_new_id = self.window.next_sequence();
+        self.since_checkpoint = SinceCheckpoint::default();
+        Cut {
+            scalars: self.scalars,
+            records,
+            tails: self.index.freeze().tails.clone(),
+            ids,
+            topics: self.topics.keys().copied().collect(),
+        }
+    }
+
+    /// No checkpoint knows anything of this state.
+    pub(crate) fn mark_all_dirty(&mut self) {
+        self.dirty = self.record_keys().collect();
+        self.first_new_id = 0;
+    }
+
+    /// Everything in the window is in the checkpoint it was loaded from.
+    pub(crate) fn mark_ids_kept(&mut self) {
+        self.first_new_id = self.window.next_sequence();
     }
 
     /// The keys of all records, in order.

@@ -86,11 +86,21 @@ impl MessageIdWindow {
         }
     }
 
+    /// The sequence number the next id gets; ids keep theirs as long as the process lives.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.next
+    }
+
     /// The ids in the window, oldest first, to be read without the state lock.
     pub(crate) fn view(&self) -> WindowView {
+        self.view_from(self.oldest)
+    }
+
+    /// The ids in the window from a sequence number on.
+    pub(crate) fn view_from(&self, sequence: u64) -> WindowView {
         WindowView {
             chunks: self.chunks.iter().cloned().collect(),
-            skip: (self.oldest - self.first_chunk_at) as usize,
+            skip: (sequence.max(self.oldest) - self.first_chunk_at) as usize,
         }
     }
 

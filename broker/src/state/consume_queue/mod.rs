@@ -13,6 +13,8 @@
 //! what it needs of the active tail under the state lock; files are read without it, so a page fault
 //! never holds up apply.
 
+pub(crate) mod ids;
+pub(crate) mod run;
 pub(crate) mod tail;
 
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{PhysicalOffset, QueueId};
 
 use super::names::TopicId;
+use run::Run;
 use tail::Tail;
 
 /// Where a message lies and what is asked of it most, without reading it.
@@ -58,6 +61,7 @@ impl QueueKey {
 /// Everything but the active tail; shared with readers and never changed, only replaced.
 #[derive(Debug, Default)]
 pub(crate) struct SealedParts {
+    pub(crate) runs: Vec<Arc<Run>>,
     pub(crate) tails: Vec<Arc<Tail>>,
 }
 
@@ -88,18 +92,24 @@ impl ConsumeQueueIndex {
         self.active.len()
     }
 
-    pub(crate) fn sealed(&self) -> &Arc<SealedParts> {
-        &self.sealed
-    }
-
     /// Makes the active tail immutable, so that it can be read without the state lock.
     pub(crate) fn freeze(&mut self) -> Arc<SealedParts> {
         if self.active.len() > 0 {
             let mut tails = self.sealed.tails.clone();
             tails.push(Arc::new(std::mem::take(&mut self.active)));
-            self.sealed = Arc::new(SealedParts { tails });
+            self.sealed = Arc::new(SealedParts { runs: self.sealed.runs.clone(), tails });
         }
         Arc::clone(&self.sealed)
+    }
+
+    /// The oldest `tails` frozen tails are in `runs` now, together with all runs before.
+    pub(crate) fn replace_sealed(&mut self, runs: Vec<Arc<Run>>, tails: usize) {
+        let rest = self.sealed.tails.get(tails..).expect("tails are frozen before they are written");
+        self.sealed = Arc::new(SealedParts { runs, tails: rest.to_vec() });
+    }
+
+    pub(crate) fn of_runs(runs: Vec<Arc<Run>>) -> Self {
+        Self { sealed: Arc::new(SealedParts { runs, tails: Vec::new() }), active: Tail::default() }
     }
 
     /// A view of `from..to`; short to take, to be read without the lock.
@@ -116,6 +126,20 @@ impl QueueView {
         let Self { key, from, to, sealed, active_first, active } = self;
         let capacity = usize::try_from(to.saturating_sub(from)).map_or(active.len(), |n| n.min(4096));
         let mut read = Contiguous { from, to, entries: Vec::with_capacity(capacity) };
+        // The newest run that reaches back to `from` is where reading starts.
+        let oldest = sealed
+            .runs
+            .iter()
+            .rposition(|run| run.extent(key).is_some_and(|(first, _)| first <= from))
+            .unwrap_or(0);
+        for run in sealed.runs.iter().skip(oldest) {
+            if read.is_full() {
+                break;
+            }
+            if let Some((first, entries)) = run.read(key, from, to) {
+                read.extend(first, entries.into_iter());
+            }
+        }
         for tail in &sealed.tails {
             if let Some((first, entries)) = tail.extent(key) {
                 read.extend(first, entries.iter().copied());
@@ -134,6 +158,10 @@ struct Contiguous {
 }
 
 impl Contiguous {
+    fn is_full(&self) -> bool {
+        self.entries.last().is_some_and(|(last, _)| last + 1 >= self.to)
+    }
+
     fn extend(&mut self, first: u64, extent: impl ExactSizeIterator<Item = IndexEntry>) {
         let end = first + extent.len() as u64;
         let start = match self.entries.last() {

@@ -12,7 +12,6 @@ mod reservations;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{QueueId, QueueOffset};
@@ -228,8 +227,6 @@ struct Candidates {
     unseen: Vec<(u32, u64, u64)>,
 }
 
-static ROTATION: AtomicUsize = AtomicUsize::new(0);
-
 impl BrokerState {
     /// Plans a receive. `None`: there is nothing for this group now, or the topic or group is gone.
     pub fn plan_receive(self: &Arc<Self>, request: &ReceiveRequest) -> Option<LeasePlan> {
@@ -274,7 +271,11 @@ impl BrokerState {
                 if examine == 0 {
                     break;
                 }
-                let view = self.view_of(request.topic, queue, from, to.min(from.saturating_add(examine)));
+                let view = self.index_view(
+                    QueueKey::new(request.topic, QueueId(queue)),
+                    from,
+                    to.min(from.saturating_add(examine)),
+                );
                 let part = plan.parts.len();
                 let mut end = from;
                 for (offset, entry) in view.read() {
@@ -333,7 +334,7 @@ impl BrokerState {
         }
         let queues = u32::try_from(topic.queues.len()).unwrap_or(u32::MAX);
         let (first, count) = match request.queues {
-            QueueChoice::All => (ROTATION.fetch_add(1, Ordering::Relaxed) as u32 % queues.max(1), queues),
+            QueueChoice::All => (self.reservations().next_first_queue(queues), queues),
             QueueChoice::One(queue) => (queue.get(), 1),
         };
         let mut found = 0;
@@ -362,18 +363,8 @@ impl BrokerState {
     }
 
     fn entry_of(&self, topic: TopicId, queue: u32, offset: u64) -> Option<IndexEntry> {
-        let view = self.view_of(topic, queue, offset, offset + 1);
+        let view = self.index_view(QueueKey::new(topic, QueueId(queue)), offset, offset + 1);
         view.read().first().filter(|(found, _)| *found == offset).map(|(_, entry)| *entry)
-    }
-
-    fn view_of(
-        &self,
-        topic: TopicId,
-        queue: u32,
-        from: u64,
-        to: u64,
-    ) -> super::consume_queue::QueueView {
-        self.applied_state().index.view(QueueKey::new(topic, QueueId(queue)), from, to)
     }
 }
 

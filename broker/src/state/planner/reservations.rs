@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
@@ -29,9 +30,16 @@ type Lanes = BTreeMap<(ConsumerGroupId, TopicId), Arc<Mutex<Lane>>>;
 #[derive(Debug, Default)]
 pub(crate) struct Reservations {
     lanes: Mutex<Lanes>,
+    rotation: AtomicU32,
 }
 
 impl Reservations {
+    /// The queue of `queues` that the next plan starts at. Counted per group and not per process, so
+    /// that a simulated group does the same each time.
+    pub(super) fn next_first_queue(&self, queues: u32) -> u32 {
+        self.rotation.fetch_add(1, Ordering::Relaxed) % queues.max(1)
+    }
+
     pub(super) fn lane(&self, group: ConsumerGroupId, topic: TopicId) -> Arc<Mutex<Lane>> {
         Arc::clone(self.lanes.lock().entry((group, topic)).or_default())
     }

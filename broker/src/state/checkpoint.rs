@@ -1,0 +1,319 @@
+//! Checkpoints: the applied state on disk, so that a restart need not read the whole log.
+//!
+//! Directory (`state/` of the group's data):
+//!
+//! | Name | What |
+//! |---|---|
+//! | `sled/` | records, and the header that names the files below (see [`meta_store`](super::meta_store)) |
+//! | `run-<number>` | index runs |
+//! | `ids-<number>` | message ids of the window |
+//! | `sled.bad-<n>`, `sled.loading` | see [`sled_store`](super::meta_store) |
+//!
+//! Header: version u8 (1); the scalars; next file number u64; list of runs (number u64); list of ids
+//! files (number u64, ids u64, newest store time u64 ms).
+//!
+//! Order of a checkpoint at applied entry A:
+//! 1. under the state lock: take the dirty records as they are at A, freeze the index tail;
+//! 2. wait until the log is flushed up to A on this replica;
+//! 3. write and sync the run and the ids file, sync the directory;
+//! 4. commit records and header in one batch (this is the moment it counts);
+//! 5. let the run take the place of the frozen tails; delete the files no longer named.
+//!
+//! | Failure | Consequence |
+//! |---|---|
+//! | the process ends before 4 | the checkpoint before is used; files it does not name are deleted |
+//! | a named file is missing or damaged, sled is damaged, the records do not fit together | everything here is reset; Raft restores a snapshot or applies from the first entry |
+//! | the log ends before A (its disk lost what was flushed) or starts after A + 1 | the same |
+//! | writing fails | the state takes no more entries: the process ends and starts over |
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::limits::{MESSAGE_ID_WINDOW_IDS_MAX, MESSAGE_ID_WINDOW_MS};
+
+use super::applied::window::WindowEntry;
+use super::applied::{Applied, Scalars};
+use super::command::wire::{FieldReader, MalformedField, put_list};
+use super::consume_queue::ConsumeQueueIndex;
+use super::consume_queue::ids::{read_ids_file, write_ids_file};
+use super::consume_queue::run::{ExtentSource, Run, write_run_file};
+use super::consume_queue::tail::Tail;
+use super::meta_store::{Change, MetaStore, MetaStoreError};
+use super::names::TopicId;
+use super::records::{RecordKey, RecordValue};
+
+const HEADER_VERSION: u8 = 1;
+/// So many runs of one size are merged into one of the next.
+const RUNS_MERGED: usize = 8;
+/// Entries of a run of the smallest size; each size is `RUNS_MERGED` times the one before.
+const RUN_ENTRIES_SMALLEST: usize = 64 * 1024;
+/// Runs are merged no further than this, which bounds the work of one checkpoint.
+const RUN_ENTRIES_MAX: usize = 16 * 1024 * 1024;
+
+/// What a checkpoint takes from the state under its lock.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    pub(crate) scalars: Scalars,
+    pub(crate) records: Vec<(RecordKey, Option<RecordValue>)>,
+    pub(crate) tails: Vec<Arc<Tail>>,
+    pub(crate) ids: Vec<WindowEntry>,
+    pub(crate) topics: Vec<TopicId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct IdsFile {
+    number: u64,
+    ids: u64,
+    newest: UnixMillis,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Manifest {
+    next_file: u64,
+    runs: Vec<u64>,
+    ids: Vec<IdsFile>,
+}
+
+/// The files of the checkpoint and the store that names them.
+pub(crate) struct CheckpointFiles {
+    directory: PathBuf,
+    store: Box<dyn MetaStore>,
+    manifest: Manifest,
+    runs: Vec<Arc<Run>>,
+}
+
+impl CheckpointFiles {
+    /// Opens what is there. Returns the state as of the last checkpoint, empty if there is none or
+    /// it is damaged.
+    pub(crate) fn open(directory: &Path, store: Box<dyn MetaStore>) -> Result<(Self, Applied), MetaStoreError> {
+        fs::create_dir_all(directory)?;
+        let mut files = Self {
+            directory: directory.to_owned(),
+            store,
+            manifest: Manifest::default(),
+            runs: Vec::new(),
+        };
+        let applied = match files.load() {
+            Ok(applied) => applied,
+            Err(error) => {
+                tracing::warn!(%error, directory = %directory.display(), "derived state is made again");
+                files.reset(true)?;
+                Applied::default()
+            }
+        };
+        files.delete_unnamed()?;
+        Ok((files, applied))
+    }
+
+    /// Forgets everything.
+    pub(crate) fn reset(&mut self, damaged: bool) -> Result<(), MetaStoreError> {
+        self.store.reset(damaged)?;
+        self.manifest = Manifest { next_file: self.manifest.next_file, ..Manifest::default() };
+        self.runs.clear();
+        self.delete_unnamed()?;
+        Ok(())
+    }
+
+    /// Steps 3 and 4. Returns all runs, which now hold the tails of the cut.
+    pub(crate) fn write(&mut self, cut: &Cut) -> Result<Vec<Arc<Run>>, MetaStoreError> {
+        let mut manifest = self.manifest.clone();
+        let mut runs = self.runs.clone();
+        let is_live = |topic: TopicId| cut.topics.binary_search(&topic).is_ok();
+        if !cut.tails.is_empty() {
+            let sources: Vec<&dyn ExtentSource> =
+                cut.tails.iter().map(|tail| tail.as_ref() as &dyn ExtentSource).collect();
+            let run = self.write_run(&mut manifest, &sources, &is_live)?;
+            runs.push(run);
+            while let Some(merged) = runs_to_merge(&runs) {
+                let keep = runs.len() - merged;
+                let sources: Vec<&dyn ExtentSource> =
+                    runs.iter().skip(keep).map(|run| run.as_ref() as &dyn ExtentSource).collect();
+                manifest.runs.truncate(keep);
+                let run = self.write_run(&mut manifest, &sources, &is_live)?;
+                runs.truncate(keep);
+                runs.push(run);
+            }
+        }
+        if let Some(newest) = cut.ids.last() {
+            let number = manifest.take_number();
+            write_ids_file(&self.directory.join(ids_name(number)), &cut.ids)?;
+            manifest.ids.push(IdsFile { number, ids: cut.ids.len() as u64, newest: newest.stored_at });
+        }
+        manifest.drop_old_ids(cut.scalars.now);
+        fs::File::open(&self.directory)?.sync_all()?;
+
+        let changes: Vec<Change> = cut
+            .records
+            .iter()
+            .map(|(key, value)| (key.encode(), value.as_ref().map(RecordValue::encode)))
+            .collect();
+        self.store.commit(&encode_header(&cut.scalars, &manifest), &changes)?;
+        self.manifest = manifest;
+        self.runs = runs;
+        self.delete_unnamed()?;
+        Ok(self.runs.clone())
+    }
+
+    /// Takes the runs of a snapshot, oldest first; nothing names them before the next checkpoint.
+    pub(crate) fn adopt(&mut self, images: &[Bytes]) -> Result<Vec<Arc<Run>>, MetaStoreError> {
+        for image in images {
+            let number = self.manifest.take_number();
+            let path = self.directory.join(run_name(number));
+            let mut file = fs::File::create(&path)?;
+            io::Write::write_all(&mut file, image)?;
+            file.sync_all()?;
+            self.runs.push(Arc::new(Run::open(&path)?));
+            self.manifest.runs.push(number);
+        }
+        Ok(self.runs.clone())
+    }
+
+    fn write_run(
+        &self,
+        manifest: &mut Manifest,
+        sources: &[&dyn ExtentSource],
+        is_live: &dyn Fn(TopicId) -> bool,
+    ) -> Result<Arc<Run>, MetaStoreError> {
+        let number = manifest.take_number();
+        let path = self.directory.join(run_name(number));
+        write_run_file(&path, sources, &|key| is_live(key.topic()))?;
+        manifest.runs.push(number);
+        Ok(Arc::new(Run::open(&path)?))
+    }
+
+    fn load(&mut self) -> Result<Applied, MetaStoreError> {
+        let Some(checkpoint) = self.store.load()? else { return Ok(Applied::default()) };
+        let (scalars, manifest) = decode_header(&checkpoint.header).map_err(damaged)?;
+        let mut applied = Applied { scalars, ..Applied::default() };
+        for (key, value) in &checkpoint.records {
+            let key = RecordKey::decode(key)
+                .ok_or_else(|| MetaStoreError::Damaged { reason: "unknown record key".to_owned() })?;
+            let value = RecordValue::decode(key, value).map_err(damaged)?;
+            applied.load_record(key, value).map_err(damaged)?;
+        }
+        applied.check_loaded().map_err(damaged)?;
+        for &number in &manifest.runs {
+            self.runs.push(Arc::new(Run::open(&self.directory.join(run_name(number)))?));
+        }
+        applied.index = ConsumeQueueIndex::of_runs(self.runs.clone());
+        for file in &manifest.ids {
+            let ids = read_ids_file(&self.directory.join(ids_name(file.number)))?;
+            if ids.len() as u64 != file.ids {
+                return Err(MetaStoreError::Damaged { reason: "an ids file is of another commit".to_owned() });
+            }
+            ids.into_iter().for_each(|id| applied.window.insert(id));
+        }
+        applied.mark_ids_kept();
+        applied.window.expire(applied.scalars.now);
+        self.manifest = manifest;
+        Ok(applied)
+    }
+
+    /// Deletes runs and ids files that no checkpoint names. Mapped files stay readable.
+    fn delete_unnamed(&self) -> io::Result<()> {
+        for item in fs::read_dir(&self.directory)? {
+            let item = item?;
+            let name = item.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let run = name.strip_prefix("run-").and_then(|number| number.parse::<u64>().ok());
+            let ids = name.strip_prefix("ids-").and_then(|number| number.parse::<u64>().ok());
+            let is_unnamed = run.is_some_and(|number| !self.manifest.runs.contains(&number))
+                || ids.is_some_and(|number| !self.manifest.ids.iter().any(|file| file.number == number));
+            if is_unnamed {
+                fs::remove_file(item.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Manifest {
+    fn take_number(&mut self) -> u64 {
+        let number = self.next_file;
+        self.next_file += 1;
+        number
+    }
+
+    /// An ids file goes when all its ids left the window.
+    fn drop_old_ids(&mut self, now: UnixMillis) {
+        let mut newer_ids = 0;
+        let mut keep = 0;
+        for file in self.ids.iter().rev() {
+            let is_old = now.saturating_ms_since(file.newest) > MESSAGE_ID_WINDOW_MS;
+            if is_old || newer_ids >= MESSAGE_ID_WINDOW_IDS_MAX as u64 {
+                break;
+            }
+            newer_ids += file.ids;
+            keep += 1;
+        }
+        let drop = self.ids.len() - keep;
+        self.ids.drain(..drop);
+    }
+}
+
+/// How many of the newest runs are to become one.
+fn runs_to_merge(runs: &[Arc<Run>]) -> Option<usize> {
+    let size = |run: &Arc<Run>| {
+        let mut size = 0;
+        let mut entries = RUN_ENTRIES_SMALLEST;
+        while run.len() > entries {
+            entries = entries.saturating_mul(RUNS_MERGED);
+            size += 1;
+        }
+        size
+    };
+    let newest = size(runs.last()?);
+    let same = runs.iter().rev().take_while(|run| size(run) <= newest).count();
+    let entries: usize = runs.iter().rev().take(same).map(|run| run.len()).sum();
+    (same >= RUNS_MERGED && entries <= RUN_ENTRIES_MAX).then_some(same)
+}
+
+fn run_name(number: u64) -> String {
+    format!("run-{number:020}")
+}
+
+fn ids_name(number: u64) -> String {
+    format!("ids-{number:020}")
+}
+
+fn encode_header(scalars: &Scalars, manifest: &Manifest) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_u8(HEADER_VERSION);
+    scalars.put(&mut out);
+    out.put_u64_le(manifest.next_file);
+    put_list(&mut out, &manifest.runs, |out, number| out.put_u64_le(*number));
+    put_list(&mut out, &manifest.ids, |out, file| {
+        out.put_u64_le(file.number);
+        out.put_u64_le(file.ids);
+        out.put_u64_le(file.newest.get());
+    });
+    out.freeze()
+}
+
+fn decode_header(header: &Bytes) -> Result<(Scalars, Manifest), MalformedField> {
+    let mut reader = FieldReader::new(header);
+    let reader = &mut reader;
+    if reader.u8("header version")? != HEADER_VERSION {
+        return Err(reader.malformed("header version"));
+    }
+    let scalars = Scalars::read(reader)?;
+    let next_file = reader.u64("next file")?;
+    let runs = reader.list(8, "runs", |reader| reader.u64("run"))?;
+    let ids = reader.list(24, "ids files", |reader| {
+        Ok(IdsFile {
+            number: reader.u64("ids file")?,
+            ids: reader.u64("ids")?,
+            newest: UnixMillis(reader.u64("newest id")?),
+        })
+    })?;
+    reader.end("end of the header")?;
+    Ok((scalars, Manifest { next_file, runs, ids }))
+}
+
+fn damaged(error: impl std::error::Error) -> MetaStoreError {
+    MetaStoreError::Damaged { reason: error.to_string() }
+}

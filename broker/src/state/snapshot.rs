@@ -1,0 +1,286 @@
+//! The whole state as a stream of bytes, for a follower that the log no longer reaches.
+//!
+//! | Offset | Bytes | Field |
+//! |---|---|---|
+//! | 0 | 8 | `LMQSNP01` |
+//! | 8 | … | sections, the last of kind 255 |
+//!
+//! Section: kind u8, length u32, CRC32C u32 of kind and content, content.
+//!
+//! | Kind | Content |
+//! |---|---|
+//! | 1 | the scalars |
+//! | 2 | list of records (key: length u16 and bytes; value: length u32 and bytes) |
+//! | 3 | message ids of the window, 40 bytes each as in an ids file |
+//! | 4 | the next bytes of the present index run |
+//! | 5 | the present index run is complete (its length u64); the next one follows, oldest first |
+//! | 255 | counts u64 of records, ids and runs |
+//!
+//! The state is captured when the snapshot is taken; sections are encoded as they are read. A reader
+//! keeps nothing of a stream that ends early, fails a checksum, or does not fit together.
+
+use std::io::{self, Cursor, Read};
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::applied::window::{WindowEntry, WindowView};
+use super::applied::{Applied, Scalars};
+use super::command::wire::FieldReader;
+use super::consume_queue::ids::{ID_BYTES, put_id, read_id};
+use super::consume_queue::run::{ExtentSource, Run, write_run};
+use super::consume_queue::{QueueKey, SealedParts};
+use super::records::{RecordKey, RecordValue};
+
+const MAGIC: &[u8; 8] = b"LMQSNP01";
+const SECTION_HEADER_BYTES: usize = 9;
+/// A section is closed once it holds this much; one record may make it longer.
+const SECTION_BYTES: usize = 256 * 1024;
+/// Longer than any section we write: the record of a queue with a million leases is 49 MB.
+const SECTION_BYTES_MAX: usize = 1 << 30;
+
+const SCALARS: u8 = 1;
+const RECORDS: u8 = 2;
+const IDS: u8 = 3;
+const RUN_BYTES: u8 = 4;
+const RUN_END: u8 = 5;
+const END: u8 = 255;
+
+/// The state at one moment, shared with it and not changed by what is applied afterwards.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    pub(crate) scalars: Scalars,
+    pub(crate) records: Vec<(RecordKey, RecordValue)>,
+    pub(crate) window: WindowView,
+    pub(crate) sealed: Arc<SealedParts>,
+}
+
+impl Captured {
+    /// Short under the write lock: records are numbers or shared.
+    pub(crate) fn of(applied: &mut Applied) -> Self {
+        let sealed = applied.index.freeze();
+        let records =
+            applied.record_keys().filter_map(|key| applied.record(key).map(|value| (key, value))).collect();
+        Self { scalars: applied.scalars, records, window: applied.window.view(), sealed }
+    }
+}
+
+/// The stream of a captured state.
+pub(crate) struct SnapshotStream {
+    captured: Captured,
+    step: Step,
+    ready: BytesMut,
+    ids: Vec<WindowEntry>,
+    images: Vec<Bytes>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Start,
+    Records(usize),
+    Ids(usize),
+    Runs { run: usize, at: usize },
+    Done,
+}
+
+impl SnapshotStream {
+    pub(crate) fn new(captured: Captured) -> Self {
+        Self { captured, step: Step::Start, ready: BytesMut::new(), ids: Vec::new(), images: Vec::new() }
+    }
+
+    /// Encodes the next section.
+    fn advance(&mut self) -> io::Result<()> {
+        let mut content = BytesMut::new();
+        self.step = match self.step {
+            Step::Start => {
+                self.ready.put_slice(MAGIC);
+                self.captured.scalars.put(&mut content);
+                self.section(SCALARS, &content);
+                Step::Records(0)
+            }
+            Step::Records(at) => {
+                let mut next = at;
+                while let Some((key, value)) = self.captured.records.get(next) {
+                    let (key, value) = (key.encode(), value.encode());
+                    content.put_u16_le(key.len() as u16);
+                    content.put_slice(&key);
+                    content.put_u32_le(u32::try_from(value.len()).map_err(io::Error::other)?);
+                    content.put_slice(&value);
+                    next += 1;
+                    if content.len() >= SECTION_BYTES {
+                        break;
+                    }
+                }
+                if next > at {
+                    self.section(RECORDS, &content);
+                    Step::Records(next)
+                } else {
+                    self.ids = self.captured.window.iter().copied().collect();
+                    Step::Ids(0)
+                }
+            }
+            Step::Ids(at) => {
+                let ids = self.ids.iter().skip(at).take(SECTION_BYTES / ID_BYTES);
+                let count = ids.len();
+                if count > 0 {
+                    ids.for_each(|id| put_id(&mut content, id));
+                    self.section(IDS, &content);
+                    Step::Ids(at + count)
+                } else {
+                    self.images = self.captured.images()?;
+                    Step::Runs { run: 0, at: 0 }
+                }
+            }
+            Step::Runs { run, at } => match self.images.get(run).cloned() {
+                Some(image) if at < image.len() => {
+                    let end = image.len().min(at + SECTION_BYTES);
+                    self.section(RUN_BYTES, &image.slice(at..end));
+                    Step::Runs { run, at: end }
+                }
+                Some(image) => {
+                    self.section(RUN_END, &(image.len() as u64).to_le_bytes());
+                    Step::Runs { run: run + 1, at: 0 }
+                }
+                None => {
+                    for count in [self.captured.records.len(), self.ids.len(), self.images.len()] {
+                        content.put_u64_le(count as u64);
+                    }
+                    self.section(END, &content);
+                    Step::Done
+                }
+            },
+            Step::Done => Step::Done,
+        };
+        Ok(())
+    }
+
+    fn section(&mut self, kind: u8, content: &[u8]) {
+        self.ready.reserve(SECTION_HEADER_BYTES + content.len());
+        self.ready.put_u8(kind);
+        self.ready.put_u32_le(u32::try_from(content.len()).expect("a section is bounded"));
+        self.ready.put_u32_le(section_crc(kind, content));
+        self.ready.put_slice(content);
+    }
+}
+
+impl Captured {
+    /// The runs, and one more made of the tails.
+    fn images(&self) -> io::Result<Vec<Bytes>> {
+        let mut images: Vec<Bytes> = self.sealed.runs.iter().map(|run| run.image().clone()).collect();
+        if !self.sealed.tails.is_empty() {
+            let sources: Vec<&dyn ExtentSource> =
+                self.sealed.tails.iter().map(|tail| tail.as_ref() as &dyn ExtentSource).collect();
+            let mut image = Cursor::new(Vec::new());
+            write_run(&mut image, &sources, &|_: QueueKey| true)?;
+            images.push(Bytes::from(image.into_inner()));
+        }
+        Ok(images)
+    }
+}
+
+impl Read for SnapshotStream {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.ready.is_empty() {
+            if matches!(self.step, Step::Done) {
+                return Ok(0);
+            }
+            self.advance()?;
+        }
+        let count = out.len().min(self.ready.len());
+        self.ready.copy_to_slice(&mut out[..count]);
+        Ok(count)
+    }
+}
+
+/// A snapshot that was read to its end and checked; its index is not attached yet.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) applied: Applied,
+    /// The runs, oldest first.
+    pub(crate) runs: Vec<Bytes>,
+}
+
+pub(crate) fn receive(mut from: impl Read) -> io::Result<Received> {
+    let mut magic = [0; MAGIC.len()];
+    from.read_exact(&mut magic)?;
+    if &magic != MAGIC {
+        return Err(damaged("magic"));
+    }
+    let mut received = Received { applied: Applied::default(), runs: Vec::new() };
+    let (mut records, mut ids) = (0u64, 0u64);
+    let mut run = BytesMut::new();
+    loop {
+        let (kind, content) = read_section(&mut from)?;
+        let mut reader = FieldReader::new(&content);
+        let malformed = |error: super::command::MalformedField| damaged(error.field);
+        match kind {
+            SCALARS => received.applied.scalars = Scalars::read(&mut reader).map_err(malformed)?,
+            RECORDS => {
+                while reader.remaining() > 0 {
+                    let key_bytes = usize::from(reader.u16("key length").map_err(malformed)?);
+                    let key = reader.bytes(key_bytes, "key").map_err(malformed)?;
+                    let value_bytes = reader.u32("value length").map_err(malformed)? as usize;
+                    let value = reader.bytes(value_bytes, "value").map_err(malformed)?;
+                    let key = RecordKey::decode(&key).ok_or_else(|| damaged("record key"))?;
+                    let value = RecordValue::decode(key, &value).map_err(malformed)?;
+                    received.applied.load_record(key, value).map_err(io::Error::other)?;
+                    records += 1;
+                }
+            }
+            IDS => {
+                while reader.remaining() > 0 {
+                    received.applied.window.insert(read_id(&mut reader).map_err(malformed)?);
+                    ids += 1;
+                }
+            }
+            RUN_BYTES => run.put_slice(&content),
+            RUN_END => {
+                if reader.u64("run length").map_err(malformed)? != run.len() as u64 {
+                    return Err(damaged("run length"));
+                }
+                let image = std::mem::take(&mut run).freeze();
+                Run::check(image.clone()).map_err(io::Error::other)?;
+                received.runs.push(image);
+            }
+            END => {
+                let counts = [records, ids, received.runs.len() as u64];
+                for count in counts {
+                    if reader.u64("count").map_err(malformed)? != count {
+                        return Err(damaged("counts"));
+                    }
+                }
+                received.applied.check_loaded().map_err(io::Error::other)?;
+                return Ok(received);
+            }
+            _ => return Err(damaged("section kind")),
+        }
+    }
+}
+
+fn read_section(from: &mut impl Read) -> io::Result<(u8, Bytes)> {
+    let mut header = [0; SECTION_HEADER_BYTES];
+    from.read_exact(&mut header)?;
+    let mut fields = &header[..];
+    let (kind, len, crc) = (fields.get_u8(), fields.get_u32_le() as usize, fields.get_u32_le());
+    if len > SECTION_BYTES_MAX {
+        return Err(damaged("section length"));
+    }
+    // Grows as bytes arrive: a wrong length must not allocate what nobody sends.
+    let mut content = Vec::new();
+    from.by_ref().take(len as u64).read_to_end(&mut content)?;
+    if content.len() != len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if section_crc(kind, &content) != crc {
+        return Err(damaged("section"));
+    }
+    Ok((kind, Bytes::from(content)))
+}
+
+fn section_crc(kind: u8, content: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&[kind]), content)
+}
+
+fn damaged(part: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("snapshot is damaged: {part}"))
+}

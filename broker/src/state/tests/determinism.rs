@@ -1,0 +1,283 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// What a leader and its clients may do next, in numbers that are given a meaning when it is done.
+#[derive(Debug, Clone)]
+pub(super) enum Step {
+    Send { topic: u32, messages: Vec<(u32, u16, u8)> },
+    Receive { group: u32, topic: u32, max: u32, invisible_ms: u64, tag: Option<u8>, client: u8 },
+    /// A lease command nobody planned: apply must cope with anything.
+    WildLease { group: u32, topic: u32, queue: u32, from: u64, to: u64, offsets: Vec<u64> },
+    Ack(Vec<usize>),
+    Change(usize, u64),
+    Extend(usize, u64),
+    Release { group: u32, client: u8 },
+    CreateTopic(u8, u32),
+    GrowTopic(u8, u32),
+    DeleteTopic(u8),
+    CreateGroup(u8),
+    DeleteGroup(u8),
+    Pass(u64),
+    Malformed(Vec<u8>),
+}
+
+pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        8 => (1u32..5, proptest::collection::vec((0u32..4, any::<u16>(), 0u8..4), 1..6))
+            .prop_map(|(topic, messages)| Step::Send { topic, messages }),
+        8 => (1u32..4, 1u32..5, 1u32..8, 0u64..40_000, proptest::option::of(0u8..4), 0u8..3).prop_map(
+            |(group, topic, max, invisible_ms, tag, client)| Step::Receive {
+                group, topic, max, invisible_ms, tag, client
+            }
+        ),
+        1 => (1u32..4, 1u32..5, 0u32..5, 0u64..20, 0u64..30, proptest::collection::vec(0u64..30, 0..6))
+            .prop_map(|(group, topic, queue, from, to, offsets)| Step::WildLease {
+                group, topic, queue, from, to, offsets
+            }),
+        6 => proptest::collection::vec(any::<usize>(), 1..4).prop_map(Step::Ack),
+        3 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Change(which, ms)),
+        2 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Extend(which, ms)),
+        1 => (1u32..4, 0u8..3).prop_map(|(group, client)| Step::Release { group, client }),
+        2 => (0u8..4, 1u32..4).prop_map(|(name, queues)| Step::CreateTopic(name, queues)),
+        1 => (0u8..4, 1u32..90).prop_map(|(name, queues)| Step::GrowTopic(name, queues)),
+        1 => (0u8..4).prop_map(Step::DeleteTopic),
+        2 => (0u8..3).prop_map(Step::CreateGroup),
+        1 => (0u8..3).prop_map(Step::DeleteGroup),
+        3 => prop_oneof![0u64..30_000, 500_000u64..700_000].prop_map(Step::Pass),
+        1 => proptest::collection::vec(any::<u8>(), 0..40).prop_map(Step::Malformed),
+    ];
+    proptest::collection::vec(step, count)
+}
+
+/// Does the steps on a replica, as its leader; returns the answers as they were encoded.
+pub(super) struct Leader {
+    pub(super) replica: Replica,
+    granted: Vec<(ConsumerGroupId, TopicId, Granted)>,
+    pub(super) answers: Vec<Answer>,
+}
+
+impl Leader {
+    pub(super) fn new() -> Self {
+        let mut leader = Self { replica: Replica::in_memory(), granted: Vec::new(), answers: Vec::new() };
+        leader.replica.topic("topic-0", 3);
+        leader.replica.group("group-0");
+        leader
+    }
+
+    pub(super) fn run(&mut self, steps: &[Step]) {
+        steps.iter().for_each(|step| self.step(step));
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Send { topic, messages } => {
+                let messages: Vec<NewMessage> = messages
+                    .iter()
+                    .map(|(queue, id, tag)| {
+                        tagged(*queue, &format!("{}", id % 200), Some(&format!("tag-{tag}")))
+                    })
+                    .collect();
+                let command = encode_append(self.replica.now, TopicId(*topic), &messages);
+                self.propose(command);
+            }
+            Step::Receive { group, topic, max, invisible_ms, tag, client } => {
+                let (group, topic) = (ConsumerGroupId(*group), TopicId(*topic));
+                let mut request = self.replica.request(group, topic, *max);
+                if let Some(tag) = tag {
+                    request.filter = TagFilter::tags([format!("tag-{tag}").as_str()]);
+                }
+                let Some(plan) = self.replica.state.plan_receive(&request) else { return };
+                let client = ClientHash(u64::from(*client));
+                let command = plan.command(client, *invisible_ms, *max % 2 == 0, "attempt");
+                let command = command.encode(self.replica.now);
+                if let Answer::Leased(granted) = self.propose(command) {
+                    assert_eq!(granted.len(), plan.messages().len(), "an undisturbed plan is granted");
+                    self.granted.extend(granted.into_iter().map(|lease| (group, topic, lease)));
+                }
+            }
+            Step::WildLease { group, topic, queue, from, to, offsets } => {
+                let offsets: Vec<QueueOffset> = offsets.iter().copied().map(QueueOffset).collect();
+                let part = LeasePart {
+                    queue: QueueId(*queue),
+                    from: QueueOffset(*from),
+                    to: QueueOffset(*to),
+                    take: offsets.clone(),
+                    redeliver: offsets.clone(),
+                    finish: offsets,
+                };
+                self.propose_command(&Command::LeaseMessages(LeaseMessages {
+                    consumer_group: ConsumerGroupId(*group),
+                    topic: TopicId(*topic),
+                    client: ClientHash(1),
+                    invisible_ms: 5_000,
+                    auto_renew: false,
+                    attempt_id: String::new(),
+                    parts: vec![part],
+                }));
+            }
+            Step::Ack(which) => {
+                let Some((group, topic, _)) = self.pick(which[0]) else { return };
+                let entries = which
+                    .iter()
+                    .filter_map(|which| self.pick(*which))
+                    .map(|(_, _, lease)| AckEntry {
+                        queue: lease.queue,
+                        offset: lease.offset,
+                        epoch: lease.epoch,
+                    })
+                    .collect();
+                self.propose_command(&Command::AckMessages(AckMessages {
+                    consumer_group: group,
+                    topic,
+                    entries,
+                }));
+            }
+            Step::Change(which, invisible_ms) => {
+                let Some((consumer_group, topic, lease)) = self.pick(*which) else { return };
+                self.propose_command(&Command::ChangeInvisible(ChangeInvisible {
+                    consumer_group,
+                    topic,
+                    queue: lease.queue,
+                    offset: lease.offset,
+                    epoch: lease.epoch,
+                    invisible_ms: *invisible_ms,
+                }));
+            }
+            Step::Extend(which, invisible_ms) => {
+                let Some((consumer_group, topic, lease)) = self.pick(*which) else { return };
+                self.propose_command(&Command::ExtendLeases(ExtendLeases {
+                    extensions: vec![LeaseExtension {
+                        consumer_group,
+                        topic,
+                        queue: lease.queue,
+                        offset: lease.offset,
+                        epoch: lease.epoch,
+                        invisible_ms: *invisible_ms,
+                        keep_renewing: invisible_ms % 2 == 0,
+                    }],
+                }));
+            }
+            Step::Release { group, client } => self.propose_command(&Command::ReleaseClient(ReleaseClient {
+                consumer_group: ConsumerGroupId(*group),
+                client: ClientHash(u64::from(*client)),
+            })),
+            Step::CreateTopic(name, queues) => self.propose_command(&Command::CreateTopic(CreateTopic {
+                name: format!("topic-{name}"),
+                settings: TopicSettings::normal(*queues),
+            })),
+            Step::GrowTopic(name, queues) => self.propose_command(&Command::UpdateTopic(UpdateTopic {
+                name: format!("topic-{name}"),
+                settings: TopicSettings::normal(*queues),
+            })),
+            Step::DeleteTopic(name) => {
+                self.propose_command(&Command::DeleteTopic(DeleteTopic { name: format!("topic-{name}") }));
+            }
+            Step::CreateGroup(name) => {
+                self.propose_command(&Command::CreateConsumerGroup(CreateConsumerGroup {
+                    name: format!("group-{name}"),
+                    settings: ConsumerGroupSettings::default(),
+                }));
+            }
+            Step::DeleteGroup(name) => {
+                self.propose_command(&Command::DeleteConsumerGroup(DeleteConsumerGroup {
+                    name: format!("group-{name}"),
+                }));
+            }
+            Step::Pass(ms) => self.replica.pass_ms(*ms),
+            Step::Malformed(body) => {
+                let bytes = [&[1, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], body].concat();
+                self.propose(Bytes::from(bytes));
+            }
+        }
+    }
+
+    fn pick(&self, which: usize) -> Option<(ConsumerGroupId, TopicId, Granted)> {
+        self.granted.get(which % self.granted.len().max(1)).copied()
+    }
+
+    fn propose_command(&mut self, command: &Command) {
+        self.propose(command.encode(self.replica.now));
+    }
+
+    fn propose(&mut self, command: Bytes) -> Answer {
+        let answer = self.replica.propose_bytes(command);
+        self.answers.push(answer.clone());
+        answer
+    }
+}
+
+/// A follower that applies the leader's log in batches of its own.
+fn follow(log: &Log, batch: usize) -> (Replica, Vec<Bytes>) {
+    let follower = Replica::in_memory();
+    let mut answers = Vec::new();
+    for entries in log.entries.chunks(batch) {
+        follower.state.apply(entries, &mut answers).expect("applied");
+    }
+    (follower, answers)
+}
+
+fn answers_of(log: &Log) -> Vec<Bytes> {
+    follow(log, 1).1
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn replicas_that_apply_the_same_log_are_the_same(program in steps(150), batch in 1usize..40) {
+        let mut leader = Leader::new();
+        leader.run(&program);
+        let (follower, answers) = follow(&leader.replica.log, batch);
+        prop_assert_eq!(follower.state.state_digest(), leader.replica.state.state_digest());
+        prop_assert_eq!(answers, answers_of(&leader.replica.log));
+    }
+
+    #[test]
+    fn a_replica_that_came_from_a_snapshot_goes_on_the_same(program in steps(150), part in 0usize..150) {
+        let mut leader = Leader::new();
+        leader.run(&program);
+        let log = &leader.replica.log;
+        let middle = part.min(log.entries.len() - 1).max(1);
+        let source = Replica::in_memory();
+        source.state.apply(&log.entries[..middle], &mut Vec::new()).expect("applied");
+        let (applied, stream) = source.state.snapshot().expect("a snapshot");
+        // What is applied after the snapshot was taken must not be in it.
+        source.state.apply(&log.entries[middle..], &mut Vec::new()).expect("applied");
+
+        let restored = Replica::in_memory();
+        restored.state.restore(applied.expect("entries"), stream).expect("restored");
+        prop_assert_eq!(restored.state.applied(), applied);
+        let mut answers = Vec::new();
+        restored.state.apply(&log.entries[middle..], &mut answers).expect("applied");
+        prop_assert_eq!(restored.state.state_digest(), leader.replica.state.state_digest());
+        prop_assert_eq!(&answers, &answers_of(log)[middle..]);
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_cut_or_changed_is_refused_and_leaves_the_state_alone() {
+    let mut leader = Leader::new();
+    let topic = TopicId(1);
+    for number in 0..20 {
+        leader.replica.send(topic, &[message(number % 3, &format!("{number}"))]);
+    }
+    leader.replica.receive(ConsumerGroupId(1), topic, 5, 10_000);
+    let (applied, mut stream) = leader.replica.state.snapshot().expect("a snapshot");
+    let applied = applied.expect("entries");
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut stream, &mut bytes).expect("memory");
+
+    let target = Replica::in_memory();
+    let before = target.state.state_digest();
+    for at in (0..bytes.len()).step_by(7) {
+        let cut = bytes[..at].to_vec();
+        assert!(target.state.restore(applied, Box::new(io::Cursor::new(cut))).is_err(), "cut at {at}");
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1;
+        assert!(target.state.restore(applied, Box::new(io::Cursor::new(flipped))).is_err(), "bit at {at}");
+    }
+    assert_eq!(target.state.state_digest(), before);
+    target.state.restore(applied, Box::new(io::Cursor::new(bytes))).expect("untouched");
+    assert_eq!(target.state.state_digest(), leader.replica.state.state_digest());
+}
