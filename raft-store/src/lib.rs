@@ -5,8 +5,6 @@
 
 mod commit_log;
 mod frame;
-mod commit_log;
-mod frame;
 pub mod group;
 pub mod io;
 pub mod machine;
