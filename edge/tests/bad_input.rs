@@ -1,0 +1,275 @@
+//! Wrong requests at the gRPC port: the exact code, a message that names field, value and limit,
+//! nothing stored, and the next request served.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use ledgermq_common::{GroupId, QueueId, QueueOffset, ReceiptHandle};
+use ledgermq_proto::rocketmq::{self as rmq, Code, FilterType, MessageType};
+use support::*;
+
+type Change<T> = Box<dyn Fn(&mut T)>;
+
+fn system(message: &mut rmq::Message) -> &mut rmq::SystemProperties {
+    message.system_properties.get_or_insert_default()
+}
+
+fn handle(group: u32) -> String {
+    ReceiptHandle {
+        group: GroupId(group),
+        topic_id: 1,
+        queue: QueueId(0),
+        offset: QueueOffset(0),
+        consumer_group_id: 1,
+        delivery_epoch: 1,
+        renewal: 0,
+    }
+    .encode()
+}
+
+#[tokio::test]
+async fn each_wrong_send_gets_its_code_and_stores_nothing() {
+    let cluster = Cluster::start(1).await;
+    cluster.elect(Some(1));
+    let mut client = client(cluster.node(1).client_addr).await;
+    let one = |change: fn(&mut rmq::Message)| -> Change<rmq::SendMessageRequest> {
+        Box::new(move |request| change(&mut request.messages[0]))
+    };
+    let day = 24 * 3600;
+    let rows: Vec<(&str, Code, &str, Change<rmq::SendMessageRequest>)> = vec![
+        ("no message", Code::MessageCorrupted, "messages", Box::new(|r| r.messages.clear())),
+        ("two topics", Code::MessageCorrupted, "other", Box::new(|r| {
+            r.messages.push(rmq::Message { topic: resource("other"), ..message("m2") });
+        })),
+        ("too many messages", Code::PayloadTooLarge, "1024", Box::new(|r| {
+            r.messages = (0..1025).map(|i| message(&format!("m{i}"))).collect();
+        })),
+        ("too much together", Code::PayloadTooLarge, "16777216", Box::new(|r| {
+            r.messages = (0..5).map(|i| rmq::Message { body: vec![1; 4_000_000].into(), ..message(&format!("b{i}")) }).collect();
+        })),
+        ("no topic", Code::IllegalTopic, "topic", one(|m| m.topic = None)),
+        ("topic with a space", Code::IllegalTopic, "' '", one(|m| m.topic = resource("a b"))),
+        ("topic too long", Code::IllegalTopic, "127", one(|m| m.topic = resource(&"x".repeat(128)))),
+        ("system topic", Code::IllegalTopic, "reserved", one(|m| m.topic = resource("TBW102"))),
+        ("unknown topic", Code::TopicNotFound, "nowhere", one(|m| m.topic = resource("nowhere"))),
+        ("empty body", Code::MessageBodyEmpty, "body", one(|m| m.body.clear())),
+        ("large body", Code::MessageBodyTooLarge, "4128768", one(|m| m.body = vec![1; 5 << 20].into())),
+        ("129 properties", Code::MessagePropertiesTooLarge, "128", one(|m| {
+            m.user_properties = (0..129).map(|i| (format!("k{i}"), "v".to_owned())).collect();
+        })),
+        ("4 MiB of properties", Code::MessagePropertiesTooLarge, "16384", one(|m| {
+            m.user_properties.insert("k".to_owned(), "v".repeat(4 << 20));
+        })),
+        ("reserved property", Code::IllegalMessagePropertyKey, "UNIQ_KEY", one(|m| {
+            m.user_properties.insert("UNIQ_KEY".to_owned(), "v".to_owned());
+        })),
+        ("control character in a property", Code::IllegalMessagePropertyKey, "control", one(|m| {
+            m.user_properties.insert("k".to_owned(), "a\u{1}b".to_owned());
+        })),
+        ("blank tag", Code::IllegalMessageTag, "blank", one(|m| system(m).tag = Some("  ".to_owned()))),
+        ("tag with a bar", Code::IllegalMessageTag, "|", one(|m| system(m).tag = Some("a|b".to_owned()))),
+        ("key with a control character", Code::IllegalMessageKey, "control", one(|m| {
+            system(m).keys = vec!["ok".to_owned(), "a\n".to_owned()];
+        })),
+        ("no message id", Code::IllegalMessageId, "message_id", one(|m| system(m).message_id.clear())),
+        ("long message id", Code::IllegalMessageId, "255", one(|m| system(m).message_id = "x".repeat(256))),
+        ("long message group", Code::IllegalMessageGroup, "63", one(|m| {
+            system(m).message_group = Some("g".repeat(64));
+        })),
+        ("delivery in two days", Code::IllegalDeliveryTime, "delivery_timestamp", Box::new(move |r| {
+            let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs() as i64;
+            system(&mut r.messages[0]).delivery_timestamp =
+                Some(prost_types::Timestamp { seconds: now + 2 * day, nanos: 0 });
+        })),
+        ("transaction recovery of a year", Code::BadRequest, "3600", one(|m| {
+            system(m).set_message_type(MessageType::Transaction);
+            system(m).orphaned_transaction_recovery_duration = Some(duration(365 * 24 * 3600));
+        })),
+        ("ordered message for a normal topic", Code::MessagePropertyConflictWithType, "FIFO", one(|m| {
+            system(m).message_group = Some("g".to_owned());
+        })),
+        ("transaction for a normal topic", Code::MessagePropertyConflictWithType, "TRANSACTION", one(|m| {
+            system(m).set_message_type(MessageType::Transaction);
+        })),
+        ("delayed message for a normal topic", Code::MessagePropertyConflictWithType, "DELAY", one(|m| {
+            system(m).delivery_timestamp = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
+        })),
+        ("normal message for a delay topic", Code::MessagePropertyConflictWithType, "DELAY", one(|m| {
+            m.topic = resource("delays");
+        })),
+        ("delayed message for a delay topic", Code::NotImplemented, "DELAY", one(|m| {
+            m.topic = resource("delays");
+            system(m).delivery_timestamp = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
+        })),
+    ];
+    for (name, code, said, change) in rows {
+        let mut wrong = send("m1");
+        change(&mut wrong);
+        let answer = client.send_message(java(wrong)).await.expect("gRPC OK").into_inner();
+        let text = answer.status.as_ref().map_or("", |status| &status.message);
+        assert_eq!(code_of(&answer.status), code, "{name}: {text}");
+        assert!(text.contains(said), "{name}: \"{text}\" does not say {said}");
+        assert!(text.len() < 400, "{name}: the value is cut");
+        assert!(answer.entries.iter().all(|entry| code_of(&entry.status) == code), "{name}");
+    }
+    assert!(cluster.agreed.stored.lock().is_empty());
+    let good = client.send_message(java(send("good"))).await.expect("gRPC OK").into_inner();
+    assert_eq!(code_of(&good.status), Code::Ok);
+
+    let mut empty = send("m1");
+    empty.messages[0].body.clear();
+    let rust = request("RUST", Duration::from_secs(3), empty);
+    let answer = client.send_message(rust).await.expect("gRPC OK").into_inner();
+    assert_eq!(code_of(&answer.status), Code::BadRequest, "a number the Rust SDK knows");
+}
+
+#[tokio::test]
+async fn each_wrong_receive_gets_its_code() {
+    let cluster = Cluster::start(1).await;
+    cluster.elect(Some(1));
+    let mut client = client(cluster.node(1).client_addr).await;
+    let filter = |r#type, text: &str| {
+        Some(rmq::FilterExpression { r#type: i32::from(r#type), expression: text.to_owned() })
+    };
+    let rows: Vec<(&str, Code, Change<rmq::ReceiveMessageRequest>)> = vec![
+        ("no queue", Code::IllegalTopic, Box::new(|r| r.message_queue = None)),
+        ("no group", Code::IllegalConsumerGroup, Box::new(|r| r.group = None)),
+        ("long group", Code::IllegalConsumerGroup, Box::new(|r| r.group = resource(&"g".repeat(121)))),
+        ("system group", Code::IllegalConsumerGroup, Box::new(|r| r.group = resource("CID_RMQ_SYS_x"))),
+        ("batch 0", Code::BadRequest, Box::new(|r| r.batch_size = 0)),
+        ("batch -1", Code::BadRequest, Box::new(|r| r.batch_size = -1)),
+        ("no lease", Code::IllegalInvisibleTime, Box::new(|r| r.invisible_duration = None)),
+        ("negative lease", Code::IllegalInvisibleTime, Box::new(|r| r.invisible_duration = Some(duration(-5)))),
+        ("short lease", Code::IllegalInvisibleTime, Box::new(|r| r.invisible_duration = Some(duration(9)))),
+        ("endless lease", Code::IllegalInvisibleTime, Box::new(|r| {
+            r.invisible_duration = Some(duration(i64::MAX));
+        })),
+        ("negative poll", Code::IllegalPollingTime, Box::new(|r| r.long_polling_timeout = Some(duration(-1)))),
+        ("SQL", Code::IllegalFilterExpression, Box::new(move |r| {
+            r.filter_expression = filter(FilterType::Sql, "a > 1");
+        })),
+        ("bars only", Code::IllegalFilterExpression, Box::new(move |r| {
+            r.filter_expression = filter(FilterType::Tag, "||");
+        })),
+        ("long filter", Code::IllegalFilterExpression, Box::new(move |r| {
+            r.filter_expression = filter(FilterType::Tag, &"x".repeat(5000));
+        })),
+        ("long attempt id", Code::BadRequest, Box::new(|r| r.attempt_id = Some("x".repeat(129)))),
+    ];
+    for (name, code, change) in rows {
+        let mut wrong = receive(Some(Duration::ZERO));
+        change(&mut wrong);
+        let (status, messages) = collect(&mut client, java(wrong)).await;
+        assert_eq!((status.code(), messages.len()), (code, 0), "{name}: {}", status.message);
+    }
+    assert!(cluster.node(1).member.requests.lock().is_empty(), "no wrong request reached the group");
+
+    let mut huge = receive(Some(Duration::from_millis(10)));
+    huge.batch_size = 1_000_000;
+    let (status, _) = collect(&mut client, java(huge)).await;
+    assert_eq!(status.code(), Code::MessageNotFound, "too large a batch is cut, not refused");
+}
+
+#[tokio::test]
+async fn each_wrong_receipt_gets_its_code_and_the_others_of_the_request_count() {
+    let cluster = Cluster::start(1).await;
+    cluster.elect(Some(1));
+    let mut client = client(cluster.node(1).client_addr).await;
+    let ack = |handles: &[&str]| rmq::AckMessageRequest {
+        group: resource("readers"),
+        topic: resource(TOPIC),
+        entries: handles
+            .iter()
+            .map(|handle| rmq::AckMessageEntry {
+                message_id: "m".to_owned(),
+                receipt_handle: (*handle).to_owned(),
+                ..Default::default()
+            })
+            .collect(),
+    };
+    let mut answer = async |request| client.ack_message(java(request)).await.expect("gRPC OK").into_inner();
+    let foreign = handle(77);
+    for bad in ["", "garbage", foreign.as_str(), &handle(1)[..20]] {
+        let answered = answer(ack(&[bad])).await;
+        assert_eq!(code_of(&answered.status), Code::InvalidReceiptHandle, "{bad}");
+        assert_eq!(code_of(&answered.entries[0].status), Code::InvalidReceiptHandle);
+    }
+    let good = handle(1);
+    let mixed = answer(ack(&[&good, "garbage", &good])).await;
+    assert_eq!(code_of(&mixed.status), Code::MultipleResults);
+    let codes: Vec<_> = mixed.entries.iter().map(|entry| code_of(&entry.status)).collect();
+    assert_eq!(codes, [Code::Ok, Code::InvalidReceiptHandle, Code::Ok]);
+    assert_eq!(code_of(&answer(ack(&[])).await.status), Code::BadRequest);
+    let many = vec![good.as_str(); 1025];
+    assert_eq!(code_of(&answer(ack(&many)).await.status), Code::PayloadTooLarge);
+    assert_eq!(code_of(&answer(ack(&[&good])).await.status), Code::Ok);
+
+    let change = |handle: &str, invisible| rmq::ChangeInvisibleDurationRequest {
+        group: resource("readers"),
+        topic: resource(TOPIC),
+        receipt_handle: handle.to_owned(),
+        invisible_duration: invisible,
+        ..Default::default()
+    };
+    for (handle, invisible, code) in [
+        (good.as_str(), Some(duration(-1)), Code::IllegalInvisibleTime),
+        (good.as_str(), Some(duration(12 * 3600 + 1)), Code::IllegalInvisibleTime),
+        ("garbage", Some(duration(1)), Code::InvalidReceiptHandle),
+        (good.as_str(), Some(duration(0)), Code::Ok),
+    ] {
+        let answer = client.change_invisible_duration(java(change(handle, invisible))).await.expect("gRPC OK");
+        assert_eq!(code_of(&answer.into_inner().status), code, "{handle} {invisible:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_without_client_id_is_told_so_on_every_rpc() {
+    let cluster = Cluster::start(1).await;
+    cluster.elect(Some(1));
+    let mut client = client(cluster.node(1).client_addr).await;
+    let sent = client.send_message(send("m")).await.expect("gRPC OK").into_inner();
+    assert_eq!(code_of(&sent.status), Code::ClientIdRequired);
+    let route = client.query_route(rmq::QueryRouteRequest { topic: resource(TOPIC), endpoints: None });
+    assert_eq!(code_of(&route.await.expect("gRPC OK").into_inner().status), Code::ClientIdRequired);
+    let ended = client.end_transaction(rmq::EndTransactionRequest::default()).await.expect("gRPC OK");
+    assert_eq!(code_of(&ended.into_inner().status), Code::ClientIdRequired);
+    let telemetry = client.telemetry(tokio_stream::empty()).await.expect("gRPC OK");
+    let command = telemetry.into_inner().message().await.expect("item").expect("one command");
+    assert_eq!(code_of(&command.status), Code::ClientIdRequired);
+}
+
+#[tokio::test]
+async fn what_does_not_exist_yet_says_so_in_the_body() {
+    let cluster = Cluster::start(1).await;
+    cluster.elect(Some(1));
+    let mut client = client(cluster.node(1).client_addr).await;
+    let ended = client.end_transaction(java(rmq::EndTransactionRequest::default())).await.expect("gRPC OK");
+    assert_eq!(code_of(&ended.into_inner().status), Code::NotImplemented);
+    let recalled = client.recall_message(java(rmq::RecallMessageRequest::default())).await.expect("gRPC OK");
+    assert_eq!(code_of(&recalled.into_inner().status), Code::NotImplemented);
+    let mut pulled =
+        client.pull_message(java(rmq::PullMessageRequest::default())).await.expect("gRPC OK").into_inner();
+    let Some(rmq::pull_message_response::Content::Status(status)) =
+        pulled.message().await.expect("item").and_then(|item| item.content)
+    else {
+        panic!("a status");
+    };
+    assert_eq!(status.code(), Code::NotImplemented);
+    assert!(pulled.message().await.expect("OK trailers").is_none());
+}
+
+#[tokio::test]
+async fn a_refused_receive_of_a_busy_looping_sdk_is_slowed_down() {
+    let cluster = Cluster::start(1).await;
+    cluster.elect(Some(1));
+    let mut client = client(cluster.node(1).client_addr).await;
+    let mut wrong = receive(Some(Duration::from_secs(5)));
+    wrong.batch_size = 0;
+    for (language, slow) in [("GO", true), ("JAVA", false)] {
+        let began = Instant::now();
+        let (status, _) = collect(&mut client, request(language, Duration::from_secs(8), wrong.clone())).await;
+        assert_eq!(status.code(), Code::BadRequest);
+        assert_eq!(began.elapsed() >= Duration::from_millis(900), slow, "{language}: {:?}", began.elapsed());
+    }
+}

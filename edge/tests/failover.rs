@@ -1,0 +1,203 @@
+//! What a client sees while leadership moves: latency, and nothing else.
+
+mod support;
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use ledgermq_edge::group_call::GroupRequest;
+use ledgermq_proto::rocketmq::{self as rmq, Code};
+use support::*;
+
+const SDK_TIMEOUT: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn any_node_takes_a_send_and_the_leader_stores_it_once() {
+    let cluster = Cluster::start(3).await;
+    cluster.elect(Some(2));
+    for number in 1..=3 {
+        let mut client = client(cluster.node(number).client_addr).await;
+        let answer = client.send_message(java(send("same"))).await.expect("gRPC OK").into_inner();
+        assert_eq!(code_of(&answer.status), Code::Ok);
+        assert_eq!(answer.entries[0].offset, 0, "a repeat gets the first answer");
+    }
+    assert_eq!(cluster.node(2).member.requests.lock().len(), 3);
+    let context = cluster.node(2).member.contexts.lock()[0].clone();
+    assert_eq!(context.client_id, "host@1@0@x", "the client's identity travels along");
+    assert!(context.remaining() <= SDK_TIMEOUT);
+}
+
+#[tokio::test]
+async fn a_send_during_an_election_waits_for_the_new_leader() {
+    let cluster = Cluster::start(3).await;
+    cluster.elect(None);
+    let mut client = client(cluster.node(1).client_addr).await;
+    let sending = tokio::spawn(async move { client.send_message(java(send("m"))).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!sending.is_finished(), "held");
+    cluster.elect(Some(3));
+    let answer = sending.await.expect("task").expect("gRPC OK").into_inner();
+    assert_eq!(code_of(&answer.status), Code::Ok);
+    assert_eq!(cluster.agreed.stored.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn without_a_leader_the_answer_is_a_business_code_before_the_deadline() {
+    let cluster = Cluster::start(2).await;
+    cluster.elect(None);
+    let mut client = client(cluster.node(1).client_addr).await;
+    let began = Instant::now();
+    let timeout = Duration::from_millis(1200);
+    let answer = client.send_message(request("PYTHON", timeout, send("m"))).await.expect("gRPC OK").into_inner();
+    assert_eq!(code_of(&answer.status), Code::HaNotAvailable);
+    assert_eq!(answer.entries.len(), 1);
+    assert_eq!(code_of(&answer.entries[0].status), Code::HaNotAvailable);
+    let held = began.elapsed();
+    assert!(held >= Duration::from_millis(800) && held < timeout, "held for {held:?}");
+}
+
+#[tokio::test]
+async fn a_stopped_leader_is_abandoned_for_the_new_one() {
+    let cluster = Cluster::start(3).await;
+    cluster.elect(Some(1));
+    let mut entry = client(cluster.node(3).client_addr).await;
+    let warm = entry.send_message(java(send("warm"))).await.expect("gRPC OK").into_inner();
+    assert_eq!(code_of(&warm.status), Code::Ok);
+
+    cluster.node(1).member.stopped.store(true, Ordering::SeqCst);
+    let sending = tokio::spawn(async move { entry.send_message(java(send("m"))).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!sending.is_finished());
+    let moved = Instant::now();
+    cluster.elect(Some(2));
+    let answer = sending.await.expect("task").expect("gRPC OK").into_inner();
+    assert_eq!(code_of(&answer.status), Code::Ok);
+    assert!(moved.elapsed() < Duration::from_millis(500), "{:?}", moved.elapsed());
+    assert_eq!(cluster.agreed.stored.lock().len(), 2);
+}
+
+#[tokio::test]
+async fn a_node_that_hears_nothing_asks_the_others_who_leads() {
+    let cluster = Cluster::start(3).await;
+    cluster.elect(Some(1));
+    // Node 3 believes in node 1 for ever, as a replica cut off from the election does.
+    cluster.node(1).member.stopped.store(true, Ordering::SeqCst);
+    cluster.node(3).member.stopped.store(true, Ordering::SeqCst);
+    cluster.elect(Some(2));
+    let mut entry = client(cluster.node(3).client_addr).await;
+    let began = Instant::now();
+    let answer = entry.send_message(java(send("m"))).await.expect("gRPC OK").into_inner();
+    assert_eq!(code_of(&answer.status), Code::Ok);
+    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_long_poll_lives_through_a_leader_change() {
+    let cluster = Cluster::start(3).await;
+    cluster.elect(Some(1));
+    let mut consumer = client(cluster.node(3).client_addr).await;
+    let polling = tokio::spawn(async move {
+        collect(&mut consumer, request("JAVA", Duration::from_secs(13), receive(Some(Duration::from_secs(10))))).await
+    });
+    let mut polls = cluster.node(1).member.polls.subscribe();
+    polls.wait_for(|&polls| polls == 1).await.expect("the poll reaches the leader");
+    cluster.elect(Some(2));
+    let mut polls = cluster.node(2).member.polls.subscribe();
+    polls.wait_for(|&polls| polls == 1).await.expect("the poll follows");
+    let mut producer = client(cluster.node(1).client_addr).await;
+    producer.send_message(java(send("m"))).await.expect("gRPC OK");
+    let (status, messages) = polling.await.expect("task");
+    assert_eq!((status.code(), messages.len()), (Code::Ok, 1));
+}
+
+#[tokio::test]
+async fn a_poll_without_leader_ends_as_not_found_in_time() {
+    let cluster = Cluster::start(2).await;
+    cluster.elect(None);
+    let mut consumer = client(cluster.node(1).client_addr).await;
+    // No polling time, as Go and Rust ask: the deadline decides.
+    let began = Instant::now();
+    let deadline = Duration::from_millis(1500);
+    let (status, _) = collect(&mut consumer, request("GO", deadline, receive(None))).await;
+    assert_eq!(status.code(), Code::MessageNotFound);
+    assert!(began.elapsed() >= Duration::from_millis(900) && began.elapsed() < deadline, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_takes_its_poll_along() {
+    let cluster = Cluster::start(2).await;
+    cluster.elect(Some(2));
+    for entry in [1, 2] {
+        let mut consumer = client(cluster.node(entry).client_addr).await;
+        let mut polls = cluster.node(2).member.polls.subscribe();
+        let polling = tokio::spawn(async move {
+            let long = request("JAVA", Duration::from_secs(23), receive(Some(Duration::from_secs(20))));
+            collect(&mut consumer, long).await
+        });
+        polls.wait_for(|&polls| polls == 1).await.expect("waits at the leader");
+        polling.abort();
+        let gone = tokio::time::timeout(Duration::from_secs(5), polls.wait_for(|&polls| polls == 0)).await;
+        gone.expect("the leader hears of it").expect("watch");
+    }
+}
+
+#[tokio::test]
+async fn routes_and_assignments_do_not_change_with_the_leader() {
+    let cluster = Cluster::start(3).await;
+    let access_point = rmq::Endpoints {
+        scheme: rmq::AddressScheme::IPv4.into(),
+        addresses: ["10.0.0.2", "10.0.0.1"]
+            .map(|host| rmq::Address { host: host.to_owned(), port: 8081 })
+            .to_vec(),
+    };
+    let mut answers = Vec::new();
+    for leader in [Some(1), None, Some(2)] {
+        cluster.elect(leader);
+        for number in 1..=3 {
+            let mut client = client(cluster.node(number).client_addr).await;
+            let route = rmq::QueryRouteRequest { topic: resource(TOPIC), endpoints: Some(access_point.clone()) };
+            let route = client.query_route(java(route)).await.expect("gRPC OK").into_inner();
+            let assignment = rmq::QueryAssignmentRequest {
+                topic: resource(TOPIC),
+                group: resource("readers"),
+                endpoints: Some(access_point.clone()),
+            };
+            let assignment = client.query_assignment(java(assignment)).await.expect("gRPC OK").into_inner();
+            answers.push((route, assignment));
+        }
+    }
+    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]));
+    let (route, assignment) = &answers[0];
+    assert_eq!(code_of(&route.status), Code::Ok);
+    assert_eq!(route.message_queues.len(), 4);
+    for (id, queue) in route.message_queues.iter().enumerate() {
+        let broker = queue.broker.as_ref().expect("broker");
+        assert_eq!((queue.id, broker.id, broker.name.as_str()), (id as i32, 0, GROUP));
+        assert_eq!(broker.endpoints.as_ref(), Some(&access_point), "the client's own, in its order");
+        assert_eq!(queue.permission(), rmq::Permission::ReadWrite);
+        assert_eq!(queue.accept_message_types, [i32::from(rmq::MessageType::Normal)]);
+    }
+    assert_eq!(assignment.assignments.len(), 1);
+    assert_eq!(assignment.assignments[0].message_queue.as_ref().map(|queue| queue.id), Some(-1));
+
+    let mut node = client(cluster.node(1).client_addr).await;
+    let route = rmq::QueryRouteRequest { topic: resource(TOPIC), endpoints: Some(access_point) };
+    let route = node.query_route(request("HTTP", SDK_TIMEOUT, route)).await.expect("gRPC OK").into_inner();
+    let endpoints = route.message_queues[0].broker.as_ref().and_then(|broker| broker.endpoints.clone());
+    assert_eq!(endpoints.expect("endpoints").addresses.len(), 1, "Node takes one address only");
+}
+
+#[tokio::test]
+async fn an_unknown_topic_is_asked_for_at_the_leader_and_created_where_that_is_on() {
+    for auto_create in [false, true] {
+        let cluster = Cluster::start_with(2, auto_create).await;
+        cluster.elect(Some(2));
+        let mut client = client(cluster.node(1).client_addr).await;
+        let route = rmq::QueryRouteRequest { topic: resource("fresh"), endpoints: None };
+        let route = client.query_route(java(route)).await.expect("gRPC OK").into_inner();
+        let expected = if auto_create { Code::Ok } else { Code::TopicNotFound };
+        assert_eq!(code_of(&route.status), expected);
+        let asked = cluster.node(2).member.requests.lock().clone();
+        assert!(matches!(&asked[..], [GroupRequest::DescribeTopic(d)] if d.create_if_missing == auto_create));
+    }
+}
