@@ -79,6 +79,9 @@ pub enum HandleRefusal {
     ConsumerGroupUnknown,
 }
 
+/// How long after its end a lease may still be renewed: an election and a scan.
+const RENEWAL_LATE_MS_MAX: u64 = 10_000;
+
 impl BrokerState {
     /// Log time: the greatest stamp applied so far.
     pub fn now(&self) -> UnixMillis {
@@ -189,12 +192,15 @@ impl BrokerState {
         subscription.ends.range(after..).next().map(|(until, _, _)| *until)
     }
 
-    /// Auto-renewed leases that end by `ending_by`, at most `max`.
+    /// Auto-renewed leases that end by `ending_by`, at most `max`. A lease that ended a while ago is
+    /// not among them: its client is gone or its message about to be delivered anew.
     pub fn leases_to_renew(&self, ending_by: UnixMillis, max: usize) -> Vec<RenewableLease> {
         let applied = self.applied_state();
         let mut renewable = Vec::new();
+        let ended_after = UnixMillis(applied.scalars.now.get().saturating_sub(RENEWAL_LATE_MS_MAX));
         for (&(consumer_group, topic), subscription) in &applied.subscriptions {
-            for &(until, queue, offset) in subscription.ends.iter().take_while(|end| end.0 <= ending_by) {
+            let ends = subscription.ends.range((ended_after, 0, 0)..).take_while(|end| end.0 <= ending_by);
+            for &(until, queue, offset) in ends {
                 let progress = subscription.queues.get(&queue);
                 let Some(lease) = progress.and_then(|progress| progress.leases.get(&offset)) else { continue };
                 if !lease.auto_renew {

@@ -15,6 +15,14 @@ fn history(count: usize) -> (Log, StateDigest) {
     let mut runner = TestRunner::deterministic();
     let program = steps(count).new_tree(&mut runner).expect("steps").current();
     leader.run(&program);
+    // Whatever the steps deleted or let pass: there are messages, ids and leases at the end.
+    let replica = &mut leader.replica;
+    let topic = replica.topic("kept", 2);
+    let group = replica.group("kept");
+    for number in 0..count as u32 / 4 {
+        replica.send(topic, &[message(number % 2, &format!("kept-{number}"))]);
+    }
+    replica.receive(group, topic, 5, 10_000);
     let digest = leader.replica.state.state_digest();
     (leader.replica.log.clone(), digest)
 }

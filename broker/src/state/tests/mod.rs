@@ -25,12 +25,14 @@ pub(super) const START: u64 = 1_700_000_000_000;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Log {
     pub(super) entries: Vec<AppliedEntry>,
+    appended: u64,
     end: u64,
 }
 
 impl Log {
     pub(super) fn append(&mut self, command: Bytes) -> AppliedEntry {
-        let index = LogIndex(self.entries.len() as u64 + 1);
+        self.appended += 1;
+        let index = LogIndex(self.appended);
         let payload_at = PhysicalOffset(self.end + 64);
         self.end += 64 + command.len() as u64;
         let entry = AppliedEntry { id: EntryId { term: Term(1), index }, payload_at, payload: command };
