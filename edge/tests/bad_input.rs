@@ -46,7 +46,7 @@ async fn each_wrong_send_gets_its_code_and_stores_nothing() {
             r.messages = (0..1025).map(|i| message(&format!("m{i}"))).collect();
         })),
         ("too much together", Code::PayloadTooLarge, "16777216", Box::new(|r| {
-            r.messages = (0..5).map(|i| rmq::Message { body: vec![1; 4_000_000].into(), ..message(&format!("b{i}")) }).collect();
+            r.messages = (0..5).map(|i| rmq::Message { body: vec![1; 3_400_000].into(), ..message(&format!("b{i}")) }).collect();
         })),
         ("no topic", Code::IllegalTopic, "topic", one(|m| m.topic = None)),
         ("topic with a space", Code::IllegalTopic, "' '", one(|m| m.topic = resource("a b"))),
