@@ -111,7 +111,7 @@ fn expose_raft(statuses: &[(String, GroupStatus)], out: &mut Exposition) {
 fn expose_syncs(statuses: &[(String, GroupStatus)], out: &mut Exposition) {
     out.family("ledgermq_fsync_seconds", Kind::Histogram, "How long fdatasync of the CommitLog took.");
     for (group, status) in statuses {
-        let writes = &status.store.writes;
+        let writes = &status.writes;
         let mut buckets = Vec::new();
         let mut total = 0;
         for (exponent, count) in writes.sync_buckets.iter().enumerate() {
@@ -125,7 +125,7 @@ fn expose_syncs(statuses: &[(String, GroupStatus)], out: &mut Exposition) {
     }
     out.family("ledgermq_commitlog_written_bytes_total", Kind::Counter, "Bytes written to the CommitLog.");
     for (group, status) in statuses {
-        out.sample(&[("group", group)], status.store.writes.bytes_written);
+        out.sample(&[("group", group)], status.writes.bytes_written);
     }
 }
 

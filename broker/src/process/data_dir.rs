@@ -108,7 +108,7 @@ fn lock(root: &Path) -> Result<File, String> {
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut holder = String::new();
             // Only a hint for the reader; an unreadable one says less, not something wrong.
-            let _ = file.by_ref().take(32).read_to_string(&mut holder);
+            let _ = io::Read::by_ref(&mut file).take(32).read_to_string(&mut holder);
             let holder = holder.trim();
             return Err(if holder.is_empty() {
                 "is in use by another process".to_owned()
@@ -133,7 +133,7 @@ fn read_identity(root: &Path) -> Result<Option<Identity>, String> {
         Err(e) => return Err(format!("identity cannot be read: {e}")),
     };
     let mut text = String::new();
-    file.by_ref()
+    io::Read::by_ref(&mut file)
         .take(IDENTITY_BYTES_MAX)
         .read_to_string(&mut text)
         .map_err(|e| format!("identity cannot be read: {e}"))?;

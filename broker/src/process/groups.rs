@@ -15,7 +15,7 @@ use super::data_dir::DataDir;
 use crate::config::{BrokerConfig, GroupEntry};
 use crate::execution::{HostedGroup, Parts, Settings, WaiterCount, Waiters, WakeLongPolls};
 use crate::metrics::Metrics;
-use crate::state::{BrokerState, StateConfig};
+use crate::state::{BrokerState, CheckpointMode, StateConfig};
 
 /// What the groups of a process share.
 pub struct Shared {
@@ -41,7 +41,11 @@ pub async fn open(
     }
     let waiters = Arc::new(Waiters::new(Arc::clone(&shared.waiters)));
     let observer = Arc::new(WakeLongPolls(Arc::clone(&waiters)));
-    let state = BrokerState::open(StateConfig { group: id }, observer)
+    let state = BrokerState::open(StateConfig {
+        group: id,
+        directory: Some(derived_dir),
+        checkpoints: CheckpointMode::Background,
+    }, observer)
         .map_err(|e| refused(with_causes(&e)))?;
     let group_config = GroupConfig {
         cluster: config.cluster.name.clone(),
