@@ -17,8 +17,14 @@ use super::names::{ConsumerGroupId, DeliveryEpoch, TopicId};
 pub enum Answer {
     /// One per message of the command, in its order.
     Stored(Vec<StoredAt>),
-    Topic { id: TopicId, created: bool },
-    ConsumerGroup { id: ConsumerGroupId, created: bool },
+    Topic {
+        id: TopicId,
+        created: bool,
+    },
+    ConsumerGroup {
+        id: ConsumerGroupId,
+        created: bool,
+    },
     /// Whether there was something to delete.
     Deleted(bool),
     /// What was granted; a message planned but acknowledged or leased meanwhile is not in here.

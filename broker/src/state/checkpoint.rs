@@ -89,14 +89,13 @@ pub(crate) struct CheckpointFiles {
 impl CheckpointFiles {
     /// Opens what is there. Returns the state as of the last checkpoint, empty if there is none or
     /// it is damaged.
-    pub(crate) fn open(directory: &Path, store: Box<dyn MetaStore>) -> Result<(Self, Applied), MetaStoreError> {
+    pub(crate) fn open(
+        directory: &Path,
+        store: Box<dyn MetaStore>,
+    ) -> Result<(Self, Applied), MetaStoreError> {
         fs::create_dir_all(directory)?;
-        let mut files = Self {
-            directory: directory.to_owned(),
-            store,
-            manifest: Manifest::default(),
-            runs: Vec::new(),
-        };
+        let mut files =
+            Self { directory: directory.to_owned(), store, manifest: Manifest::default(), runs: Vec::new() };
         let applied = match files.load() {
             Ok(applied) => applied,
             Err(error) => {
@@ -203,7 +202,9 @@ impl CheckpointFiles {
         for file in &manifest.ids {
             let ids = read_ids_file(&self.directory.join(ids_name(file.number)))?;
             if ids.len() as u64 != file.ids {
-                return Err(MetaStoreError::Damaged { reason: "an ids file is of another commit".to_owned() });
+                return Err(MetaStoreError::Damaged {
+                    reason: "an ids file is of another commit".to_owned(),
+                });
             }
             ids.into_iter().for_each(|id| applied.window.insert(id));
         }

@@ -14,9 +14,7 @@ use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 use ledgermq_common::{GroupId, LogIndex, PhysicalOffset, QueueId};
-use ledgermq_raft_store::{
-    AppliedEntry, ApplyError, EntryId, RecoveredLog, SnapshotReader, StateMachine,
-};
+use ledgermq_raft_store::{AppliedEntry, ApplyError, EntryId, RecoveredLog, SnapshotReader, StateMachine};
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use super::applied::Applied;
@@ -110,10 +108,7 @@ impl std::fmt::Debug for BrokerState {
 }
 
 impl BrokerState {
-    pub fn open(
-        config: StateConfig,
-        observer: Arc<dyn ApplyObserver>,
-    ) -> Result<Arc<Self>, OpenStateError> {
+    pub fn open(config: StateConfig, observer: Arc<dyn ApplyObserver>) -> Result<Arc<Self>, OpenStateError> {
         let store = config.directory.as_deref().map(SledStore::below);
         Self::open_with(config, store.map(|store| Box::new(store) as Box<dyn MetaStore>), observer)
     }

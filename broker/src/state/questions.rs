@@ -180,12 +180,7 @@ impl BrokerState {
     }
 
     /// When the next lease of the group in the topic ends that has not ended at `now`.
-    pub fn next_expiry(
-        &self,
-        group: ConsumerGroupId,
-        topic: TopicId,
-        now: UnixMillis,
-    ) -> Option<UnixMillis> {
+    pub fn next_expiry(&self, group: ConsumerGroupId, topic: TopicId, now: UnixMillis) -> Option<UnixMillis> {
         let applied = self.applied_state();
         let subscription = applied.subscriptions.get(&(group, topic))?;
         let after = (now.max(applied.scalars.now).saturating_add_ms(1), 0, 0);
@@ -202,7 +197,9 @@ impl BrokerState {
             let ends = subscription.ends.range((ended_after, 0, 0)..).take_while(|end| end.0 <= ending_by);
             for &(until, queue, offset) in ends {
                 let progress = subscription.queues.get(&queue);
-                let Some(lease) = progress.and_then(|progress| progress.leases.get(&offset)) else { continue };
+                let Some(lease) = progress.and_then(|progress| progress.leases.get(&offset)) else {
+                    continue;
+                };
                 if !lease.auto_renew {
                     continue;
                 }
@@ -257,10 +254,8 @@ impl BrokerState {
         }
         let applied = self.applied_state();
         let &topic = applied.topic_names.get(topic).ok_or(HandleRefusal::TopicUnknown)?;
-        let &consumer_group = applied
-            .consumer_group_names
-            .get(consumer_group)
-            .ok_or(HandleRefusal::ConsumerGroupUnknown)?;
+        let &consumer_group =
+            applied.consumer_group_names.get(consumer_group).ok_or(HandleRefusal::ConsumerGroupUnknown)?;
         if topic.get() != handle.topic_id {
             return Err(HandleRefusal::OtherTopic);
         }

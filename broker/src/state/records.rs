@@ -91,9 +91,7 @@ impl RecordKey {
             (b't', 5) => Some(Self::Topic(TopicId(number(1)?))),
             (b'q', 9) => Some(Self::Queues(TopicId(number(1)?), number(5)?)),
             (b'g', 5) => Some(Self::ConsumerGroup(ConsumerGroupId(number(1)?))),
-            (b'p', 13) => {
-                Some(Self::Progress(ConsumerGroupId(number(1)?), TopicId(number(5)?), number(9)?))
-            }
+            (b'p', 13) => Some(Self::Progress(ConsumerGroupId(number(1)?), TopicId(number(5)?), number(9)?)),
             _ => None,
         }
     }

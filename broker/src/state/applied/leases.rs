@@ -161,8 +161,7 @@ impl Applied {
 
 impl Subscription {
     fn progress_mut(&mut self, queue: u32, min: u64) -> &mut Progress {
-        let progress =
-            self.queues.entry(queue).or_insert_with(|| Arc::new(Progress::starting_at(min)));
+        let progress = self.queues.entry(queue).or_insert_with(|| Arc::new(Progress::starting_at(min)));
         Arc::make_mut(progress)
     }
 

@@ -175,10 +175,7 @@ impl Applied {
                 topic.created_at = created_at;
             }
             (RecordKey::Queues(id, block), RecordValue::Queues(ranges)) => {
-                let topic = self
-                    .topics
-                    .entry(id)
-                    .or_insert_with(|| Topic::empty(TopicSettings::normal(0)));
+                let topic = self.topics.entry(id).or_insert_with(|| Topic::empty(TopicSettings::normal(0)));
                 let start = block as usize * QUEUES_PER_RECORD;
                 if start > ledgermq_common::limits::TOPIC_QUEUES_MAX as usize {
                     return Err(MisplacedRecord { key });
@@ -214,7 +211,8 @@ impl Applied {
                 return Err(IncompleteState { part: "topic", id: u64::from(id.get()) });
             }
         }
-        if let Some(id) = self.consumer_groups.keys().find(|id| id.get() >= self.scalars.next_consumer_group) {
+        if let Some(id) = self.consumer_groups.keys().find(|id| id.get() >= self.scalars.next_consumer_group)
+        {
             return Err(IncompleteState { part: "consumer group", id: u64::from(id.get()) });
         }
         for &(group, topic) in self.subscriptions.keys() {

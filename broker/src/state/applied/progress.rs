@@ -50,8 +50,7 @@ impl Progress {
     }
 
     pub(crate) fn is_unseen(&self, offset: u64) -> bool {
-        offset >= self.next
-            || self.holes.range(..=offset).next_back().is_some_and(|(_, &end)| offset < end)
+        offset >= self.next || self.holes.range(..=offset).next_back().is_some_and(|(_, &end)| offset < end)
     }
 
     /// Marks `from..to` as seen.

@@ -37,8 +37,8 @@ pub use naming::{
     Backoff, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic,
     TopicSettings, UpdateConsumerGroup, UpdateTopic,
 };
-pub use wire::MalformedField;
 use wire::FieldReader;
+pub use wire::MalformedField;
 
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 12;

@@ -215,8 +215,7 @@ mod tests {
 
     #[test]
     fn exponential_backoff_grows_to_its_maximum_and_stays_there() {
-        let backoff =
-            Backoff::Exponential { initial_ms: 1000, max_ms: 10_000, multiplier_thousandths: 2000 };
+        let backoff = Backoff::Exponential { initial_ms: 1000, max_ms: 10_000, multiplier_thousandths: 2000 };
         let delays: Vec<u64> = (1..=6).map(|attempt| backoff.delay_ms(attempt)).collect();
         assert_eq!(delays, [1000, 2000, 4000, 8000, 10_000, 10_000]);
         assert_eq!(backoff.delay_ms(u32::MAX), 10_000);

@@ -50,17 +50,18 @@ fn commands() -> impl Strategy<Value = Command> {
         permission: Permission::Read,
         queues,
     });
-    let group_settings = (any::<bool>(), any::<u32>(), vec(any::<u64>(), 0..4)).prop_map(
-        |(fifo, attempts_max, steps_ms)| ConsumerGroupSettings {
-            fifo,
-            attempts_max,
-            backoff: if fifo {
-                Backoff::Exponential { initial_ms: 1, max_ms: u64::MAX, multiplier_thousandths: 1500 }
-            } else {
-                Backoff::Customised { steps_ms }
-            },
-        },
-    );
+    let group_settings =
+        (any::<bool>(), any::<u32>(), vec(any::<u64>(), 0..4)).prop_map(|(fifo, attempts_max, steps_ms)| {
+            ConsumerGroupSettings {
+                fifo,
+                attempts_max,
+                backoff: if fifo {
+                    Backoff::Exponential { initial_ms: 1, max_ms: u64::MAX, multiplier_thousandths: 1500 }
+                } else {
+                    Backoff::Customised { steps_ms }
+                },
+            }
+        });
     let part = (any::<u32>(), any::<u64>(), any::<u64>(), offsets(), offsets(), offsets()).prop_map(
         |(queue, from, to, take, redeliver, finish)| LeasePart {
             queue: QueueId(queue),

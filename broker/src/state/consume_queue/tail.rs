@@ -20,8 +20,7 @@ pub(crate) struct Tail {
 
 impl Tail {
     pub(crate) fn push(&mut self, key: QueueKey, offset: u64, entry: IndexEntry) {
-        let extent =
-            self.queues.entry(key).or_insert_with(|| Extent { first: offset, entries: Vec::new() });
+        let extent = self.queues.entry(key).or_insert_with(|| Extent { first: offset, entries: Vec::new() });
         assert_eq!(extent.first + extent.entries.len() as u64, offset, "queue offsets have no gaps");
         extent.entries.push(entry);
         self.len += 1;

@@ -164,8 +164,7 @@ impl LeasePlan {
                 // An unseen message inside the examined range and not taken counts as consumed.
                 (Some(_), Decision::Reject) => {}
                 (None, decision) => {
-                    let part =
-                        again.entry(message.queue).or_insert_with(|| empty_part(message.queue, 0, 0));
+                    let part = again.entry(message.queue).or_insert_with(|| empty_part(message.queue, 0, 0));
                     match decision {
                         Decision::Deliver => part.redeliver.push(offset),
                         Decision::Reject => part.finish.push(offset),
@@ -257,12 +256,10 @@ impl BrokerState {
                     continue;
                 }
                 let attempt = attempt.saturating_add(1);
-                plan.push(None, PlannedMessage {
-                    queue: QueueId(queue),
-                    offset: QueueOffset(offset),
-                    entry,
-                    attempt,
-                });
+                plan.push(
+                    None,
+                    PlannedMessage { queue: QueueId(queue), offset: QueueOffset(offset), entry, attempt },
+                );
                 plan.reserved.ended.push((queue, offset));
             }
             for (queue, from, to) in candidates.unseen {
@@ -284,12 +281,15 @@ impl BrokerState {
                     }
                     end += 1;
                     if request.filter.may_match(entry.tag_code) {
-                        plan.push(Some(part), PlannedMessage {
-                            queue: QueueId(queue),
-                            offset: QueueOffset(offset),
-                            entry,
-                            attempt: 1,
-                        });
+                        plan.push(
+                            Some(part),
+                            PlannedMessage {
+                                queue: QueueId(queue),
+                                offset: QueueOffset(offset),
+                                entry,
+                                attempt: 1,
+                            },
+                        );
                     } else {
                         skipped += 1;
                     }

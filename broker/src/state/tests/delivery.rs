@@ -227,10 +227,7 @@ fn a_handle_works_for_its_own_group_and_topic_alone() {
     assert_eq!(refused("workers", "none"), HandleRefusal::TopicUnknown);
     assert_eq!(refused("none", "orders"), HandleRefusal::ConsumerGroupUnknown);
     let foreign = ledgermq_common::receipt_handle::ReceiptHandle { group: GroupId(8), ..handle };
-    assert_eq!(
-        state.check_handle(&foreign, "workers", "orders"),
-        Err(HandleRefusal::OtherBrokerGroup)
-    );
+    assert_eq!(state.check_handle(&foreign, "workers", "orders"), Err(HandleRefusal::OtherBrokerGroup));
 }
 
 #[test]

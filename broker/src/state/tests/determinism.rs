@@ -5,14 +5,34 @@ use super::*;
 /// What a leader and its clients may do next, in numbers that are given a meaning when it is done.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
-    Send { topic: u32, messages: Vec<(u32, u16, u8)> },
-    Receive { group: u32, topic: u32, max: u32, invisible_ms: u64, tag: Option<u8>, client: u8 },
+    Send {
+        topic: u32,
+        messages: Vec<(u32, u16, u8)>,
+    },
+    Receive {
+        group: u32,
+        topic: u32,
+        max: u32,
+        invisible_ms: u64,
+        tag: Option<u8>,
+        client: u8,
+    },
     /// A lease command nobody planned: apply must cope with anything.
-    WildLease { group: u32, topic: u32, queue: u32, from: u64, to: u64, offsets: Vec<u64> },
+    WildLease {
+        group: u32,
+        topic: u32,
+        queue: u32,
+        from: u64,
+        to: u64,
+        offsets: Vec<u64>,
+    },
     Ack(Vec<usize>),
     Change(usize, u64),
     Extend(usize, u64),
-    Release { group: u32, client: u8 },
+    Release {
+        group: u32,
+        client: u8,
+    },
     CreateTopic(u8, u32),
     GrowTopic(u8, u32),
     DeleteTopic(u8),

@@ -58,14 +58,11 @@ fn the_same_plan_twice_in_the_log_grants_once() {
 
 #[test]
 fn messages_of_other_tags_are_passed_over_for_good() {
-    let messages: Vec<NewMessage> = (0..8)
-        .map(|n| tagged(0, &format!("{n}"), [Some("red"), Some("blue"), None][n % 3]))
-        .collect();
+    let messages: Vec<NewMessage> =
+        (0..8).map(|n| tagged(0, &format!("{n}"), [Some("red"), Some("blue"), None][n % 3])).collect();
     let (mut replica, group, topic) = topic_with(1, &messages);
-    let request = ReceiveRequest {
-        filter: TagFilter::tags(["blue", "green"]),
-        ..replica.request(group, topic, 10)
-    };
+    let request =
+        ReceiveRequest { filter: TagFilter::tags(["blue", "green"]), ..replica.request(group, topic, 10) };
     let plan = replica.state.plan_receive(&request).expect("messages");
     assert_eq!(planned(&plan), [(0, 1), (0, 4), (0, 7)]);
     propose(&mut replica, &plan);
@@ -129,8 +126,7 @@ fn ended_leases_come_first_and_one_queue_can_be_asked_for() {
     assert_eq!(plan.messages()[0].attempt, 2);
     drop(plan);
     let other = QueueId(1 - first[0].queue.get());
-    let request =
-        ReceiveRequest { queues: QueueChoice::One(other), ..replica.request(group, topic, 10) };
+    let request = ReceiveRequest { queues: QueueChoice::One(other), ..replica.request(group, topic, 10) };
     let plan = replica.state.plan_receive(&request).expect("the other queue");
     assert_eq!(planned(&plan), [(other.get(), 0)]);
 }

@@ -54,13 +54,11 @@ fn a_leader_with_a_slow_clock_does_not_turn_log_time_back() {
 fn a_batch_with_an_unknown_queue_stores_nothing() {
     let mut replica = Replica::in_memory();
     let topic = replica.topic("orders", 1);
-    let answer = replica.propose_bytes(encode_append(
-        replica.now,
-        topic,
-        &[message(0, "a"), message(1, "b")],
-    ));
+    let answer =
+        replica.propose_bytes(encode_append(replica.now, topic, &[message(0, "a"), message(1, "b")]));
     assert_eq!(answer, Answer::Refused(Refusal::QueueUnknown));
-    assert_eq!(replica.state.queue_ranges(topic), Some(vec![0..0]));
+    assert_eq!(replica.state.locate(topic, QueueId(0), QueueOffset(0)), None);
+    assert_eq!(replica.send(topic, &[message(0, "a")])[0].offset, QueueOffset(0));
 }
 
 #[test]
