@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use ledgermq_common::QueueId;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::applied::Scalars;
 use super::consume_queue::QueueKey;
 use super::consume_queue::ids::put_id;
 use super::machine::BrokerState;
@@ -68,7 +69,8 @@ impl BrokerState {
 fn records(captured: &Captured) -> u64 {
     let mut hash = Xxh3::new();
     let mut scalars = BytesMut::new();
-    captured.scalars.put(&mut scalars);
+    // Not which entry came last: a snapshot stands for entries that are no commands, too.
+    Scalars { applied: None, ..captured.scalars }.put(&mut scalars);
     hash.update(&scalars);
     for (key, value) in &captured.records {
         hash.update(&key.encode());

@@ -368,6 +368,9 @@ impl StateMachine for BrokerState {
                 .map_err(io::Error::other)?,
         };
         received.applied.index = ConsumeQueueIndex::of_runs(runs);
+        // A checkpoint of this state continues after the snapshot, also where its last entries were
+        // not commands.
+        received.applied.scalars.applied = Some(applied);
         received.applied.mark_all_dirty();
         *self.applied.write() = received.applied;
         self.durability.lock().kept = Some(applied);
