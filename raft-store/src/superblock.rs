@@ -15,13 +15,14 @@
 //!     36    4 life of the log
 //!     40    8 segment size
 //!     48    8 base of the first segment
-//!     56   40 durable watermark (a log position)
-//!     96   16 vote: term, node
-//!    112   16 committed hint: term, index
-//!    128   16 purge pointer: term, index
-//!    144    4 length of the cluster name
-//!    148  255 cluster name
-//!    403      zeros
+//!     56    8 base of the last segment
+//!     64   40 durable watermark (a log position)
+//!    104   16 vote: term, node
+//!    120   16 committed hint: term, index
+//!    136   16 purge pointer: term, index
+//!    152    4 length of the cluster name
+//!    156  255 cluster name
+//!    411      zeros
 //!   4092    4 CRC32C of bytes 0..4092
 //! ```
 //!
@@ -74,6 +75,8 @@ pub struct Superblock {
     pub life: u32,
     /// Segments below are being removed, or were.
     pub first_segment: PhysicalOffset,
+    /// Had its name when this was written; the log may have gone on into more.
+    pub last_segment: PhysicalOffset,
     /// Everything before it was synced; behind it nothing is known. Never before the last cut.
     pub watermark: LogPosition,
     pub vote: Option<VoteRecord>,
@@ -205,15 +208,16 @@ fn encode(superblock: &Superblock, sequence: u64) -> Vec<u8> {
     put(&mut block, 36, &superblock.life.to_le_bytes());
     put(&mut block, 40, &superblock.segment_bytes.to_le_bytes());
     put(&mut block, 48, &superblock.first_segment.get().to_le_bytes());
-    put(&mut block, 56, &superblock.watermark.encode());
+    put(&mut block, 56, &superblock.last_segment.get().to_le_bytes());
+    put(&mut block, 64, &superblock.watermark.encode());
     if let Some(vote) = superblock.vote {
-        put(&mut block, 96, &vote.term.to_le_bytes());
-        put(&mut block, 104, &vote.node_id.to_le_bytes());
+        put(&mut block, 104, &vote.term.to_le_bytes());
+        put(&mut block, 112, &vote.node_id.to_le_bytes());
     }
-    put_entry_id(&mut block, 112, superblock.committed);
-    put_entry_id(&mut block, 128, superblock.purged);
-    put(&mut block, 144, &(name.len() as u32).to_le_bytes());
-    put(&mut block, 148, name);
+    put_entry_id(&mut block, 120, superblock.committed);
+    put_entry_id(&mut block, 136, superblock.purged);
+    put(&mut block, 152, &(name.len() as u32).to_le_bytes());
+    put(&mut block, 156, name);
     let crc = crc32c::crc32c(block.get(..CRC_AT).unwrap_or_default());
     put(&mut block, CRC_AT, &crc.to_le_bytes());
     block
@@ -228,8 +232,8 @@ fn decode(block: &[u8]) -> Result<(u64, Superblock), SlotError> {
         return Err(SlotError::Unsupported);
     }
     let flags = u32_at(block, 12);
-    let name_len = u32_at(block, 144) as usize;
-    let name = block.get(148..).and_then(|rest| rest.get(..name_len.min(CLUSTER_NAME_BYTES_MAX)));
+    let name_len = u32_at(block, 152) as usize;
+    let name = block.get(156..).and_then(|rest| rest.get(..name_len.min(CLUSTER_NAME_BYTES_MAX)));
     let cluster = String::from_utf8(name.unwrap_or_default().to_vec()).map_err(|_| SlotError::Unsupported)?;
     let superblock = Superblock {
         identity: Identity {
@@ -240,14 +244,15 @@ fn decode(block: &[u8]) -> Result<(u64, Superblock), SlotError> {
         segment_bytes: u64_at(block, 40),
         life: u32_at(block, 36),
         first_segment: PhysicalOffset(u64_at(block, 48)),
-        watermark: LogPosition::decode(block.get(56..).unwrap_or_default()),
+        last_segment: PhysicalOffset(u64_at(block, 56)),
+        watermark: LogPosition::decode(block.get(64..).unwrap_or_default()),
         vote: (flags & VOTE != 0).then(|| VoteRecord {
-            term: u64_at(block, 96),
-            node_id: u64_at(block, 104),
+            term: u64_at(block, 104),
+            node_id: u64_at(block, 112),
             committed: flags & VOTE_COMMITTED != 0,
         }),
-        committed: (flags & COMMITTED != 0).then(|| entry_id_at(block, 112)),
-        purged: (flags & PURGED != 0).then(|| entry_id_at(block, 128)),
+        committed: (flags & COMMITTED != 0).then(|| entry_id_at(block, 120)),
+        purged: (flags & PURGED != 0).then(|| entry_id_at(block, 136)),
         clean: flags & CLEAN != 0,
         reset_pending: flags & RESET_PENDING != 0,
     };
@@ -275,6 +280,7 @@ mod tests {
             segment_bytes: 1 << 20,
             life: 4,
             first_segment: PhysicalOffset(1 << 20),
+            last_segment: PhysicalOffset(3 << 20),
             watermark: LogPosition {
                 at: PhysicalOffset(1_100_000),
                 last: Some(EntryId { term: Term(5), index: LogIndex(6) }),
@@ -311,7 +317,7 @@ mod tests {
                 for _ in 0..hints {
                     file.write_hint(&Superblock { life: 99, ..with_vote(2) }).unwrap();
                 }
-                disk.flip_bit(&directory.join(FILE_NAME), slot * SLOT_BYTES as u64 + 97, 3);
+                disk.flip_bit(&directory.join(FILE_NAME), slot * SLOT_BYTES as u64 + 105, 3);
                 let (_, read) = SuperblockFile::read(&disk, &directory).unwrap().unwrap();
                 assert_eq!(read.vote, with_vote(2).vote);
             }

@@ -16,7 +16,7 @@
 //! | a temporary name | half-made file | removed |
 //! | a segment below `first segment` | a release was cut short | removed |
 //! | a segment behind that of `W`, older life than `L` | a truncation was cut short | removed |
-//! | a gap between segments, or that of `W` missing | lost file | refused |
+//! | a gap between segments, that of `W` missing, or the last one the superblock knows | lost file | refused |
 //! | segment header bad, or of another place or owner | corruption: a named segment was synced | refused |
 //! | `p < W` | corruption: this was durable | refused |
 //! | `p ≥ W`, another segment follows that starts just there | the segment ended | goes on in it |
@@ -148,6 +148,8 @@ pub fn recover(disk: &Arc<dyn Disk>, config: &mut StoreConfig, identity: &Identi
 
     // From here on the directory is changed. Temporary names first: a promise to write may need
     // their space.
+    // Listed anew, because a superblock made above used up one of the names.
+    let names = disk.list(&directory).map_err(io("list", &directory))?;
     for name in names.iter().filter(|name| TEMPORARY_NAMES.contains(&name.as_str())) {
         let path = directory.join(name);
         disk.remove(&path).map_err(io("remove", &path))?;
@@ -158,14 +160,14 @@ pub fn recover(disk: &Arc<dyn Disk>, config: &mut StoreConfig, identity: &Identi
     }
     superblock.life = superblock.life.checked_add(1).expect("2^32 lives");
     superblock.watermark = end;
+    superblock.last_segment = segment::base_of(end.at, config.segment_bytes);
     superblock.clean = false;
     superblock_file.write_promise(&superblock)?;
 
     // Whatever is behind the end or below the first segment is garbage by now; the promise above
     // lets a crash here be finished by the next start.
-    let last_base = segment::base_of(end.at, config.segment_bytes);
     for base in &bases {
-        let keep = *base >= superblock.first_segment && *base <= last_base && !superblock.reset_pending;
+        let keep = *base >= superblock.first_segment && *base <= superblock.last_segment && !superblock.reset_pending;
         if !keep {
             let path = directory.join(segment::file_name(*base));
             disk.remove(&path).map_err(io("remove", &path))?;
@@ -217,6 +219,7 @@ fn make_superblock(
         segment_bytes: config.segment_bytes,
         life: 0,
         first_segment: PhysicalOffset(0),
+        last_segment: PhysicalOffset(0),
         watermark: LogPosition { at: start, last: None, chain: frame::first_chain(identity) },
         vote: None,
         committed: None,
@@ -259,9 +262,11 @@ impl Finder<'_> {
             expected = segment.limit();
             segments.insert(*base, Arc::new(segment));
         }
-        if !segments.contains_key(&watermark_base) {
-            let missing = self.directory.join(segment::file_name(watermark_base));
-            return Err(corrupt_header(missing, "the file is missing, it holds the end of the durable log"));
+        for known in [watermark_base, superblock.last_segment] {
+            if !segments.contains_key(&known) {
+                let missing = self.directory.join(segment::file_name(known));
+                return Err(corrupt_header(missing, "the file is missing, though the superblock knows it"));
+            }
         }
         Ok(segments)
     }

@@ -119,7 +119,7 @@ mod tests {
         }
         let slices = batch.slices();
         assert_eq!(slices.len(), 5, "copied, 5000 bytes, copied, 9001 bytes, padding");
-        assert_eq!(slices.concat(), expected);
+        assert_eq!(slices.iter().flat_map(|slice| slice.iter().copied()).collect::<Vec<u8>>(), expected);
         assert_eq!((batch.start(), batch.end()), (Some(PhysicalOffset(4096)), at));
         batch.clear();
         assert_eq!(batch.start(), None);

@@ -233,6 +233,8 @@ impl WriterCore {
         let next = Segment::make(&*self.disk, &self.log.config.directory, prepared, header)?;
         self.active = Arc::new(next);
         self.log.publish_segment(Arc::clone(&self.active));
+        // Before anything in it is acknowledged: a start that finds it gone will know.
+        self.superblock.last_segment = base;
         self.write_hints()
     }
 
@@ -258,9 +260,10 @@ impl WriterCore {
         self.durable = to;
         self.written = to;
         self.next_life();
+        let last_base = segment::base_of(to.at, self.log.config.segment_bytes);
+        self.superblock.last_segment = last_base;
         self.write_promise()?;
 
-        let last_base = segment::base_of(to.at, self.log.config.segment_bytes);
         let segments = self.log.segments();
         let (kept, removed): (Vec<_>, Vec<_>) = segments.into_iter().partition(|s| s.base() <= last_base);
         self.remove(&removed)?;
@@ -275,6 +278,7 @@ impl WriterCore {
         self.written = to;
         self.next_life();
         self.superblock.first_segment = segment::base_of(to.at, self.log.config.segment_bytes);
+        self.superblock.last_segment = self.superblock.first_segment;
         self.superblock.purged = to.last;
         self.superblock.reset_pending = true;
         self.write_promise()?;
