@@ -2,8 +2,12 @@
 //!
 //! | File in the directory | Content |
 //! |---|---|
-//! | `cert.pem` | one self-signed certificate |
-//! | `key.pem` | its private key, PKCS#8, readable by the owner only |
+//! | `cert.pem` | the port's certificate, then that of its issuer |
+//! | `key.pem` | the port's private key, PKCS#8, readable by the owner only |
+//!
+//! A client that verifies takes `cert.pem` as its roots. The issuer exists because BoringSSL (under
+//! gRPC's C core) accepts a root only if it may issue certificates, and rustls accepts a server only
+//! if its certificate may not. The issuer's key is forgotten at once, so it never issues another.
 //!
 //! A made certificate is kept: clients that pinned it survive a restart. The two files are written
 //! one after the other, each by rename; a crash in between leaves a pair that does not match, which
@@ -148,16 +152,13 @@ fn self_signed(directory: &Path, hosts: &[String]) -> Result<CertifiedKey, Certi
     let names = subject_names(hosts);
     let generation = |source| CertificateError::Generation { hosts: names.clone(), source };
     let mut params = rcgen::CertificateParams::new(names.clone()).map_err(generation)?;
-    // Fixed dates: the node may start with a wrong clock, and a self-signed certificate has nobody
-    // to renew it.
-    params.not_before = rcgen::date_time_ymd(2024, 1, 1);
-    params.not_after = rcgen::date_time_ymd(2049, 12, 31);
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(rcgen::DnType::CommonName, "ledgermq");
+    set_validity(&mut params, "ledgermq");
     params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     let key = rcgen::KeyPair::generate().map_err(generation)?;
-    let signed = params.self_signed(&key).map_err(generation)?;
+    let (issuer_pem, issuer) = make_issuer().map_err(generation)?;
+    let signed = params.signed_by(&key, &issuer).map_err(generation)?;
+    let chain_pem = format!("{}{issuer_pem}", signed.pem());
 
     fs::create_dir_all(directory).map_err(|source| CertificateError::File {
         operation: "creating",
@@ -165,9 +166,29 @@ fn self_signed(directory: &Path, hosts: &[String]) -> Result<CertifiedKey, Certi
         source,
     })?;
     write_private(&private_key, key.serialize_pem().as_bytes(), 0o600)?;
-    write_private(&certificate, signed.pem().as_bytes(), 0o644)?;
+    write_private(&certificate, chain_pem.as_bytes(), 0o644)?;
     info!(certificate = %certificate.display(), names = ?names, "made a self-signed TLS certificate");
     read_pair(&certificate, &private_key)
+}
+
+/// A certificate that issues the port's, and what signs with it.
+fn make_issuer() -> Result<(String, rcgen::Issuer<'static, rcgen::KeyPair>), rcgen::Error> {
+    let mut params = rcgen::CertificateParams::default();
+    set_validity(&mut params, "ledgermq self-signed issuer");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let key = rcgen::KeyPair::generate()?;
+    let pem = params.self_signed(&key)?.pem();
+    Ok((pem, rcgen::Issuer::new(params, key)))
+}
+
+fn set_validity(params: &mut rcgen::CertificateParams, name: &str) {
+    // Fixed dates: the node may start with a wrong clock, and a self-signed certificate has nobody
+    // to renew it.
+    params.not_before = rcgen::date_time_ymd(2024, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2049, 12, 31);
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
 }
 
 /// `localhost`, the loopback addresses, the machine's name and `hosts`, each once and in this order.
