@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod crash;
 pub mod ids;
 pub mod limits;
 pub mod names;

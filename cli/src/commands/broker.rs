@@ -15,6 +15,7 @@ pub struct BrokerArgs {
 
 pub fn run(arguments: &BrokerArgs, matches: Option<&ArgMatches>) -> anyhow::Result<ExitCode> {
     let config: BrokerConfig = load_settings(&arguments.settings, matches, BROKER_ENV_PREFIX)?;
+    ledgermq_common::crash::end_process_on_panic();
     ledgermq_broker::run(config)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -16,6 +16,7 @@ pub struct NameserverArgs {
 
 pub fn run(arguments: &NameserverArgs, matches: Option<&ArgMatches>) -> anyhow::Result<ExitCode> {
     let config: NameserverConfig = load_settings(&arguments.settings, matches, NAMESERVER_ENV_PREFIX)?;
+    ledgermq_common::crash::end_process_on_panic();
     block_on(async {
         let nameserver = Nameserver::start(config).await?;
         asked_to_stop().await?;

@@ -18,7 +18,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -203,7 +202,7 @@ fn move_aside(parent: &Path, directory: &Path) -> Result<(), MetaStoreError> {
 }
 
 fn guarded<T>(work: impl FnOnce() -> Result<T, MetaStoreError>) -> Result<T, MetaStoreError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+    ledgermq_common::crash::guarded(work).unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str);
         let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         Err(MetaStoreError::Damaged { reason: format!("sled panicked: {said}") })
