@@ -1,9 +1,7 @@
 //! What a broker refuses at its start, each with the key, the value and the reason.
 
-mod support;
-
 use ledgermq_broker::{Broker, BrokerConfig, StartError};
-use support::configs;
+use crate::support::configs;
 
 fn config(directory: &std::path::Path) -> BrokerConfig {
     configs(1, directory).remove(0)

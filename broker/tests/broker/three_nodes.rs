@@ -1,15 +1,13 @@
 //! Three brokers, one group: every node takes every request, and none is lost when a node goes.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ledgermq_proto::rocketmq::{Code, SendMessageResponse};
-use support::client::{Receive, code, id, message};
-use support::{Client, Cluster, PATIENCE};
+use crate::support::client::{Receive, code, id, message};
+use crate::support::{Client, Cluster, PATIENCE};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_node_sends_receives_and_acknowledges_whoever_leads() {
@@ -140,7 +138,8 @@ struct Load {
 
 impl Load {
     fn begin(client: Client, topic: &'static str) -> Self {
-        let (ended, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(parking_lot::Mutex::default()));
+        let ended = Arc::new(AtomicBool::new(false));
+        let sent: Arc<parking_lot::Mutex<BTreeMap<String, Result<(), String>>>> = Arc::default();
         let (until, results) = (Arc::clone(&ended), Arc::clone(&sent));
         let task = tokio::spawn(async move {
             for number in 0.. {

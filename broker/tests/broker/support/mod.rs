@@ -1,12 +1,10 @@
 //! Whole brokers in this process, on loopback ports and in temporary directories, and a client that
 //! speaks to one of them as an SDK does.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
 pub mod client;
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ledgermq_broker::config::{GroupEntry, NodeEntry};
@@ -119,10 +117,6 @@ impl Node {
 
     pub fn client_addr(&self) -> String {
         self.config.listen.client.clone()
-    }
-
-    pub fn data_dir(&self) -> &PathBuf {
-        &self.config.storage.data_dir
     }
 
     pub fn http(&self, path: &str) -> (u16, String) {

@@ -1,0 +1,6 @@
+//! Brokers as a client and an operator see them: real logs, real ports, one process.
+
+mod one_node;
+mod start;
+mod support;
+mod three_nodes;
