@@ -28,6 +28,10 @@ use crate::validate;
 pub const RECEIVE_MARGIN_MS: u64 = 400;
 /// How much later than the end of its poll an executor may answer.
 const ANSWER_GRACE: Duration = Duration::from_millis(200);
+
+fn own_attempt_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
 /// SDKs that repeat a refused receive at once (Go after 20 ms, Rust after 1 ms) are slowed down here.
 const REFUSAL_PACE: Duration = Duration::from_secs(1);
 
@@ -71,7 +75,9 @@ impl Edge {
             )?,
             auto_renew: request.auto_renew,
             filter: validate::filter(request.filter_expression.as_ref())?,
-            attempt_id: validate::attempt_id(request.attempt_id.as_deref())?,
+            // A repetition inside, at another leader, must meet what the first one was granted, also
+            // for the SDKs that name no attempt.
+            attempt_id: validate::attempt_id(request.attempt_id.as_deref())?.or_else(|| Some(own_attempt_id())),
             topic,
             poll_until,
         };

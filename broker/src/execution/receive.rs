@@ -33,7 +33,7 @@ use super::delivery::{Delivery, delivered};
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::waiters::Place;
 use crate::state::{
-    self, Answer, ChangeInvisible, ClientHash, Command, ConsumerGroupView, Granted, IndexEntry, LeasePlan,
+    self, Answer, AttemptHash, ChangeInvisible, ClientHash, Command, ConsumerGroupView, Granted, IndexEntry, LeasePlan,
     QueueChoice, StoredMessage, TagFilter, TopicView,
 };
 
@@ -78,7 +78,8 @@ pub async fn receive(
         Filter::Tags(tags) => TagFilter::tags(tags.iter().map(String::as_str)),
     };
     let poll = Poll { hosted, request, topic, consumer_group, client, filter };
-    let messages = poll.until(ends).await?;
+    let repeated = poll.repeated();
+    let messages = if repeated.is_empty() { poll.until(ends).await? } else { repeated };
     let body_bytes = messages.iter().map(|message| message.body.len()).sum();
     hosted.metrics.messages_out(
         request.topic.as_str(),
@@ -95,6 +96,26 @@ pub async fn receive(
 }
 
 impl Poll<'_> {
+    /// What this very receive was granted before: the leader that granted it, or the connection,
+    /// died before the answer arrived. The leases are in the log already.
+    fn repeated(&self) -> Vec<Message> {
+        let Some(attempt_id) = &self.request.attempt_id else { return Vec::new() };
+        let (state, topic) = (&self.hosted.state, self.topic.id);
+        let deliveries = state.deliveries_of(
+            self.consumer_group.id,
+            topic,
+            AttemptHash::of(self.client, attempt_id),
+            self.hosted.now(),
+            RECEIVE_BATCH_MESSAGES_MAX as usize,
+        );
+        let again = deliveries.into_iter().filter_map(|delivery| {
+            let granted = delivery.granted;
+            let entry = state.locate(topic, granted.queue, granted.offset)?;
+            Some(self.message(read_record(self.hosted, entry)?, granted, delivery.renewal, entry))
+        });
+        again.collect()
+    }
+
     /// Messages, or none when the time is up or the process leaves.
     async fn until(&self, ends: Instant) -> Result<Vec<Message>, Ended> {
         let mut leadership = self.hosted.raft_leadership();
@@ -169,7 +190,7 @@ impl Poll<'_> {
             let place = (lease.queue, lease.offset);
             let Some((_, entry)) = planned.iter().find(|(at, _)| *at == place) else { continue };
             if let Some(stored) = records.take_or_read(self.hosted, place, *entry) {
-                messages.push(self.message(stored, lease, *entry));
+                messages.push(self.message(stored, lease, 0, *entry));
             }
         }
         Ok(if messages.is_empty() { Look::Again } else { Look::Delivered { messages, more } })
@@ -254,8 +275,8 @@ impl Poll<'_> {
         }
     }
 
-    fn message(&self, stored: StoredMessage, lease: Granted, entry: IndexEntry) -> Message {
-        let handle = self.hosted.state.handle_of(self.consumer_group.id, self.topic.id, &lease, 0);
+    fn message(&self, stored: StoredMessage, lease: Granted, renewal: u32, entry: IndexEntry) -> Message {
+        let handle = self.hosted.state.handle_of(self.consumer_group.id, self.topic.id, &lease, renewal);
         let topic =
             Resource { resource_namespace: String::new(), name: self.request.topic.to_string() };
         delivered(

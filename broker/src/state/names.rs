@@ -41,6 +41,22 @@ number! {
     ClientHash(u64)
 }
 
+number! {
+    /// One receive of one client, hashed from the client id and the request's attempt id; 0 for a
+    /// request without one.
+    AttemptHash(u64)
+}
+
+impl AttemptHash {
+    /// The client is part of it: an attempt id is only unique for its client.
+    pub fn of(client: ClientHash, attempt_id: &str) -> Self {
+        if attempt_id.is_empty() {
+            return Self(0);
+        }
+        Self(xxhash_rust::xxh3::xxh3_64_with_seed(attempt_id.as_bytes(), client.get()).max(1))
+    }
+}
+
 impl ClientHash {
     pub fn of(client_id: &str) -> Self {
         Self(xxh3_64(client_id.as_bytes()))

@@ -12,7 +12,7 @@ use super::applied::Applied;
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::consume_queue::{IndexEntry, QueueKey};
 use super::machine::BrokerState;
-use super::names::{ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
+use super::names::{AttemptHash, ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicView {
@@ -37,6 +37,13 @@ pub struct Lag {
     pub ready: u64,
     /// Messages under a lease.
     pub in_flight: u64,
+}
+
+/// A delivery that a repeated receive gets again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RepeatedDelivery {
+    pub granted: Granted,
+    pub renewal: u32,
 }
 
 /// A lease that its leader keeps alive while the client lives.
@@ -185,6 +192,41 @@ impl BrokerState {
         let subscription = applied.subscriptions.get(&(group, topic))?;
         let after = (now.max(applied.scalars.now).saturating_add_ms(1), 0, 0);
         subscription.ends.range(after..).next().map(|(until, _, _)| *until)
+    }
+
+    /// The deliveries in force that this very receive made before, at most `max`: its answer was lost.
+    pub fn deliveries_of(
+        &self,
+        consumer_group: ConsumerGroupId,
+        topic: TopicId,
+        receive: AttemptHash,
+        now: UnixMillis,
+        max: usize,
+    ) -> Vec<RepeatedDelivery> {
+        let applied = self.applied_state();
+        let now = now.max(applied.scalars.now);
+        let Some(subscription) = applied.subscriptions.get(&(consumer_group, topic)) else {
+            return Vec::new();
+        };
+        if receive == AttemptHash(0) {
+            return Vec::new();
+        }
+        let made = subscription.receives.range((receive, 0, 0)..=(receive, u32::MAX, u64::MAX));
+        made.filter_map(|&(_, queue, offset)| {
+            let lease = subscription.queues.get(&queue)?.leases.get(&offset)?;
+            (lease.until > now).then_some(RepeatedDelivery {
+                granted: Granted {
+                    queue: QueueId(queue),
+                    offset: QueueOffset(offset),
+                    attempt: lease.attempt,
+                    epoch: lease.epoch,
+                    until: lease.until,
+                },
+                renewal: lease.renewal,
+            })
+        })
+        .take(max)
+        .collect()
     }
 
     /// Auto-renewed leases that end by `ending_by`, at most `max`. A lease that ended a while ago is

@@ -16,7 +16,7 @@
 //! | topic | name, settings as in `CreateTopic`, created u64 ms |
 //! | queues | list of (min u64, max u64): [`QUEUES_PER_RECORD`] queues of one topic, fewer in its last block |
 //! | consumer group | name, settings as in `CreateConsumerGroup`, created u64 ms |
-//! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, attempt u32, renewal u32, auto-renew u8) |
+//! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, receive u64, attempt u32, renewal u32, auto-renew u8) |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use super::applied::progress::{Lease, Progress};
 use super::applied::{ConsumerGroup, QueueRange, Scalars};
 use super::command::wire::{FieldReader, MalformedField, put_count, put_list, put_text};
 use super::command::{ConsumerGroupSettings, TopicSettings};
-use super::names::{ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
+use super::names::{AttemptHash, ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
 
 /// A message to one queue rewrites the record of this many; a topic has so many fewer records.
 pub(crate) const QUEUES_PER_RECORD: usize = 64;
@@ -130,6 +130,7 @@ impl RecordValue {
                     out.put_u64_le(lease.popped_at.get());
                     out.put_u64_le(lease.epoch.get());
                     out.put_u64_le(lease.client.get());
+                    out.put_u64_le(lease.received_by.get());
                     out.put_u32_le(lease.attempt);
                     out.put_u32_le(lease.renewal);
                     out.put_u8(u8::from(lease.auto_renew));
@@ -170,7 +171,7 @@ impl RecordValue {
 fn read_progress(reader: &mut FieldReader<'_>) -> Result<Progress, MalformedField> {
     let next = reader.u64("next")?;
     let holes = reader.list(16, "holes", |reader| Ok((reader.u64("start")?, reader.u64("end")?)))?;
-    let leases = reader.list(49, "leases", |reader| {
+    let leases = reader.list(57, "leases", |reader| {
         Ok((
             reader.u64("offset")?,
             Lease {
@@ -178,6 +179,7 @@ fn read_progress(reader: &mut FieldReader<'_>) -> Result<Progress, MalformedFiel
                 popped_at: UnixMillis(reader.u64("popped")?),
                 epoch: DeliveryEpoch(reader.u64("epoch")?),
                 client: ClientHash(reader.u64("client")?),
+                received_by: AttemptHash(reader.u64("receive")?),
                 attempt: reader.u32("attempt")?,
                 renewal: reader.u32("renewal")?,
                 auto_renew: reader.bool("auto-renew")?,

@@ -17,7 +17,7 @@ use crate::state::answer::{ChangeOutcome, DeliveryOutcome, Granted, Refusal};
 use crate::state::command::{
     AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart, ReleaseClient,
 };
-use crate::state::names::{ConsumerGroupId, DeliveryEpoch, TopicId};
+use crate::state::names::{AttemptHash, ConsumerGroupId, DeliveryEpoch, TopicId};
 use crate::state::records::RecordKey;
 
 /// How soon a message of a client that ended is visible again: RocketMQ's figure.
@@ -167,12 +167,21 @@ impl Subscription {
 
     fn move_lease(&mut self, queue: QueueId, offset: QueueOffset, lease: Lease, moved: Lease) {
         self.end_lease(queue, offset, lease);
-        self.ends.insert((moved.until, queue.get(), offset.get()));
+        self.index_lease(queue.get(), offset.get(), &moved);
         self.progress_mut(queue.get(), 0).leases.insert(offset.get(), moved);
+    }
+
+    /// Enters a lease into what is derived from the leases.
+    pub(super) fn index_lease(&mut self, queue: u32, offset: u64, lease: &Lease) {
+        self.ends.insert((lease.until, queue, offset));
+        if lease.received_by != AttemptHash(0) {
+            self.receives.insert((lease.received_by, queue, offset));
+        }
     }
 
     fn end_lease(&mut self, queue: QueueId, offset: QueueOffset, lease: Lease) {
         let had_end = self.ends.remove(&(lease.until, queue.get(), offset.get()));
+        self.receives.remove(&(lease.received_by, queue.get(), offset.get()));
         let removed = self.progress_mut(queue.get(), 0).leases.remove(&offset.get());
         assert!(had_end && removed == Some(lease), "every lease has its end in the set of ends");
     }
@@ -224,7 +233,7 @@ impl Granting<'_> {
             let lease = self.new_lease(1);
             let before = subscription.progress_mut(queue.get(), range.min).leases.insert(offset, lease);
             assert_eq!(before, None, "an unseen message has no lease");
-            subscription.ends.insert((lease.until, queue.get(), offset));
+            subscription.index_lease(queue.get(), offset, &lease);
             self.grant(queue, QueueOffset(offset), lease);
         }
     }
@@ -237,6 +246,7 @@ impl Granting<'_> {
             popped_at: self.now,
             epoch,
             client: self.command.client,
+            received_by: AttemptHash::of(self.command.client, &self.command.attempt_id),
             attempt,
             renewal: 0,
             auto_renew: self.command.auto_renew,

@@ -21,7 +21,7 @@ use ledgermq_raft_store::EntryId;
 use super::checkpoint::Cut;
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::consume_queue::ConsumeQueueIndex;
-use super::names::{ConsumerGroupId, TopicId};
+use super::names::{AttemptHash, ConsumerGroupId, TopicId};
 use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
 use progress::Progress;
 use window::MessageIdWindow;
@@ -54,6 +54,8 @@ pub(crate) struct Subscription {
     pub(crate) queues: BTreeMap<u32, Arc<Progress>>,
     /// The ends of all leases: (until, queue, offset). Derived from `queues`.
     pub(crate) ends: BTreeSet<(UnixMillis, u32, u64)>,
+    /// The leases by the receive that made them: (receive, queue, offset). Derived from `queues`.
+    pub(crate) receives: BTreeSet<(AttemptHash, u32, u64)>,
 }
 
 /// The single numbers of the state.
@@ -192,7 +194,7 @@ impl Applied {
             (RecordKey::Progress(group, topic, queue), RecordValue::Progress(progress)) => {
                 let subscription = self.subscriptions.entry((group, topic)).or_default();
                 for (&offset, lease) in &progress.leases {
-                    subscription.ends.insert((lease.until, queue, offset));
+                    subscription.index_lease(queue, offset, lease);
                 }
                 subscription.queues.insert(queue, progress);
             }

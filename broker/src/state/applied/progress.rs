@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use ledgermq_common::clock::UnixMillis;
 
 use crate::state::answer::DeliveryOutcome;
-use crate::state::names::{ClientHash, DeliveryEpoch};
+use crate::state::names::{AttemptHash, ClientHash, DeliveryEpoch};
 
 /// One delivery of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(crate) struct Lease {
     pub(crate) popped_at: UnixMillis,
     pub(crate) epoch: DeliveryEpoch,
     pub(crate) client: ClientHash,
+    /// The receive that made this delivery, so that its repetition gets it again.
+    pub(crate) received_by: AttemptHash,
     /// From 1; never goes back.
     pub(crate) attempt: u32,
     /// How often the end of this lease was moved.

@@ -240,3 +240,49 @@ fn deleting_a_group_ends_its_leases_and_a_group_made_again_starts_over() {
     consumer.group = consumer.replica.group("workers");
     assert_eq!(offsets(&consumer.receive(1)), [(0, 0)]);
 }
+
+#[test]
+fn a_repeated_receive_gets_its_own_deliveries_and_nobody_elses() {
+    let mut consumer = consumer(3);
+    let client = ClientHash::of("client-a");
+    let receive = |consumer: &mut Consumer, attempt_id: &str, take: u64| {
+        let command = Command::LeaseMessages(LeaseMessages {
+            consumer_group: consumer.group,
+            topic: consumer.topic,
+            client,
+            invisible_ms: INVISIBLE_MS,
+            auto_renew: false,
+            attempt_id: attempt_id.to_owned(),
+            parts: vec![LeasePart {
+                queue: QueueId(0),
+                from: QueueOffset(take),
+                to: QueueOffset(take + 1),
+                take: vec![QueueOffset(take)],
+                redeliver: Vec::new(),
+                finish: Vec::new(),
+            }],
+        });
+        match consumer.replica.propose(&command) {
+            Answer::Leased(granted) => granted,
+            other => panic!("{other:?}"),
+        }
+    };
+    let deliveries = |consumer: &Consumer, attempt_id: &str| {
+        let receive = AttemptHash::of(client, attempt_id);
+        let replica = &consumer.replica;
+        replica.state.deliveries_of(consumer.group, consumer.topic, receive, replica.now, 32)
+    };
+    let first = receive(&mut consumer, "one", 0);
+    let second = receive(&mut consumer, "two", 1);
+    receive(&mut consumer, "", 2);
+    let repeated: Vec<Granted> = deliveries(&consumer, "one").iter().map(|again| again.granted).collect();
+    assert_eq!(repeated, first, "the same delivery: attempt, epoch and end");
+    assert_eq!(deliveries(&consumer, "unknown"), []);
+    assert_eq!(deliveries(&consumer, ""), [], "a receive without an attempt id has no repetition");
+
+    assert_eq!(consumer.ack(first[0]), DeliveryOutcome::Done);
+    assert_eq!(deliveries(&consumer, "one"), [], "what was acknowledged does not come again");
+    consumer.replica.pass_ms(INVISIBLE_MS);
+    assert_eq!(deliveries(&consumer, "two"), [], "an ended lease may be somebody else's by now");
+    assert_eq!(offsets(&second), [(0, 1)]);
+}
