@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ledgermq_common::limits::COMMAND_BYTES_MAX;
+use ledgermq_raft_store::Group;
 use ledgermq_raft_store::group::{ProposeError, Retention};
 
 use self::cluster::{Cluster, PATIENCE};
@@ -164,16 +165,30 @@ fn greedy() -> Retention {
     Retention { snapshot_every_bytes: 64 << 10, snapshots_kept_max: 3, purge_margin_entries: 500, check_interval_ms: 5 }
 }
 
-fn write_from_many(cluster: &Cluster, per_writer: usize) {
-    let leader = cluster.group(cluster.leader()).clone();
+async fn propose_to_any(groups: &[Group], command: &Bytes) -> bool {
+    for group in groups {
+        match group.propose(command.clone()).await {
+            Ok(_) => return true,
+            Err(ProposeError::NotLeader { .. }) => {}
+            Err(error) => panic!("the leader of a stable group answered: {error}"),
+        }
+    }
+    false
+}
+
+fn write_from_many(cluster: &Cluster, per_writer: usize, bytes: usize) {
+    let groups: Vec<_> = cluster.running().into_iter().map(|at| cluster.group(at).clone()).collect();
     cluster.driver.block_on(async {
         let writers: Vec<_> = (0..64)
             .map(|writer| {
-                let leader = leader.clone();
+                let groups = groups.clone();
                 tokio::spawn(async move {
                     for number in 0..per_writer {
-                        let command = Bytes::from(format!("{writer:04} {number:06} {:0>64}", number));
-                        leader.propose(command).await.expect("a stable leader");
+                        let command = Bytes::from(format!("{writer:04} {number:0>bytes$}"));
+                        // Nothing was appended where a replica says that it does not lead.
+                        while !propose_to_any(&groups, &command).await {
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
                     }
                 })
             })
@@ -188,7 +203,7 @@ fn write_from_many(cluster: &Cluster, per_writer: usize) {
 #[test]
 fn greedy_purging_under_load_never_stops_a_group() {
     let cluster = Cluster::start_with(greedy(), u64::MAX);
-    write_from_many(&cluster, 150);
+    write_from_many(&cluster, 150, 64);
     assert_eq!(cluster.converge().commands.len(), 64 * 150);
     for at in cluster.running() {
         cluster.wait_for("a purge on every replica", || cluster.group(at).status().purged);
@@ -204,7 +219,7 @@ fn a_follower_behind_the_purge_pointer_installs_a_snapshot_and_receives_the_rest
     let follower = cluster.follower();
     let had = cluster.wait_for("the first command", || cluster.group(follower).status().applied);
     cluster.kill(follower);
-    write_from_many(&cluster, 100);
+    write_from_many(&cluster, 100, 64);
     let leader = cluster.leader();
     cluster.wait_for("a purge beyond the follower", || {
         cluster.group(leader).status().purged.filter(|purged| *purged > had)
@@ -221,6 +236,24 @@ fn a_follower_behind_the_purge_pointer_installs_a_snapshot_and_receives_the_rest
     cluster.kill(other);
     cluster.propose("with the newcomer");
     assert_eq!(cluster.converge().commands.len(), 64 * 100 + 2);
+}
+
+/// The follower's side of openraft#2116: a snapshot over entries that arrived and were not committed.
+#[test]
+fn a_follower_that_stalls_under_load_survives_the_snapshot_that_overtakes_it() {
+    let cluster = Cluster::start_with(greedy(), u64::MAX);
+    for round in 1..=3 {
+        let (leader, follower) = (cluster.leader(), cluster.follower());
+        cluster.stall(follower, Duration::from_millis(2_500));
+        write_from_many(&cluster, 20, 8 << 10);
+        let reached = cluster.group(leader).status().applied;
+        cluster.wait_for("a purge beyond the follower", || {
+            let purged = cluster.group(leader).status().purged;
+            (purged > cluster.group(follower).status().last || cluster.group(follower).status().applied >= reached)
+                .then_some(())
+        });
+        assert_eq!(cluster.converge().commands.len(), 64 * 20 * round);
+    }
 }
 
 #[test]

@@ -138,6 +138,7 @@ pub(super) async fn open(
     let port = Arc::new(GroupPort {
         address: own,
         raft: raft.clone(),
+        store: store.clone(),
         seed: environment.seed,
         catalog: Arc::clone(&catalog),
         offload,

@@ -269,3 +269,65 @@ fn indexes(range: &impl RangeBounds<u64>) -> Range<u64> {
     };
     start..end
 }
+
+#[cfg(test)]
+mod tests {
+    use ledgermq_common::{GroupId, NodeId, Term};
+    use openraft::storage::RaftLogStorageExt;
+
+    use super::*;
+    use crate::io::RealDisk;
+    use crate::machine::EntryId;
+    use crate::store::{Identity, StoreConfig, WriterSpawn};
+
+    fn id(index: u64) -> EntryId {
+        EntryId { term: Term(1), index: LogIndex(index) }
+    }
+
+    async fn ten_entries(directory: &std::path::Path) -> LogStorage {
+        let config = StoreConfig {
+            segment_bytes: 1 << 20,
+            fill_ahead_bytes: 1 << 18,
+            ..StoreConfig::in_directory(directory.join("log"))
+        };
+        let identity = Identity { cluster: "test".to_owned(), group: GroupId(1), node: NodeId(1) };
+        let store = LogStore::open(config, identity, Arc::new(RealDisk), WriterSpawn::Thread).expect("a new log opens");
+        let mut storage = LogStorage::new(store, Arc::new(PurgePermit::default()));
+        let entries = (0..10).map(|index| Entry { log_id: log_id(id(index)), payload: Payload::Blank, payload_at: None });
+        storage.blocking_append(entries.collect::<Vec<_>>()).await.expect("appends");
+        storage
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "was not permitted")]
+    async fn a_purge_beyond_what_the_schedule_allowed_is_never_carried_out() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut storage = ten_entries(directory.path()).await;
+        storage.permit.allow(LogIndex(4));
+        let _ = storage.purge(log_id(id(5))).await;
+    }
+
+    #[tokio::test]
+    async fn a_permitted_purge_moves_the_pointer_and_nothing_else() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut storage = ten_entries(directory.path()).await;
+        storage.permit.allow(LogIndex(4));
+        storage.purge(log_id(id(4))).await.expect("permitted");
+        let state = storage.get_log_state().await.expect("known");
+        assert_eq!(state.last_purged_log_id, Some(log_id(id(4))));
+        assert_eq!(state.last_log_id, Some(log_id(id(9))));
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "lies elsewhere than on the leader")]
+    async fn an_entry_that_does_not_lie_where_the_leader_has_it_is_not_taken() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut storage = ten_entries(directory.path()).await;
+        let entry = Entry {
+            log_id: log_id(id(10)),
+            payload: Payload::Normal(bytes::Bytes::from_static(b"x")),
+            payload_at: Some(PhysicalOffset(1)),
+        };
+        let _ = storage.blocking_append([entry]).await;
+    }
+}

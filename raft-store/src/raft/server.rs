@@ -25,11 +25,13 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::links::{BULK_WINDOW_BYTES, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
 use super::state_machine::Applier;
-use super::vocabulary::{Consensus, Runtime, log_id};
+use super::vocabulary::{Consensus, Runtime, SnapshotMeta, Vote, log_id};
 use super::wire::{self, Address, MalformedMessage};
 use crate::group::Group;
+use crate::machine::EntryId;
 use crate::offload::Offload;
-use crate::snapshot::{Incoming, SnapshotCatalog};
+use crate::snapshot::{Incoming, SnapshotCatalog, SnapshotFile};
+use crate::store::LogStore;
 
 /// A snapshot of which no byte came for so long is not waited for.
 const SNAPSHOT_STALL: Duration = Duration::from_secs(30);
@@ -38,12 +40,16 @@ const STREAMS_MAX: u32 = 4_096;
 /// Time a new leader is given to find out that it leads, before its follower is told it does not.
 const WATCH_GRACE: Duration = Duration::from_millis(50);
 
+/// Time for the entries below a snapshot to reach the disk, before the snapshot is installed.
+const TAIL_GRACE: Duration = Duration::from_millis(500);
+
 pub(crate) type Raft = openraft::Raft<Consensus, Applier>;
 
 /// What the peer port needs of one group.
 pub(crate) struct GroupPort {
     pub(crate) address: Address,
     pub(crate) raft: Raft,
+    pub(crate) store: LogStore,
     pub(crate) seed: u64,
     pub(crate) catalog: Arc<SnapshotCatalog>,
     pub(crate) offload: Offload,
@@ -172,13 +178,8 @@ impl RaftPeer for PeerServer {
         let port = self.port(head.to.take())?;
         let vote = wire::vote_from_wire(head.ballot)?;
         let file = receive(&port, head.file_bytes, pieces).await?;
-        let meta = super::vocabulary::SnapshotMeta {
-            last_log_id: Some(log_id(file.head.boundary.id)),
-            last_membership: file.head.membership.clone(),
-        };
-        let snapshot = Snapshot { meta, snapshot: file };
-        let response = port.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
-        Ok(Response::new(proto::SnapshotResponse { ballot: Some(wire::vote_to_wire(&response.vote)) }))
+        let response = install(&port, vote, file).await?;
+        Ok(Response::new(response))
     }
 
     async fn watch(&self, request: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
@@ -260,6 +261,53 @@ async fn leads(port: &GroupPort) -> proto::WatchEvent {
     proto::WatchEvent { term: metrics.vote.leader_id.term, leads: is_leader(&metrics) }
 }
 
+async fn install(port: &GroupPort, vote: Vote, file: SnapshotFile) -> Result<proto::SnapshotResponse, Status> {
+    settle_tail(port, vote, file.head.boundary.id).await?;
+    let meta = SnapshotMeta {
+        last_log_id: Some(log_id(file.head.boundary.id)),
+        last_membership: file.head.membership.clone(),
+    };
+    let snapshot = Snapshot { meta, snapshot: file };
+    let response = port.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+    Ok(proto::SnapshotResponse { ballot: Some(wire::vote_to_wire(&response.vote)) })
+}
+
+/// Applies what the log holds below a snapshot before the snapshot replaces it.
+///
+/// openraft forgets the ids of the entries below a snapshot before it hands the snapshot to the
+/// state machine. If the hand-over has to wait for a write, and entries that were matched with the
+/// same leader are not applied yet, it looks for their ids in between and panics (the follower's side
+/// of openraft#2116). Such a tail exists when appends arrived whose commit did not. But a snapshot
+/// holds committed entries only, and what was matched with the leader that sends it is a prefix of
+/// what is inside; so the tail may be called committed right here, as the leader's next heartbeat
+/// would, and nothing is left for openraft to look for.
+async fn settle_tail(port: &GroupPort, vote: Vote, inside: EntryId) -> Result<(), Status> {
+    let Some(last) = port.store.last_id() else { return Ok(()) };
+    let mut progress = port.raft.watch_log_progress();
+    let is_flushed = progress.wait_until(|point| {
+        let flushed = point.as_ref().and_then(|point| point.last_log_id);
+        flushed.is_some_and(|flushed| flushed.index >= last.index.get())
+    });
+    // A tail of an earlier leader is never flushed in the name of this one; it is not waited for long.
+    let _ = tokio::time::timeout(TAIL_GRACE, is_flushed).await;
+    let Some(matched) = progress.get().filter(|matched| matched.vote == vote) else { return Ok(()) };
+    let Some(tail) = matched.last_log_id.filter(|tail| tail.index <= inside.index.get()) else { return Ok(()) };
+    let heartbeat = AppendEntriesRequest {
+        vote,
+        prev_log_id: Some(tail),
+        entries: Vec::new(),
+        leader_commit: Some(log_id(inside)),
+    };
+    port.raft.append_entries(heartbeat).await.map_err(stopped)?;
+    let mut applied = port.raft.watch_apply_progress();
+    let settled = applied.wait_until(|applied| applied.as_ref().is_some_and(|applied| applied.index >= tail.index));
+    match tokio::time::timeout(SNAPSHOT_STALL, settled).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(stopped(error)),
+        Err(_) => Err(Status::deadline_exceeded("the log below the snapshot could not be applied")),
+    }
+}
+
 async fn next_piece(
     pieces: &mut Streaming<proto::SnapshotPiece>,
 ) -> Result<Option<proto::snapshot_piece::Piece>, Status> {
@@ -273,7 +321,7 @@ async fn receive(
     port: &GroupPort,
     file_bytes: u64,
     mut pieces: Streaming<proto::SnapshotPiece>,
-) -> Result<crate::snapshot::SnapshotFile, Status> {
+) -> Result<SnapshotFile, Status> {
     let failed = |error: std::io::Error| Status::internal(format!("receiving a snapshot: {error}"));
     let catalog = Arc::clone(&port.catalog);
     let mut incoming: Incoming = port.offload.run(move || catalog.receive(file_bytes)).await.map_err(failed)?;
@@ -304,3 +352,6 @@ async fn receive(
         .await
         .map_err(failed)
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,3 +40,6 @@ mod catalog;
 
 pub(crate) use self::body::PIECE_BYTES;
 pub(crate) use self::catalog::{Incoming, SnapshotCatalog, SnapshotFile, SnapshotHead};
+
+#[cfg(test)]
+mod tests;
