@@ -68,7 +68,8 @@ pub async fn cluster(node: &Arc<Node>) -> ClusterStatusResponse {
         .groups
         .iter()
         .map(|entry| {
-            let replicas = entry.members.iter().map(|member| replica_of(*member, entry.id, &answers)).collect();
+            let replicas =
+                entry.members.iter().map(|member| replica_of(*member, entry.id, &answers)).collect();
             group(entry.id, entry.name.clone(), replicas)
         })
         .collect();
@@ -81,11 +82,7 @@ async fn ask(peer: &str) -> Option<NodeStatusResponse> {
     Some(answer.into_inner())
 }
 
-fn replica_of(
-    member: u64,
-    group: u32,
-    answers: &BTreeMap<u64, Option<NodeStatusResponse>>,
-) -> Replica {
+fn replica_of(member: u64, group: u32, answers: &BTreeMap<u64, Option<NodeStatusResponse>>) -> Replica {
     answers
         .get(&member)
         .and_then(Option::as_ref)

@@ -18,8 +18,8 @@ use ledgermq_proto::rocketmq::{
 
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use crate::state::{
-    AckEntry, AckMessages, Answer, ChangeInvisible, ChangeOutcome, Command, ConsumerGroupView,
-    DeliveryEpoch, DeliveryOutcome, TopicView,
+    AckEntry, AckMessages, Answer, ChangeInvisible, ChangeOutcome, Command, ConsumerGroupView, DeliveryEpoch,
+    DeliveryOutcome, TopicView,
 };
 
 /// A wait this short is no wish for a wait but a nack; the Node SDK sends 1 ms.
@@ -55,9 +55,7 @@ pub async fn ack(hosted: &HostedGroup, request: &AckMessageRequest) -> Result<Gr
         .zip(judged)
         .map(|(entry, judged)| {
             let status = match judged {
-                Ok(_) => {
-                    status_of_ack(outcomes.next().expect("apply answers once for each entry"), &subject)
-                }
+                Ok(_) => status_of_ack(outcomes.next().expect("apply answers once for each entry"), &subject),
                 Err(refused) => Status { code: refused.code.into(), message: refused.message },
             };
             AckMessageResultEntry {
@@ -82,12 +80,8 @@ pub async fn change_invisible(
         seconds.saturating_mul(1000).saturating_add(u64::try_from(duration.nanos).unwrap_or(0) / 1_000_000)
     });
     let invisible_ms = if asked_ms <= NACK_MS_MAX {
-        let attempt = hosted.delivery_attempt(
-            subject.consumer_group.id,
-            subject.topic.id,
-            handle.queue,
-            handle.offset,
-        );
+        let attempt =
+            hosted.delivery_attempt(subject.consumer_group.id, subject.topic.id, handle.queue, handle.offset);
         subject.consumer_group.settings.backoff.delay_ms(attempt.unwrap_or(1))
     } else {
         asked_ms
@@ -161,11 +155,7 @@ impl Subject {
 }
 
 fn ack_entry(handle: &ReceiptHandle) -> AckEntry {
-    AckEntry {
-        queue: handle.queue,
-        offset: handle.offset,
-        epoch: DeliveryEpoch(handle.delivery_epoch),
-    }
+    AckEntry { queue: handle.queue, offset: handle.offset, epoch: DeliveryEpoch(handle.delivery_epoch) }
 }
 
 fn status_of_ack(outcome: DeliveryOutcome, subject: &Subject) -> Status {
@@ -184,9 +174,7 @@ fn not_changed(outcome: DeliveryOutcome, subject: &Subject) -> Refused {
         DeliveryOutcome::Done | DeliveryOutcome::AlreadyConsumed => {
             invalid("the message was acknowledged before")
         }
-        DeliveryOutcome::Stale => {
-            invalid("receipt handle is expired: the message was delivered again since")
-        }
+        DeliveryOutcome::Stale => invalid("receipt handle is expired: the message was delivered again since"),
         DeliveryOutcome::NeverDelivered => invalid("the message was never delivered to this consumer group"),
         DeliveryOutcome::TopicUnknown => topic_not_found(&subject.topic.name),
         DeliveryOutcome::ConsumerGroupUnknown => Refused::new(

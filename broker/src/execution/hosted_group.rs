@@ -315,9 +315,7 @@ impl HostedGroup {
 
     fn ended(&self, error: ProposeError) -> Ended {
         match error {
-            ProposeError::NotLeader { leader } => {
-                NotExecuted::NotLeader { leader, term: self.term() }.into()
-            }
+            ProposeError::NotLeader { leader } => NotExecuted::NotLeader { leader, term: self.term() }.into(),
             ProposeError::OutcomeUnknown => {
                 NotExecuted::OutcomeUnknown { detail: ProposeError::OutcomeUnknown.to_string() }.into()
             }

@@ -109,7 +109,10 @@ pub fn show_topic(hosted: &HostedGroup, name: &TopicName) -> Result<GroupRespons
 /// A group nobody has consumed with yet has the defaults; its first receive makes it.
 pub fn describe_consumer_group(hosted: &HostedGroup, name: &ConsumerGroupName) -> GroupResponse {
     GroupResponse::ConsumerGroup(
-        hosted.state.consumer_group(name.as_str()).map_or_else(Default::default, |view| consumer_group(&view)),
+        hosted
+            .state
+            .consumer_group(name.as_str())
+            .map_or_else(Default::default, |view| consumer_group(&view)),
     )
 }
 

@@ -24,7 +24,7 @@ use std::time::Duration;
 use ledgermq_common::limits::RECEIVE_BATCH_MESSAGES_MAX;
 use ledgermq_edge::codes::{self, topic_not_found};
 use ledgermq_edge::context::CallContext;
-use ledgermq_edge::group_call::{Filter, GroupResponse, NotExecuted, Received, ReceiveRequest, Refused};
+use ledgermq_edge::group_call::{Filter, GroupResponse, NotExecuted, ReceiveRequest, Received, Refused};
 use ledgermq_proto::rocketmq::{Code, Message, Resource, Status};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -33,8 +33,8 @@ use super::delivery::{Delivery, delivered};
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::waiters::Place;
 use crate::state::{
-    self, Answer, AttemptHash, ChangeInvisible, ClientHash, Command, ConsumerGroupView, Granted, IndexEntry, LeasePlan,
-    QueueChoice, StoredMessage, TagFilter, TopicView,
+    self, Answer, AttemptHash, ChangeInvisible, ClientHash, Command, ConsumerGroupView, Granted, IndexEntry,
+    LeasePlan, QueueChoice, StoredMessage, TagFilter, TopicView,
 };
 
 /// Bodies of one answer together; a single message may be larger. The answer may travel from the
@@ -179,8 +179,7 @@ impl Poll<'_> {
         if !matches!(self.filter, TagFilter::All) {
             self.compare_tags(&mut plan, &mut records);
         }
-        let planned: Vec<_> =
-            plan.messages().iter().map(|m| ((m.queue, m.offset), m.entry)).collect();
+        let planned: Vec<_> = plan.messages().iter().map(|m| ((m.queue, m.offset), m.entry)).collect();
         let more = planned.len() >= self.request.batch_size as usize
             || planned.iter().map(|(_, entry)| u64::from(entry.record_bytes)).sum::<u64>()
                 >= RECEIVE_BYTES_MAX / 2;
@@ -277,8 +276,7 @@ impl Poll<'_> {
 
     fn message(&self, stored: StoredMessage, lease: Granted, renewal: u32, entry: IndexEntry) -> Message {
         let handle = self.hosted.state.handle_of(self.consumer_group.id, self.topic.id, &lease, renewal);
-        let topic =
-            Resource { resource_namespace: String::new(), name: self.request.topic.to_string() };
+        let topic = Resource { resource_namespace: String::new(), name: self.request.topic.to_string() };
         delivered(
             stored,
             Delivery {

@@ -257,9 +257,8 @@ mod tests {
     fn a_line_has_an_end_and_leaving_makes_room() {
         let count = Arc::new(WaiterCount::default());
         let waiters = Arc::new(Waiters::new(Arc::clone(&count)));
-        let mut places: Vec<_> = (0..WAITERS_PER_KEY_MAX)
-            .map(|_| waiters.wait_in_line(T, A).expect("room"))
-            .collect();
+        let mut places: Vec<_> =
+            (0..WAITERS_PER_KEY_MAX).map(|_| waiters.wait_in_line(T, A).expect("room")).collect();
         assert_eq!(waiters.wait_in_line(T, A).expect_err("full"), PollingFull);
         places.pop();
         drop(waiters.wait_in_line(T, A).expect("room again"));

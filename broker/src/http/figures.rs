@@ -14,17 +14,12 @@ const CONSUMPTION_SERIES_MAX: usize = 20_000;
 
 pub fn expose(node: &Arc<Node>) -> String {
     let id = node.id().to_string();
-    let mut out = Exposition::with_labels(&[
-        ("cluster", node.cluster()),
-        ("node_type", "broker"),
-        ("node_id", &id),
-    ]);
+    let mut out =
+        Exposition::with_labels(&[("cluster", node.cluster()), ("node_type", "broker"), ("node_id", &id)]);
     node.metrics().expose(&mut out);
     expose_topics(node, &mut out);
-    let statuses: Vec<(String, GroupStatus)> = node
-        .hosted_groups()
-        .map(|hosted| (hosted.name().to_string(), hosted.group().status()))
-        .collect();
+    let statuses: Vec<(String, GroupStatus)> =
+        node.hosted_groups().map(|hosted| (hosted.name().to_string(), hosted.group().status())).collect();
     expose_raft(&statuses, &mut out);
     expose_syncs(&statuses, &mut out);
     out.family("ledgermq_long_polls", Kind::Gauge, "Receives that wait for a message.");

@@ -35,7 +35,11 @@ struct Readiness {
 }
 
 /// Serves until `stopped` resolves.
-pub async fn serve(listener: TcpListener, node: Arc<Node>, stopped: impl Future<Output = ()> + Send + 'static) {
+pub async fn serve(
+    listener: TcpListener,
+    node: Arc<Node>,
+    stopped: impl Future<Output = ()> + Send + 'static,
+) {
     let router = Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))

@@ -21,8 +21,7 @@ pub use histogram::Histogram;
 const SERIES_MAX: usize = 20_000;
 const OTHER: &str = "_other";
 
-const MESSAGE_SIZE_BYTES: &[u64] =
-    &[1 << 10, 4 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20];
+const MESSAGE_SIZE_BYTES: &[u64] = &[1 << 10, 4 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20];
 const RPC_LATENCY_MS: &[u64] = &[1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 3_000, 10_000, 20_000];
 
 #[derive(Debug, Default)]
@@ -85,8 +84,7 @@ impl Metrics {
 
     pub fn messages_out(&self, topic: &str, consumer_group: &str, messages: usize, bytes: usize) {
         let key = (topic.to_owned(), consumer_group.to_owned());
-        let series =
-            self.consumers.get(&key, || key.clone(), || (OTHER.to_owned(), OTHER.to_owned()));
+        let series = self.consumers.get(&key, || key.clone(), || (OTHER.to_owned(), OTHER.to_owned()));
         series.messages.fetch_add(messages as u64, Ordering::Relaxed);
         series.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }

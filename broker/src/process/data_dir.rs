@@ -49,8 +49,7 @@ pub struct DataDir {
 impl DataDir {
     /// Creates the directory where needed, locks it, and checks or writes its identity.
     pub fn claim(root: &Path, cluster: &str, node: NodeId) -> Result<Self, StartError> {
-        let refused =
-            |reason: String| StartError::DataDir { path: root.to_owned(), reason };
+        let refused = |reason: String| StartError::DataDir { path: root.to_owned(), reason };
         fs::create_dir_all(root).map_err(|e| refused(format!("cannot be created: {e}")))?;
         let lock = lock(root).map_err(refused)?;
         match read_identity(root).map_err(refused)? {
@@ -61,17 +60,15 @@ impl DataDir {
                 )));
             }
             Some(identity) if identity.node != node => {
-                return Err(refused(format!(
-                    "belongs to node {}, and this is node {node}",
-                    identity.node
-                )));
+                return Err(refused(format!("belongs to node {}, and this is node {node}", identity.node)));
             }
             Some(_) => {}
             None if root.join("groups").exists() => {
                 return Err(refused("holds data, but no identity file says whose".to_owned()));
             }
-            None => write_identity(root, cluster, node)
-                .map_err(|e| refused(format!("cannot be written: {e}")))?,
+            None => {
+                write_identity(root, cluster, node).map_err(|e| refused(format!("cannot be written: {e}")))?
+            }
         }
         Ok(Self { root: root.to_owned(), _lock: lock })
     }
@@ -118,10 +115,8 @@ fn lock(root: &Path) -> Result<File, String> {
         }
         Err(e) => return Err(format!("cannot be locked: {e}")),
     }
-    let written = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    let written =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     written.map_err(|e| format!("cannot be written: {e}"))?;
     Ok(file)
 }

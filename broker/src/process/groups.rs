@@ -41,12 +41,11 @@ pub async fn open(
     }
     let waiters = Arc::new(Waiters::new(Arc::clone(&shared.waiters)));
     let observer = Arc::new(WakeLongPolls(Arc::clone(&waiters)));
-    let state = BrokerState::open(StateConfig {
-        group: id,
-        directory: Some(derived_dir),
-        checkpoints: CheckpointMode::Background,
-    }, observer)
-        .map_err(|e| refused(with_causes(&e)))?;
+    let state = BrokerState::open(
+        StateConfig { group: id, directory: Some(derived_dir), checkpoints: CheckpointMode::Background },
+        observer,
+    )
+    .map_err(|e| refused(with_causes(&e)))?;
     let group_config = GroupConfig {
         cluster: config.cluster.name.clone(),
         group: id,

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::client::{Receive, code, handle, id, message, system, tagged};
+use crate::support::{Client, Cluster};
 use futures_util::StreamExt as _;
 use ledgermq_common::ReceiptHandle;
 use ledgermq_proto::rocketmq::{Code, DigestType, Encoding};
-use crate::support::client::{Receive, code, handle, id, message, system, tagged};
-use crate::support::{Client, Cluster};
 
 /// Long enough for a message that is there, and a bound for one that is not.
 const SHORT_POLL: Duration = Duration::from_millis(300);
@@ -24,7 +24,10 @@ async fn a_message_arrives_with_everything_its_producer_said() {
     assert_eq!((status, messages.len()), (Code::Ok, 1));
     let got = &messages[0];
     let sent = message("orders", "id-1", "hello");
-    assert_eq!((&got.body, &got.topic, &got.user_properties), (&sent.body, &sent.topic, &sent.user_properties));
+    assert_eq!(
+        (&got.body, &got.topic, &got.user_properties),
+        (&sent.body, &sent.topic, &sent.user_properties)
+    );
     let (got, sent) = (system(got), system(&sent));
     assert_eq!((&got.tag, &got.keys, &got.message_id), (&sent.tag, &sent.keys, &sent.message_id));
     assert_eq!((&got.born_timestamp, &got.born_host), (&sent.born_timestamp, &sent.born_host));
@@ -235,8 +238,12 @@ async fn probes_and_metrics_tell_the_state_of_the_node() {
     .expect("answers");
     let common = r#"cluster="test",node_type="broker",node_id="1""#;
     for line in [
-        format!(r#"rocketmq_messages_in_total{{{common},topic="orders",message_type="normal",is_system="false"}} 1"#),
-        format!(r#"rocketmq_throughput_in_total{{{common},topic="orders",message_type="normal",is_system="false"}} 5"#),
+        format!(
+            r#"rocketmq_messages_in_total{{{common},topic="orders",message_type="normal",is_system="false"}} 1"#
+        ),
+        format!(
+            r#"rocketmq_throughput_in_total{{{common},topic="orders",message_type="normal",is_system="false"}} 5"#
+        ),
         format!(
             r#"rocketmq_messages_out_total{{{common},topic="orders",consumer_group="billing",is_system="false",is_retry="false"}} 1"#
         ),

@@ -1,7 +1,7 @@
 //! What a broker refuses at its start, each with the key, the value and the reason.
 
-use ledgermq_broker::{Broker, BrokerConfig, StartError};
 use crate::support::configs;
+use ledgermq_broker::{Broker, BrokerConfig, StartError};
 
 fn config(directory: &std::path::Path) -> BrokerConfig {
     configs(1, directory).remove(0)

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ledgermq_proto::rocketmq::{Code, SendMessageResponse};
 use crate::support::client::{Receive, code, id, message};
-use crate::support::{Client, Cluster, PATIENCE};
+use crate::support::{Client, Cluster, Node, PATIENCE};
+use ledgermq_proto::rocketmq::{Code, SendMessageResponse};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_node_sends_receives_and_acknowledges_whoever_leads() {
@@ -75,8 +75,9 @@ async fn a_restart_of_all_nodes_keeps_messages_leases_and_acknowledgements() {
     for at in 0..5 {
         client.send(message("t", &format!("id-{at}"), "body")).await;
     }
-    let (_, taken) =
-        client.receive("t", "c", Receive { batch: 2, invisible: Duration::from_secs(600), ..Receive::default() }).await;
+    let (_, taken) = client
+        .receive("t", "c", Receive { batch: 2, invisible: Duration::from_secs(600), ..Receive::default() })
+        .await;
     let mut taken = taken;
     while taken.len() < 2 {
         let one = Receive { batch: 1, invisible: Duration::from_secs(600), ..Receive::default() };
@@ -84,8 +85,8 @@ async fn a_restart_of_all_nodes_keeps_messages_leases_and_acknowledgements() {
     }
     assert_eq!(client.ack("t", "c", &taken[0]).await, Code::Ok);
     cluster = blocking(cluster, |cluster| {
-        cluster.nodes.iter_mut().for_each(support::Node::kill);
-        cluster.nodes.iter_mut().for_each(support::Node::start);
+        cluster.nodes.iter_mut().for_each(Node::kill);
+        cluster.nodes.iter_mut().for_each(Node::start);
         cluster.wait_ready();
     })
     .await;
@@ -183,7 +184,11 @@ async fn drain(client: &Client, topic: &str, group: &str, count: usize) -> BTree
     let began = Instant::now();
     while ids.len() < count {
         assert!(began.elapsed() < PATIENCE, "{} of {count} messages came", ids.len());
-        let poll = Receive { poll: Duration::from_secs(2), invisible: Duration::from_secs(300), ..Receive::default() };
+        let poll = Receive {
+            poll: Duration::from_secs(2),
+            invisible: Duration::from_secs(300),
+            ..Receive::default()
+        };
         for message in client.receive(topic, group, poll).await.1 {
             assert_eq!(client.ack(topic, group, &message).await, Code::Ok);
             assert!(ids.insert(id(&message).to_owned()), "{} came twice", id(&message));

@@ -8,8 +8,8 @@ use ledgermq_proto::rocketmq::receive_message_response::Content;
 use ledgermq_proto::rocketmq::{
     AckMessageEntry, AckMessageRequest, Broker, ChangeInvisibleDurationRequest,
     ChangeInvisibleDurationResponse, Code, Encoding, FilterExpression, FilterType, Message, MessageQueue,
-    NotifyClientTerminationRequest, ReceiveMessageRequest, Resource, SendMessageRequest,
-    SendMessageResponse, SystemProperties,
+    NotifyClientTerminationRequest, ReceiveMessageRequest, Resource, SendMessageRequest, SendMessageResponse,
+    SystemProperties,
 };
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
@@ -85,10 +85,9 @@ impl Client {
                 broker: Some(Broker { name: "g".to_owned(), ..Broker::default() }),
                 ..MessageQueue::default()
             }),
-            filter_expression: receive.tags.map(|expression| FilterExpression {
-                r#type: FilterType::Tag as i32,
-                expression,
-            }),
+            filter_expression: receive
+                .tags
+                .map(|expression| FilterExpression { r#type: FilterType::Tag as i32, expression }),
             batch_size: receive.batch,
             invisible_duration: Some(duration(receive.invisible)),
             auto_renew: receive.auto_renew,
@@ -161,7 +160,8 @@ impl Client {
 pub fn message(topic: &str, id: &str, body: &str) -> Message {
     Message {
         topic: Some(resource(topic)),
-        user_properties: [("colour".to_owned(), "red".to_owned()), ("empty".to_owned(), String::new())].into(),
+        user_properties: [("colour".to_owned(), "red".to_owned()), ("empty".to_owned(), String::new())]
+            .into(),
         system_properties: Some(SystemProperties {
             tag: Some("T".to_owned()),
             keys: vec!["k1".to_owned(), "k 2".to_owned()],

@@ -62,9 +62,9 @@ impl Cluster {
     pub fn leader(&self) -> usize {
         eventually("a leader", || {
             self.nodes.iter().position(|node| {
-                node.running.as_ref().is_some_and(|(_, broker)| {
-                    broker.node().hosted_groups().all(|hosted| hosted.leads())
-                })
+                node.running
+                    .as_ref()
+                    .is_some_and(|(_, broker)| broker.node().hosted_groups().all(|hosted| hosted.leads()))
             })
         })
     }
