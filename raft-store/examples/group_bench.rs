@@ -19,8 +19,8 @@ use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset};
 use ledgermq_raft_store::io::RealDisk;
 use ledgermq_raft_store::store::{StoreConfig, WriterSpawn};
 use ledgermq_raft_store::{
-    AppliedEntry, ApplyError, EntryId, Environment, Group, GroupConfig, Member, PeerServer, Retention, SnapshotReader,
-    StateMachine, TcpConnector, Timings,
+    AppliedEntry, ApplyError, EntryId, Environment, Group, GroupConfig, Member, PeerServer, Retention,
+    SnapshotReader, StateMachine, TcpConnector, Timings,
 };
 use tokio::runtime::Runtime;
 
@@ -57,7 +57,12 @@ fn runtime() -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()
 }
 
-async fn open(directory: PathBuf, node: u64, members: Vec<Member>, listener: std::net::TcpListener) -> anyhow_lite::Result<Group> {
+async fn open(
+    directory: PathBuf,
+    node: u64,
+    members: Vec<Member>,
+    listener: std::net::TcpListener,
+) -> anyhow_lite::Result<Group> {
     let config = GroupConfig {
         cluster: "bench".to_owned(),
         group: GroupId(1),
@@ -104,7 +109,12 @@ fn percentile(sorted: &[Duration], part: f64) -> u128 {
 }
 
 /// Latencies of everything that `in_flight` proposers got acknowledged meanwhile.
-async fn drive(leader: &Group, in_flight: usize, command: &Bytes, during: Duration) -> anyhow_lite::Result<Vec<Duration>> {
+async fn drive(
+    leader: &Group,
+    in_flight: usize,
+    command: &Bytes,
+    during: Duration,
+) -> anyhow_lite::Result<Vec<Duration>> {
     let until = Instant::now() + during;
     let proposers: Vec<_> = (0..in_flight)
         .map(|_| {
@@ -130,7 +140,10 @@ async fn drive(leader: &Group, in_flight: usize, command: &Bytes, during: Durati
 
 fn main() -> anyhow_lite::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let directory = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from).join(format!("group-bench-{}", std::process::id()));
+    let directory = arguments
+        .next()
+        .map_or_else(std::env::temp_dir, PathBuf::from)
+        .join(format!("group-bench-{}", std::process::id()));
     let seconds: f64 = arguments.next().map_or(Ok(3.0), |text| text.parse())?;
     let command_bytes: usize = arguments.next().map_or(Ok(1024), |text| text.parse())?;
     std::fs::create_dir_all(&directory)?;
@@ -151,7 +164,12 @@ fn measure(directory: &Path, during: Duration, command_bytes: usize) -> anyhow_l
     let mut groups = Vec::new();
     for (node, listener) in (1..).zip(listeners) {
         let runtime = runtime()?;
-        groups.push(runtime.block_on(open(directory.join(format!("node-{node}")), node, members.clone(), listener))?);
+        groups.push(runtime.block_on(open(
+            directory.join(format!("node-{node}")),
+            node,
+            members.clone(),
+            listener,
+        ))?);
         runtimes.push(runtime);
     }
     let command = Bytes::from(vec![7; command_bytes]);

@@ -38,7 +38,8 @@ const WAYS: [(&str, Way); 4] = [
 #[tokio::main]
 async fn main() {
     let directory = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("."), PathBuf::from);
-    let directory = tempfile::Builder::new().prefix("log-figures").tempdir_in(directory).expect("a directory");
+    let directory =
+        tempfile::Builder::new().prefix("log-figures").tempdir_in(directory).expect("a directory");
     measure_files(directory.path());
     for in_flight in [1, 64] {
         measure_store(&directory.path().join(format!("store-{in_flight}")), in_flight).await;
@@ -76,7 +77,9 @@ fn make(path: &Path, way: Way) -> File {
     let file = options.open(path).expect("create");
     match way {
         Way::Growing => {}
-        Way::Fallocated => rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, FILE_BYTES).expect("fallocate"),
+        Way::Fallocated => {
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, FILE_BYTES).expect("fallocate")
+        }
         Way::ZeroFilled | Way::ZeroFilledDsync => {
             let zeros = vec![0; 1 << 20];
             for at in (0..FILE_BYTES).step_by(zeros.len()) {
@@ -90,7 +93,8 @@ fn make(path: &Path, way: Way) -> File {
 
 /// Keeps `in_flight` entries of 1 KiB under way and reports how long each took to be durable.
 async fn measure_store(directory: &Path, in_flight: usize) {
-    const ENTRIES: u64 = 20_000;
+    const ENTRIES_MAX: u64 = 20_000;
+    const DURATION: Duration = Duration::from_secs(5);
     let identity = Identity { cluster: "figures".to_owned(), group: GroupId(1), node: NodeId(1) };
     let config = StoreConfig { segment_bytes: 64 << 20, ..StoreConfig::in_directory(directory) };
     let store = LogStore::open(config, identity, Arc::new(RealDisk), WriterSpawn::Thread).expect("open");
@@ -99,7 +103,10 @@ async fn measure_store(directory: &Path, in_flight: usize) {
     let started = Instant::now();
     let mut took = Vec::new();
     let mut under_way = 0;
-    for index in 0..ENTRIES {
+    for index in 0..ENTRIES_MAX {
+        if started.elapsed() > DURATION {
+            break;
+        }
         let id = EntryId { term: Term(1), index: LogIndex(index) };
         let entry = NewEntry { id, kind: EntryKind::Normal, payload: payload.clone() };
         let (durable, asked) = (durable.clone(), Instant::now());
@@ -118,12 +125,13 @@ async fn measure_store(directory: &Path, in_flight: usize) {
     for _ in 0..under_way {
         took.push(completed.recv().await.expect("completed"));
     }
-    let rate = ENTRIES as f64 / started.elapsed().as_secs_f64();
+    let entries = took.len() as f64;
+    let rate = entries / started.elapsed().as_secs_f64();
     let stats = store.write_stats();
     println!(
         "log store, {in_flight:>3} in flight      {}, {rate:.0} entries/s, {:.1} per sync",
         percentiles(&mut took),
-        ENTRIES as f64 / stats.batches as f64
+        entries / stats.batches as f64
     );
     store.close().await.expect("close");
 }

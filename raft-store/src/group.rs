@@ -25,9 +25,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use ledgermq_common::limits::COMMAND_BYTES_MAX;
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset, Term};
+use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResult;
-use openraft::ReadPolicy;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -175,7 +175,9 @@ impl Group {
         let heir = status::most_caught_up(&self.inner).ok_or(HandOverError::NobodyCaughtUp)?;
         self.inner.raft.trigger().transfer_leader(heir.get()).await.map_err(|_| HandOverError::Stopped)?;
         let node = self.inner.node;
-        match timeout_at(deadline, leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != node))).await {
+        match timeout_at(deadline, leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != node)))
+            .await
+        {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(HandOverError::Stopped),
             Err(_) => Err(HandOverError::DeadlinePassed),

@@ -57,7 +57,8 @@ fn a_follower_refuses_a_command_and_names_the_leader() {
 fn a_command_above_the_limit_is_refused_and_one_at_the_limit_is_replicated() {
     let cluster = Cluster::start();
     let leader = cluster.leader();
-    let refused = cluster.driver.block_on(cluster.group(leader).propose(Bytes::from(vec![1; COMMAND_BYTES_MAX + 1])));
+    let refused =
+        cluster.driver.block_on(cluster.group(leader).propose(Bytes::from(vec![1; COMMAND_BYTES_MAX + 1])));
     assert!(matches!(refused, Err(ProposeError::TooLarge { .. })), "{refused:?}");
     // The segments of this test are smaller than the largest command.
     cluster.propose(vec![1; 2 << 20]);
@@ -162,7 +163,12 @@ fn leadership_is_handed_over_on_request_without_an_election_timeout() {
 
 /// Everything that can be purged is, at once and all the time.
 fn greedy() -> Retention {
-    Retention { snapshot_every_bytes: 64 << 10, snapshots_kept_max: 3, purge_margin_entries: 500, check_interval_ms: 5 }
+    Retention {
+        snapshot_every_bytes: 64 << 10,
+        snapshots_kept_max: 3,
+        purge_margin_entries: 500,
+        check_interval_ms: 5,
+    }
 }
 
 async fn propose_to_any(groups: &[Group], command: &Bytes) -> bool {
@@ -249,7 +255,8 @@ fn a_follower_that_stalls_under_load_survives_the_snapshot_that_overtakes_it() {
         let reached = cluster.group(leader).status().applied;
         cluster.wait_for("a purge beyond the follower", || {
             let purged = cluster.group(leader).status().purged;
-            (purged > cluster.group(follower).status().last || cluster.group(follower).status().applied >= reached)
+            (purged > cluster.group(follower).status().last
+                || cluster.group(follower).status().applied >= reached)
                 .then_some(())
         });
         assert_eq!(cluster.converge().commands.len(), 64 * 20 * round);
@@ -264,6 +271,7 @@ fn a_snapshot_on_demand_covers_everything_applied() {
     }
     let leader = cluster.leader();
     let applied = cluster.group(leader).status().applied;
-    let covered = cluster.driver.block_on(cluster.group(leader).snapshot_now()).expect("no fault").expect("not empty");
+    let covered =
+        cluster.driver.block_on(cluster.group(leader).snapshot_now()).expect("no fault").expect("not empty");
     assert!(Some(covered.index) >= applied);
 }

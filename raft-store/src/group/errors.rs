@@ -17,10 +17,14 @@ pub enum OpenGroupError {
     Timings { reason: String },
     /// The state machine persisted more than the log holds. Its owner throws the state away and
     /// opens the group again; no committed entry is lost by that.
-    #[error("the state is applied up to entry {applied}, but the log is only durable up to {flushed}: rebuild the state")]
+    #[error(
+        "the state is applied up to entry {applied}, but the log is only durable up to {flushed}: rebuild the state"
+    )]
     StateAheadOfLog { applied: LogIndex, flushed: LogIndex },
     /// The log starts behind the state, and no snapshot fills the gap.
-    #[error("the state is applied up to {applied:?}, the log starts after {purged}, and no usable snapshot lies between")]
+    #[error(
+        "the state is applied up to {applied:?}, the log starts after {purged}, and no usable snapshot lies between"
+    )]
     StateBehindLog { applied: Option<LogIndex>, purged: LogIndex },
     #[error("snapshot or membership file: {0}")]
     Io(#[from] std::io::Error),

@@ -64,8 +64,10 @@ pub(super) async fn open(
 
     let store = open_store(&config, &environment, offload).await?;
     let catalog = open_catalog(&config, &environment, own, offload).await?;
-    let membership_file =
-        MembershipFile::in_directory(Arc::clone(&environment.disk), &config.store.directory.join(SNAPSHOTS_DIRECTORY));
+    let membership_file = MembershipFile::in_directory(
+        Arc::clone(&environment.disk),
+        &config.store.directory.join(SNAPSHOTS_DIRECTORY),
+    );
     if let Some(boundary) = interrupted_installation(&store, &catalog) {
         store.reset_to(boundary).await.map_err(std::io::Error::other)?;
         // The state was not, or not wholly, replaced. The membership file was not either.
@@ -101,7 +103,8 @@ pub(super) async fn open(
     let links = Arc::new(Links::new(Arc::clone(&environment.connector), addresses.clone()));
     let network = Network { links: Arc::clone(&links), own, offload };
     let storage = LogStorage::new(store.clone(), Arc::clone(&permit));
-    let start = start_raft(config.node, raft_config, network, storage, applier, Arc::clone(&progress), addresses);
+    let start =
+        start_raft(config.node, raft_config, network, storage, applier, Arc::clone(&progress), addresses);
     let raft = Runtime::scope(environment.seed, start).await?;
 
     let (stopping, stopping_seen) = watch::channel(false);
@@ -111,7 +114,13 @@ pub(super) async fn open(
     let mut tasks = Tasks::default();
     tasks.spawn(publish_leadership(raft.clone(), config.node, Arc::clone(&progress), leadership));
     tasks.spawn(count_leader_changes(leadership_seen.clone(), Arc::clone(&leader_changes)));
-    tasks.spawn(publish_fault(raft.clone(), store.clone(), Arc::clone(&progress), stopping_seen.clone(), fault));
+    tasks.spawn(publish_fault(
+        raft.clone(),
+        store.clone(),
+        Arc::clone(&progress),
+        stopping_seen.clone(),
+        fault,
+    ));
     tasks.spawn(forward_flushed(store.clone(), Arc::clone(&machine), stopping_seen.clone()));
     let suspicion = Suspicion {
         raft: raft.clone(),
@@ -177,7 +186,8 @@ fn addresses(config: &GroupConfig) -> Result<BTreeMap<u64, String>, OpenGroupErr
 }
 
 fn raft_config(config: &GroupConfig) -> Result<Arc<Config>, OpenGroupError> {
-    let Timings { heartbeat_interval_ms, election_timeout_ms_min, election_timeout_ms_max, .. } = config.timings;
+    let Timings { heartbeat_interval_ms, election_timeout_ms_min, election_timeout_ms_max, .. } =
+        config.timings;
     let raft_config = Config {
         cluster_name: config.cluster.clone(),
         heartbeat_interval: heartbeat_interval_ms,
@@ -205,7 +215,8 @@ async fn open_store(
     offload: Offload,
 ) -> Result<LogStore, OpenGroupError> {
     let identity = Identity { cluster: config.cluster.clone(), group: config.group, node: config.node };
-    let (store, disk, writer) = (config.store.clone(), Arc::clone(&environment.disk), environment.writer.clone());
+    let (store, disk, writer) =
+        (config.store.clone(), Arc::clone(&environment.disk), environment.writer.clone());
     // The writer may start on the runtime of this task, so it is entered on the blocking thread too.
     let runtime = tokio::runtime::Handle::current();
     let opened = offload
@@ -239,7 +250,8 @@ async fn start_raft(
     addresses: BTreeMap<u64, String>,
 ) -> Result<Raft, OpenGroupError> {
     let failed = |error: &dyn std::fmt::Display| OpenGroupError::Raft { reason: error.to_string() };
-    let raft = Raft::build(node.get(), config, network, storage, applier).await.map_err(|error| failed(&error))?;
+    let raft =
+        Raft::build(node.get(), config, network, storage, applier).await.map_err(|error| failed(&error))?;
     progress.is_running.store(true, Ordering::Release);
     raft.run();
     if raft.is_initialized().await.map_err(|error| failed(&error))? {

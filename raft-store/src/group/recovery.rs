@@ -30,7 +30,10 @@ pub(super) struct Recovered {
 }
 
 /// A snapshot whose installation a crash interrupted; the caller resets the log to it first.
-pub(super) fn interrupted_installation(store: &LogStore, catalog: &SnapshotCatalog) -> Option<SnapshotBoundary> {
+pub(super) fn interrupted_installation(
+    store: &LogStore,
+    catalog: &SnapshotCatalog,
+) -> Option<SnapshotBoundary> {
     let boundary = catalog.newest()?.head.boundary;
     let is_behind_the_end = store.last_id().is_none_or(|last| last.index < boundary.id.index);
     is_behind_the_end.then_some(boundary)
@@ -65,7 +68,10 @@ pub(super) fn recover(
     Ok(Recovered { applied, membership })
 }
 
-fn restore_newest(catalog: &SnapshotCatalog, machine: &dyn StateMachine) -> Result<Option<EntryId>, OpenGroupError> {
+fn restore_newest(
+    catalog: &SnapshotCatalog,
+    machine: &dyn StateMachine,
+) -> Result<Option<EntryId>, OpenGroupError> {
     for snapshot in catalog.newest_first() {
         let id = snapshot.head.boundary.id;
         match machine.restore(id, snapshot.body()) {
@@ -91,7 +97,8 @@ fn membership_upto(
     let mut membership = snapshot.map(|file| file.head.membership).unwrap_or_default();
     let mut next = store.first_index();
     while next <= applied.index {
-        let entries = store.read(next..applied.index.next(), SCAN_BYTES_MAX).map_err(std::io::Error::other)?;
+        let entries =
+            store.read(next..applied.index.next(), SCAN_BYTES_MAX).map_err(std::io::Error::other)?;
         let Some(last) = entries.last() else { break };
         next = last.id.index.next();
         for entry in entries.into_iter().filter(|entry| entry.kind == EntryKind::Membership) {

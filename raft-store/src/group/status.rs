@@ -75,7 +75,11 @@ fn peers(inner: &Inner, last: Option<LogIndex>) -> Vec<PeerProgress> {
     replication
         .map(|(node, matched)| {
             let matched = matched.map(|id| LogIndex(id.index));
-            PeerProgress { node: NodeId(*node), matched, lag_entries: next(last).saturating_sub(next(matched)) }
+            PeerProgress {
+                node: NodeId(*node),
+                matched,
+                lag_entries: next(last).saturating_sub(next(matched)),
+            }
         })
         .collect()
 }
@@ -84,5 +88,9 @@ fn peers(inner: &Inner, last: Option<LogIndex>) -> Vec<PeerProgress> {
 pub(super) fn most_caught_up(inner: &Inner) -> Option<NodeId> {
     let last = inner.store.last_id().map(|id| id.index);
     let peers = peers(inner, last);
-    peers.into_iter().filter(|peer| peer.matched.is_some()).min_by_key(|peer| (peer.lag_entries, peer.node)).map(|peer| peer.node)
+    peers
+        .into_iter()
+        .filter(|peer| peer.matched.is_some())
+        .min_by_key(|peer| (peer.lag_entries, peer.node))
+        .map(|peer| peer.node)
 }

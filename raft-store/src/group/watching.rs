@@ -82,7 +82,11 @@ async fn stopped(raft: &Raft) -> String {
 }
 
 /// Tells the machine how far it may persist.
-pub(super) async fn forward_flushed(store: LogStore, machine: Arc<dyn StateMachine>, mut stopping: watch::Receiver<bool>) {
+pub(super) async fn forward_flushed(
+    store: LogStore,
+    machine: Arc<dyn StateMachine>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let mut flushed = store.flushed();
     loop {
         let now = *flushed.borrow_and_update();

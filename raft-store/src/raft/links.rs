@@ -82,9 +82,10 @@ impl Links {
         let dial = tower::service_fn(move |_: Uri| {
             let (connector, addr) = (Arc::clone(&connector), Arc::clone(&addr));
             async move {
-                let stream: Box<dyn PeerStream> = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(&addr))
-                    .await
-                    .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting to a peer"))??;
+                let stream: Box<dyn PeerStream> =
+                    tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(&addr))
+                        .await
+                        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting to a peer"))??;
                 Ok::<_, io::Error>(TokioIo::new(stream))
             }
         });

@@ -222,7 +222,10 @@ impl RaftLogStorage<Consensus> for LogStorage {
         }
         // The log ends before the snapshot that was installed: it goes on behind the snapshot.
         let Some(boundary) = self.permit.installed().filter(|boundary| boundary.id == upto) else {
-            return Err(io::Error::other(format!("entry {} is neither in the log nor in a snapshot", upto.index)));
+            return Err(io::Error::other(format!(
+                "entry {} is neither in the log nor in a snapshot",
+                upto.index
+            )));
         };
         self.store.reset_to(boundary).await.map_err(io::Error::other)
     }
@@ -291,9 +294,14 @@ mod tests {
             ..StoreConfig::in_directory(directory.join("log"))
         };
         let identity = Identity { cluster: "test".to_owned(), group: GroupId(1), node: NodeId(1) };
-        let store = LogStore::open(config, identity, Arc::new(RealDisk), WriterSpawn::Thread).expect("a new log opens");
+        let store = LogStore::open(config, identity, Arc::new(RealDisk), WriterSpawn::Thread)
+            .expect("a new log opens");
         let mut storage = LogStorage::new(store, Arc::new(PurgePermit::default()));
-        let entries = (0..10).map(|index| Entry { log_id: log_id(id(index)), payload: Payload::Blank, payload_at: None });
+        let entries = (0..10).map(|index| Entry {
+            log_id: log_id(id(index)),
+            payload: Payload::Blank,
+            payload_at: None,
+        });
         storage.blocking_append(entries.collect::<Vec<_>>()).await.expect("appends");
         storage
     }

@@ -208,7 +208,8 @@ mod tests {
     use super::*;
 
     fn three() -> Membership {
-        let nodes: BTreeMap<u64, Node> = (1..=3).map(|id| (id, Node { addr: format!("host-{id}:9000") })).collect();
+        let nodes: BTreeMap<u64, Node> =
+            (1..=3).map(|id| (id, Node { addr: format!("host-{id}:9000") })).collect();
         Membership::new(vec![nodes.keys().copied().collect()], nodes).expect("valid")
     }
 

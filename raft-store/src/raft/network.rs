@@ -247,7 +247,9 @@ impl PeerClient {
                     Ok(Ok(())) => {}
                     // The call ended; its own result says why.
                     Ok(Err(_)) => return Ok::<(), Error>(()),
-                    Err(_) => return Err(NetworkError::from_string("the peer takes no snapshot bytes").into()),
+                    Err(_) => {
+                        return Err(NetworkError::from_string("the peer takes no snapshot bytes").into());
+                    }
                 }
                 let source = file.clone();
                 let bytes = offload

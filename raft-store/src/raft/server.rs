@@ -120,12 +120,16 @@ impl RaftPeer for PeerServer {
     type AppendStream = AnswerStream<proto::AppendResponse>;
     type WatchStream = AnswerStream<proto::WatchEvent>;
 
-    async fn vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+    async fn vote(
+        &self,
+        request: Request<proto::VoteRequest>,
+    ) -> Result<Response<proto::VoteResponse>, Status> {
         let mut request = request.into_inner();
         let port = self.port(request.to.take())?;
         let is_pre_vote = request.is_pre_vote;
         let request = wire::vote_request_from_wire(request)?;
-        let response = if is_pre_vote { port.raft.pre_vote(request).await } else { port.raft.vote(request).await };
+        let response =
+            if is_pre_vote { port.raft.pre_vote(request).await } else { port.raft.vote(request).await };
         let response = response.map_err(stopped)?;
         Ok(Response::new(wire::vote_response_to_wire(&response)))
     }
@@ -151,7 +155,8 @@ impl RaftPeer for PeerServer {
         let server = self.clone();
         let inbound = request.into_inner();
         // The headers of the answer go out before the first message comes in.
-        let answers = futures_util::stream::once(async move { server.append_answers(inbound).await }).try_flatten();
+        let answers =
+            futures_util::stream::once(async move { server.append_answers(inbound).await }).try_flatten();
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -182,7 +187,10 @@ impl RaftPeer for PeerServer {
         Ok(Response::new(response))
     }
 
-    async fn watch(&self, request: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<proto::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let port = self.port(request.into_inner().to)?;
         let event = leads(&port).await;
         let mut stopping = port.stopping.clone();
@@ -261,7 +269,11 @@ async fn leads(port: &GroupPort) -> proto::WatchEvent {
     proto::WatchEvent { term: metrics.vote.leader_id.term, leads: is_leader(&metrics) }
 }
 
-async fn install(port: &GroupPort, vote: Vote, file: SnapshotFile) -> Result<proto::SnapshotResponse, Status> {
+async fn install(
+    port: &GroupPort,
+    vote: Vote,
+    file: SnapshotFile,
+) -> Result<proto::SnapshotResponse, Status> {
     settle_tail(port, vote, file.head.boundary.id).await?;
     let meta = SnapshotMeta {
         last_log_id: Some(log_id(file.head.boundary.id)),
@@ -291,7 +303,9 @@ async fn settle_tail(port: &GroupPort, vote: Vote, inside: EntryId) -> Result<()
     // A tail of an earlier leader is never flushed in the name of this one; it is not waited for long.
     let _ = tokio::time::timeout(TAIL_GRACE, is_flushed).await;
     let Some(matched) = progress.get().filter(|matched| matched.vote == vote) else { return Ok(()) };
-    let Some(tail) = matched.last_log_id.filter(|tail| tail.index <= inside.index.get()) else { return Ok(()) };
+    let Some(tail) = matched.last_log_id.filter(|tail| tail.index <= inside.index.get()) else {
+        return Ok(());
+    };
     let heartbeat = AppendEntriesRequest {
         vote,
         prev_log_id: Some(tail),
@@ -300,7 +314,8 @@ async fn settle_tail(port: &GroupPort, vote: Vote, inside: EntryId) -> Result<()
     };
     port.raft.append_entries(heartbeat).await.map_err(stopped)?;
     let mut applied = port.raft.watch_apply_progress();
-    let settled = applied.wait_until(|applied| applied.as_ref().is_some_and(|applied| applied.index >= tail.index));
+    let settled =
+        applied.wait_until(|applied| applied.as_ref().is_some_and(|applied| applied.index >= tail.index));
     match tokio::time::timeout(SNAPSHOT_STALL, settled).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(stopped(error)),
@@ -324,17 +339,15 @@ async fn receive(
 ) -> Result<SnapshotFile, Status> {
     let failed = |error: std::io::Error| Status::internal(format!("receiving a snapshot: {error}"));
     let catalog = Arc::clone(&port.catalog);
-    let mut incoming: Incoming = port.offload.run(move || catalog.receive(file_bytes)).await.map_err(failed)?;
+    let mut incoming: Incoming =
+        port.offload.run(move || catalog.receive(file_bytes)).await.map_err(failed)?;
     let filled: Result<Incoming, Status> = async {
         while let Some(piece) = next_piece(&mut pieces).await? {
             let proto::snapshot_piece::Piece::Bytes(bytes) = piece else {
                 return Err(MalformedMessage { field: "a second head" }.into());
             };
-            incoming = port
-                .offload
-                .run(move || incoming.write(&bytes).map(|()| incoming))
-                .await
-                .map_err(failed)?;
+            incoming =
+                port.offload.run(move || incoming.write(&bytes).map(|()| incoming)).await.map_err(failed)?;
         }
         Ok(incoming)
     }

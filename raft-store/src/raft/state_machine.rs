@@ -20,7 +20,10 @@ use tokio::sync::watch;
 
 use super::log_storage::PurgePermit;
 use super::membership::MembershipFile;
-use super::vocabulary::{Answer, CommittedLeaderId, Consensus, LogId, Node, Payload, SnapshotMeta, StoredMembership, entry_id, log_id};
+use super::vocabulary::{
+    Answer, CommittedLeaderId, Consensus, LogId, Node, Payload, SnapshotMeta, StoredMembership, entry_id,
+    log_id,
+};
 use crate::group::GroupFault;
 use crate::machine::{AppliedEntry, EntryId, SnapshotReader, StateMachine};
 use crate::offload::Offload;
@@ -139,7 +142,10 @@ impl Applier {
     }
 
     fn reached(&mut self, id: EntryId, payload_at: Option<PhysicalOffset>) {
-        assert!(self.applied.is_none_or(|before| before.index < id.index), "entries are applied once and in order");
+        assert!(
+            self.applied.is_none_or(|before| before.index < id.index),
+            "entries are applied once and in order"
+        );
         self.applied = Some(id);
         self.store.applied(id.index);
         self.progress.reached(id, payload_at);
@@ -207,7 +213,9 @@ impl RaftStateMachine<Consensus> for Applier {
         // Here no apply runs, so the machine's view is exactly at `applied`.
         let view = self.machine.snapshot().and_then(|(applied, body)| match self.applied {
             Some(ours) if applied <= Some(ours) => Ok((ours, body)),
-            ours => Err(io::Error::other(format!("a snapshot at {applied:?} of a state applied up to {ours:?}"))),
+            ours => {
+                Err(io::Error::other(format!("a snapshot at {applied:?} of a state applied up to {ours:?}")))
+            }
         });
         Builder {
             view: Mutex::new(Some(view)),
@@ -270,21 +278,22 @@ impl RaftSnapshotBuilder<Consensus> for Builder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> io::Result<FinishedSnapshot> {
-        let (id, mut body) = self.view.get_mut().take().ok_or_else(|| io::Error::other("a view is written once"))??;
+        let (id, mut body) =
+            self.view.get_mut().take().ok_or_else(|| io::Error::other("a view is written once"))??;
         // A snapshot ahead of the local log would look, after a crash, like one that was received.
         let mut flushed = self.store.flushed();
         flushed
             .wait_for(|flushed| flushed.is_some_and(|flushed| flushed.index >= id.index))
             .await
             .map_err(io::Error::other)?;
-        let (store, catalog, membership) = (self.store.clone(), Arc::clone(&self.catalog), self.membership.clone());
+        let (store, catalog, membership) =
+            (self.store.clone(), Arc::clone(&self.catalog), self.membership.clone());
         let file = self
             .offload
             .run(move || {
-                let boundary = store
-                    .boundary_at(id.index)
-                    .map_err(io::Error::other)?
-                    .ok_or_else(|| io::Error::other(format!("entry {} left the log under a snapshot", id.index)))?;
+                let boundary = store.boundary_at(id.index).map_err(io::Error::other)?.ok_or_else(|| {
+                    io::Error::other(format!("entry {} left the log under a snapshot", id.index))
+                })?;
                 catalog.write(SnapshotHead { boundary, membership }, &mut *body)
             })
             .await?;

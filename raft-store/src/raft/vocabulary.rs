@@ -17,7 +17,8 @@ use crate::machine::EntryId;
 
 /// Random election timeouts come from the seed of the group, so that a simulation repeats.
 pub(crate) type Runtime = DeterministicRng<TokioRuntime>;
-pub(crate) type CommittedLeaderId = <leader_id_std::LeaderId<u64, u64> as openraft::vote::RaftLeaderId>::Committed;
+pub(crate) type CommittedLeaderId =
+    <leader_id_std::LeaderId<u64, u64> as openraft::vote::RaftLeaderId>::Committed;
 pub(crate) type LogId = openraft::LogId<CommittedLeaderId>;
 pub(crate) type Vote = openraft::Vote<leader_id_std::LeaderId<u64, u64>>;
 pub(crate) type Node = openraft::BasicNode;
@@ -176,10 +177,7 @@ pub(crate) fn log_id(id: EntryId) -> LogId {
 }
 
 pub(crate) fn entry_id(log_id: &LogId) -> EntryId {
-    EntryId {
-        term: Term(log_id.committed_leader_id().term),
-        index: LogIndex(log_id.index),
-    }
+    EntryId { term: Term(log_id.committed_leader_id().term), index: LogIndex(log_id.index) }
 }
 
 pub(crate) fn node_id(node: u64) -> NodeId {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset, Term};
 use ledgermq_proto::raft as proto;
 use openraft::raft::{
-    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest, VoteResponse,
+    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest,
+    VoteResponse,
 };
 
 use super::membership;
@@ -119,7 +120,10 @@ pub(crate) fn vote_response_from_wire(
 }
 
 /// `to` goes into the first message of a stream only.
-pub(crate) fn append_to_wire(request: AppendEntriesRequest<Consensus>, to: Option<Address>) -> proto::AppendRequest {
+pub(crate) fn append_to_wire(
+    request: AppendEntriesRequest<Consensus>,
+    to: Option<Address>,
+) -> proto::AppendRequest {
     proto::AppendRequest {
         to: to.map(Into::into),
         ballot: Some(vote_to_wire(&request.vote)),

@@ -157,7 +157,10 @@ impl SnapshotCatalog {
     /// Checks a received snapshot from the first byte to the last.
     pub(crate) fn accept(&self, incoming: &Incoming) -> io::Result<SnapshotFile> {
         if incoming.written_bytes != incoming.file_bytes {
-            return Err(corrupt(format!("{} of {} bytes arrived", incoming.written_bytes, incoming.file_bytes)));
+            return Err(corrupt(format!(
+                "{} of {} bytes arrived",
+                incoming.written_bytes, incoming.file_bytes
+            )));
         }
         incoming.file.sync_data()?;
         let received = self.open_file(&incoming.path)?;
@@ -194,8 +197,10 @@ impl SnapshotCatalog {
         {
             let mut finished = self.finished.lock();
             let newest = finished.last_key_value().map(|(index, _)| *index);
-            let kept_from = finished.range(purged.unwrap_or_default()..).next().map(|(index, _)| *index).or(newest);
-            let below: Vec<_> = finished.keys().copied().take_while(|index| Some(*index) < kept_from).collect();
+            let kept_from =
+                finished.range(purged.unwrap_or_default()..).next().map(|(index, _)| *index).or(newest);
+            let below: Vec<_> =
+                finished.keys().copied().take_while(|index| Some(*index) < kept_from).collect();
             dropped.extend(below.into_iter().filter_map(|index| finished.remove(&index)));
             while finished.len() > self.kept_max {
                 let indexes: Vec<_> = finished.keys().copied().collect();

@@ -54,7 +54,8 @@ fn a_snapshot_of_another_cluster_or_group_is_not_used() {
     catalog(directory.path()).write(head(5), &mut Cursor::new(body(10))).expect("written");
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     for (group, cluster) in [(GroupId(4), 99), (GroupId(3), 98)] {
-        let other = SnapshotCatalog::open(Arc::clone(&disk), directory.path().join("snapshots"), group, cluster, 3);
+        let other =
+            SnapshotCatalog::open(Arc::clone(&disk), directory.path().join("snapshots"), group, cluster, 3);
         assert!(other.expect("opens").newest().is_none());
     }
 }
@@ -65,7 +66,11 @@ fn no_flipped_bit_and_no_missing_end_goes_unnoticed() {
     catalog(directory.path()).write(head(5), &mut Cursor::new(body(300))).expect("written");
     let path = directory.path().join("snapshots").join(format!("snapshot-{:020}", 5));
     let whole = std::fs::read(&path).expect("readable");
-    let is_whole = || catalog(directory.path()).newest().is_some_and(|file| read_all(&file).is_ok_and(|got| got == body(300)));
+    let is_whole = || {
+        catalog(directory.path())
+            .newest()
+            .is_some_and(|file| read_all(&file).is_ok_and(|got| got == body(300)))
+    };
     assert!(is_whole());
     for at in 0..whole.len() {
         let mut damaged = whole.clone();
@@ -85,7 +90,8 @@ fn thinning_keeps_the_one_the_purge_pointer_rests_on_and_the_newest() {
         snapshots.write(head(index), &mut Cursor::new(body(10))).expect("written");
     }
     snapshots.thin(Some(LogIndex(20))).expect("thinned");
-    let kept: Vec<_> = snapshots.newest_first().iter().map(|file| file.head.boundary.id.index.get()).collect();
+    let kept: Vec<_> =
+        snapshots.newest_first().iter().map(|file| file.head.boundary.id.index.get()).collect();
     assert_eq!(kept.len(), 3);
     assert_eq!((kept.first(), kept.last()), (Some(&50), Some(&20)));
     let offered = snapshots.oldest_from(Some(LogIndex(20))).expect("there is one");
@@ -99,7 +105,8 @@ fn the_purge_pointer_rests_below_what_the_state_refers_to() {
     for index in [10, 20, 30] {
         snapshots.write(head(index), &mut Cursor::new(body(10))).expect("written");
     }
-    let within = |index, edge| snapshots.newest_within(LogIndex(index), PhysicalOffset(edge)).map(|id| id.index.get());
+    let within =
+        |index, edge| snapshots.newest_within(LogIndex(index), PhysicalOffset(edge)).map(|id| id.index.get());
     assert_eq!(within(100, u64::MAX), Some(30));
     assert_eq!(within(29, u64::MAX), Some(20));
     assert_eq!(within(100, 2_999), Some(20));

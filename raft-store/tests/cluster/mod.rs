@@ -13,8 +13,8 @@ use ledgermq_raft_store::group::{OpenGroupError, ProposeError};
 use ledgermq_raft_store::io::RealDisk;
 use ledgermq_raft_store::store::{OpenError, StoreConfig, WriterSpawn};
 use ledgermq_raft_store::{
-    AppliedEntry, ApplyError, EntryId, Environment, Group, GroupConfig, Member, PeerServer, Retention, SnapshotReader,
-    StateMachine, TcpConnector, Timings,
+    AppliedEntry, ApplyError, EntryId, Environment, Group, GroupConfig, Member, PeerServer, Retention,
+    SnapshotReader, StateMachine, TcpConnector, Timings,
 };
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
@@ -122,12 +122,21 @@ impl Cluster {
 
     pub fn start_with(retention: Retention, retained_from: u64) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let driver = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+        let driver = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("runtime");
         let replicas = (1..=3)
             .map(|id| {
                 let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
                 let addr = listener.local_addr().expect("bound").to_string();
-                Replica { node: NodeId(id), addr, directory: directory.path().join(format!("node-{id}")), running: None }
+                Replica {
+                    node: NodeId(id),
+                    addr,
+                    directory: directory.path().join(format!("node-{id}")),
+                    running: None,
+                }
             })
             .collect();
         let mut cluster = Self { replicas, retention, retained_from, driver, _directory: directory };
@@ -142,8 +151,13 @@ impl Cluster {
             self.replicas.iter().map(|r| Member { node: r.node, peer_addr: r.addr.clone() }).collect();
         let replica = &mut self.replicas[at];
         assert!(replica.running.is_none(), "node {} runs already", replica.node);
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
-        let machine = Arc::new(Recorder { retained_from: AtomicU64::new(self.retained_from), ..Recorder::default() });
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("runtime");
+        let machine =
+            Arc::new(Recorder { retained_from: AtomicU64::new(self.retained_from), ..Recorder::default() });
         let store = StoreConfig {
             segment_bytes: 4 << 20,
             fill_ahead_bytes: 1 << 20,
@@ -286,10 +300,16 @@ impl Cluster {
         self.driver.block_on(self.group(leader).read_barrier()).expect("it leads");
         let expected = self.machine(leader).recorded();
         for at in self.running() {
-            self.wait_for("a replica that catches up", || (self.machine(at).count() >= expected.commands.len()).then_some(()));
+            self.wait_for("a replica that catches up", || {
+                (self.machine(at).count() >= expected.commands.len()).then_some(())
+            });
             let found = self.machine(at).recorded();
             assert_eq!(found.applied, expected.applied, "node {}", self.replicas[at].node);
-            assert!(found.commands == expected.commands, "node {} applied something else", self.replicas[at].node);
+            assert!(
+                found.commands == expected.commands,
+                "node {} applied something else",
+                self.replicas[at].node
+            );
         }
         expected
     }

@@ -74,8 +74,8 @@ fn stored_membership() -> StoredMembership {
 /// The log of the played leader: the first entry every member writes, then commands of term 1.
 async fn leaders_log(directory: &Path) -> LogStore {
     let identity = Identity { cluster: CLUSTER.to_owned(), group: GROUP, node: NodeId(1) };
-    let store =
-        LogStore::open(small(directory), identity, Arc::new(RealDisk), WriterSpawn::Thread).expect("a new log opens");
+    let store = LogStore::open(small(directory), identity, Arc::new(RealDisk), WriterSpawn::Thread)
+        .expect("a new log opens");
     let first = NewEntry {
         id: EntryId::default(),
         kind: EntryKind::Membership,
@@ -142,7 +142,8 @@ async fn a_snapshot_may_overtake_entries_that_are_not_committed_yet() {
     };
     let environment =
         Environment { disk, writer: WriterSpawn::Thread, connector: Arc::new(TcpConnector), seed: 2 };
-    let group = Group::open(config, Arc::clone(&machine) as Arc<dyn StateMachine>, environment).await.expect("opens");
+    let group =
+        Group::open(config, Arc::clone(&machine) as Arc<dyn StateMachine>, environment).await.expect("opens");
     let server = PeerServer::new();
     server.add(&group);
     let port = group.port();
