@@ -214,7 +214,8 @@ impl LogStore {
     ) -> Result<LogStore, OpenError> {
         let recovered = recovery::recover(&disk, &mut config, &identity)?;
         let directory = config.directory.clone();
-        let thread_error = |source| OpenError::Io { operation: "start a thread for", file: directory.clone(), source };
+        let thread_error =
+            |source| OpenError::Io { operation: "start a thread for", file: directory.clone(), source };
         let plan = PreparePlan::of(&config);
         let preparer = match spawn {
             WriterSpawn::Thread => {
@@ -285,7 +286,8 @@ impl LogStore {
             return Ok(());
         }
         let to = self.position_to_cut_at(last_kept)?;
-        let starts_inside = self.log.physical_start() <= to.at || self.log.begin().at == self.log.physical_start();
+        let starts_inside =
+            self.log.physical_start() <= to.at || self.log.begin().at == self.log.physical_start();
         self.write(|done| {
             if starts_inside {
                 self.log.cut(to, |generation| self.queue(Operation::Cut { to, generation, done }))
@@ -300,7 +302,10 @@ impl LogStore {
     /// Moves the purge pointer, durable on return. Bytes stay readable until they are released.
     pub async fn purge(&self, upto: EntryId) -> Result<(), StoreFault> {
         let last = self.last_id();
-        assert!(last.is_some_and(|last| upto.index <= last.index), "purging {upto:?} of a log up to {last:?}");
+        assert!(
+            last.is_some_and(|last| upto.index <= last.index),
+            "purging {upto:?} of a log up to {last:?}"
+        );
         self.enqueue(|done| Operation::Purge { upto, done }).await
     }
 
@@ -312,8 +317,10 @@ impl LogStore {
     /// Empties the log and continues it behind `boundary`: a snapshot replaced what was before.
     pub async fn reset_to(&self, boundary: SnapshotBoundary) -> Result<(), StoreFault> {
         let to = LogPosition::from(boundary);
-        self.write(|done| self.log.reset(to, |generation| self.queue(Operation::Reset { to, generation, done })))
-            .await
+        self.write(|done| {
+            self.log.reset(to, |generation| self.queue(Operation::Reset { to, generation, done }))
+        })
+        .await
     }
 
     /// The entries of `range` that exist, in order and without a gap from `range.start`, up to
@@ -445,8 +452,7 @@ impl LogStore {
 
     fn position_to_cut_at(&self, last_kept: Option<LogIndex>) -> Result<LogPosition, StoreFault> {
         let refuse = |reason: String| {
-            let fault =
-                StoreFault { operation: "cut", file: self.log.config.directory.clone(), reason };
+            let fault = StoreFault { operation: "cut", file: self.log.config.directory.clone(), reason };
             // The log cannot be brought to the state Raft asks for, so it must not go on.
             self.log.poison(fault.clone());
             fault

@@ -236,11 +236,7 @@ fn decode(block: &[u8]) -> Result<(u64, Superblock), SlotError> {
     let name = block.get(156..).and_then(|rest| rest.get(..name_len.min(CLUSTER_NAME_BYTES_MAX)));
     let cluster = String::from_utf8(name.unwrap_or_default().to_vec()).map_err(|_| SlotError::Unsupported)?;
     let superblock = Superblock {
-        identity: Identity {
-            cluster,
-            group: GroupId(u32_at(block, 32)),
-            node: NodeId(u64_at(block, 24)),
-        },
+        identity: Identity { cluster, group: GroupId(u32_at(block, 32)), node: NodeId(u64_at(block, 24)) },
         segment_bytes: u64_at(block, 40),
         life: u32_at(block, 36),
         first_segment: PhysicalOffset(u64_at(block, 48)),

@@ -66,7 +66,8 @@ impl CommitLog {
         self.retry_after_cut(
             |inner| {
                 if let Some(cached) = inner.cache.at_offset(at) {
-                    let from = usize::try_from(at.get() - cached.entry.payload_at.get()).unwrap_or(usize::MAX);
+                    let from =
+                        usize::try_from(at.get() - cached.entry.payload_at.get()).unwrap_or(usize::MAX);
                     let to = from.saturating_add(len as usize);
                     if to > cached.entry.payload.len() {
                         return Err(ReadError::Beyond { at, len });
@@ -217,14 +218,15 @@ impl CommitLog {
         }
 
         // The whole region is verified once if it cannot change any more; else just this frame.
-        let settled = next.filter(|next| place.applied.is_some_and(|applied| next.index.get() <= applied.get()));
+        let settled =
+            next.filter(|next| place.applied.is_some_and(|applied| next.index.get() <= applied.get()));
         let mut cursor = FrameCursor::new(segment, self.name, point.at, point.index);
         let mut found = None;
         let stop = settled.map_or(place.end.at, |next| next.at);
         while cursor.at() < stop {
             let header = cursor.step()?;
-            let inside = header.payload_at() <= at
-                && end <= header.payload_at().get() + u64::from(header.payload_len);
+            let inside =
+                header.payload_at() <= at && end <= header.payload_at().get() + u64::from(header.payload_len);
             if inside || settled.is_some() {
                 let payload = cursor.payload(&header, place.stability(header.id.index))?;
                 if inside {

@@ -81,7 +81,7 @@ pub fn check_config(config: &StoreConfig, identity: &Identity) -> Result<(), Ope
         return refuse(format!("the cluster name must have 1 to {CLUSTER_NAME_BYTES_MAX} bytes"));
     }
     let size = config.segment_bytes;
-    if size < segment::SEGMENT_BYTES_MIN || size % segment::HEADER_BYTES != 0 {
+    if size < segment::SEGMENT_BYTES_MIN || !size.is_multiple_of(segment::HEADER_BYTES) {
         return refuse(format!(
             "segment_bytes is {size}, it must be a multiple of {} and at least {}",
             segment::HEADER_BYTES,
@@ -90,12 +90,19 @@ pub fn check_config(config: &StoreConfig, identity: &Identity) -> Result<(), Ope
     }
     // The queue's room is a semaphore, whose permits are counted in 32 bits on the way in.
     if config.write_queue_bytes_max == 0 || config.write_queue_bytes_max > u32::MAX as usize {
-        return refuse(format!("write_queue_bytes_max is {}, out of 1..=2^32-1", config.write_queue_bytes_max));
+        return refuse(format!(
+            "write_queue_bytes_max is {}, out of 1..=2^32-1",
+            config.write_queue_bytes_max
+        ));
     }
     Ok(())
 }
 
-pub fn recover(disk: &Arc<dyn Disk>, config: &mut StoreConfig, identity: &Identity) -> Result<Recovered, OpenError> {
+pub fn recover(
+    disk: &Arc<dyn Disk>,
+    config: &mut StoreConfig,
+    identity: &Identity,
+) -> Result<Recovered, OpenError> {
     check_config(config, identity)?;
     let directory = config.directory.clone();
     disk.create_directory(&directory).map_err(io("create", &directory))?;
@@ -106,7 +113,8 @@ pub fn recover(disk: &Arc<dyn Disk>, config: &mut StoreConfig, identity: &Identi
         other => other.map_err(io("lock", &directory))?,
     };
     let names = disk.list(&directory).map_err(io("list", &directory))?;
-    let bases: Vec<PhysicalOffset> = names.iter().filter_map(|name| segment::base_from_file_name(name)).collect();
+    let bases: Vec<PhysicalOffset> =
+        names.iter().filter_map(|name| segment::base_from_file_name(name)).collect();
 
     let (mut superblock_file, mut superblock) = match SuperblockFile::read(&**disk, &directory)? {
         Some(found) => found,
@@ -117,7 +125,8 @@ pub fn recover(disk: &Arc<dyn Disk>, config: &mut StoreConfig, identity: &Identi
                     file: directory.join(segment::file_name(*first)),
                     from: 0,
                     to: config.segment_bytes,
-                    why: "there are segments but no superblock, so the vote of this node is unknown".to_owned(),
+                    why: "there are segments but no superblock, so the vote of this node is unknown"
+                        .to_owned(),
                 });
             }
         },
@@ -167,7 +176,9 @@ pub fn recover(disk: &Arc<dyn Disk>, config: &mut StoreConfig, identity: &Identi
     // Whatever is behind the end or below the first segment is garbage by now; the promise above
     // lets a crash here be finished by the next start.
     for base in &bases {
-        let keep = *base >= superblock.first_segment && *base <= superblock.last_segment && !superblock.reset_pending;
+        let keep = *base >= superblock.first_segment
+            && *base <= superblock.last_segment
+            && !superblock.reset_pending;
         if !keep {
             let path = directory.join(segment::file_name(*base));
             disk.remove(&path).map_err(io("remove", &path))?;
@@ -177,7 +188,8 @@ pub fn recover(disk: &Arc<dyn Disk>, config: &mut StoreConfig, identity: &Identi
     disk.sync_directory(&directory).map_err(io("sync", &directory))?;
     if superblock.reset_pending {
         let temporary = directory.join(segment::TEMPORARY_NAME);
-        let prepared = prepare::prepare(&**disk, &PreparePlan::of(config)).map_err(io("prepare", &temporary))?;
+        let prepared =
+            prepare::prepare(&**disk, &PreparePlan::of(config)).map_err(io("prepare", &temporary))?;
         let first = make_first_segment(&**disk, config, &superblock, prepared)?;
         segments = BTreeMap::from([(first.base(), Arc::new(first))]);
         superblock.reset_pending = false;
@@ -239,7 +251,10 @@ struct Finder<'a> {
 
 impl Finder<'_> {
     /// The segments of the log, without leftovers.
-    fn segments(&self, bases: &[PhysicalOffset]) -> Result<BTreeMap<PhysicalOffset, Arc<Segment>>, OpenError> {
+    fn segments(
+        &self,
+        bases: &[PhysicalOffset],
+    ) -> Result<BTreeMap<PhysicalOffset, Arc<Segment>>, OpenError> {
         let superblock = self.superblock;
         let mut segments = BTreeMap::new();
         if superblock.reset_pending {
@@ -300,9 +315,14 @@ struct Walk<'a> {
 
 /// What lies where the next frame should be.
 enum Found {
-    Frame { header: FrameHeader, chain: u64 },
+    Frame {
+        header: FrameHeader,
+        chain: u64,
+    },
     /// Nothing of this life, or something incomplete.
-    Nothing { why: String },
+    Nothing {
+        why: String,
+    },
 }
 
 impl Walk<'_> {
@@ -314,12 +334,16 @@ impl Walk<'_> {
             if let Some(end) = behind
                 && end != segment.header.before
             {
-                let previous = self.segments.range(..segment.base()).next_back().expect("the one walked before").1;
+                let previous =
+                    self.segments.range(..segment.base()).next_back().expect("the one walked before").1;
                 return Err(corrupt(
                     previous,
                     end.at,
                     previous.limit(),
-                    format!("the frames end here, but the next segment follows offset {}", segment.header.before.at),
+                    format!(
+                        "the frames end here, but the next segment follows offset {}",
+                        segment.header.before.at
+                    ),
                 ));
             }
             behind = Some(self.end_of_segment(segment)?);
@@ -336,11 +360,11 @@ impl Walk<'_> {
         let mut position = LogPosition { at: segment.header.start, ..segment.header.before };
         let mut frames = 0u64;
         loop {
-            if position.at == watermark.at || (frames == 0 && segment.header.before.at == watermark.at) {
-                if (position.last, position.chain) != (watermark.last, watermark.chain) {
-                    let why = "the log up to the watermark is not the one the superblock knows".to_owned();
-                    return Err(corrupt(segment, segment.header.start, position.at, why));
-                }
+            let at_watermark =
+                position.at == watermark.at || (frames == 0 && segment.header.before.at == watermark.at);
+            if at_watermark && (position.last, position.chain) != (watermark.last, watermark.chain) {
+                let why = "the log up to the watermark is not the one the superblock knows".to_owned();
+                return Err(corrupt(segment, segment.header.start, position.at, why));
             }
             let why = match self.frame_at(segment, &position)? {
                 Found::Frame { header, chain } => {
@@ -356,11 +380,17 @@ impl Walk<'_> {
                 Found::Nothing { why } => why,
             };
             if position.at < watermark.at && segment.contains(watermark.at) {
-                return Err(corrupt(segment, position.at, watermark.at, format!("this was durable, but {why}")));
+                return Err(corrupt(
+                    segment,
+                    position.at,
+                    watermark.at,
+                    format!("this was durable, but {why}"),
+                ));
             }
             let is_last = self.segments.range(segment.limit()..).next().is_none();
             if is_last && let Some(witness) = self.witness(segment, position.at)? {
-                let why = format!("{why}, and the frame at {} was written after this was durable", witness.at);
+                let why =
+                    format!("{why}, and the frame at {} was written after this was durable", witness.at);
                 return Err(corrupt(segment, position.at, witness.at, why));
             }
             *segment.points.write() = points;

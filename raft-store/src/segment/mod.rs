@@ -204,12 +204,7 @@ impl Segment {
     }
 
     /// A segment found on the disk, its frames not yet looked at.
-    pub fn found(
-        header: SegmentHeader,
-        path: PathBuf,
-        files: [Arc<dyn DiskFile>; 2],
-        file_len: u64,
-    ) -> Self {
+    pub fn found(header: SegmentHeader, path: PathBuf, files: [Arc<dyn DiskFile>; 2], file_len: u64) -> Self {
         Self::assemble(header, path, files, file_len, PointTable::unscanned())
     }
 
@@ -304,11 +299,7 @@ mod tests {
             base: PhysicalOffset(1 << 30),
             start: PhysicalOffset((1 << 30) + 4096),
             segment_bytes: 1 << 30,
-            before: LogPosition {
-                at: PhysicalOffset(900_000),
-                last: Some(EntryId::default()),
-                chain: 8,
-            },
+            before: LogPosition { at: PhysicalOffset(900_000), last: Some(EntryId::default()), chain: 8 },
             life: 2,
         };
         let block = header.encode();

@@ -51,8 +51,7 @@ impl PointTable {
 
     /// Takes note of a durable frame; frames come in order.
     pub fn add(&mut self, index: LogIndex, at: PhysicalOffset) {
-        let due =
-            self.points.last().is_none_or(|last| at.get() >= last.at.get() + POINT_INTERVAL_BYTES);
+        let due = self.points.last().is_none_or(|last| at.get() >= last.at.get() + POINT_INTERVAL_BYTES);
         if due {
             self.points.push(Point { index, at, verified: false });
         }

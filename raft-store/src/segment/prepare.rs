@@ -1,6 +1,19 @@
 //! Makes the next segment before it is needed, and writes zeros ahead of the appends in this one.
 //!
-//! Both exist so that a sync after an append has no metadata to write. FIGURES
+//! Both exist so that a sync after an append has no metadata to write. Median of a durable 4 KiB
+//! append, one writer, on an idle 2-core virtual machine (ext4, virtio disk with a flush of about
+//! 30 us):
+//!
+//! | File | pwrite + fdatasync |
+//! |---|---|
+//! | growing | 51 us |
+//! | fallocated, never written | 68 us: turning an unwritten extent into a written one is a journal commit |
+//! | zero-filled | 37 us (33 us with O_DIRECT and O_DSYNC) |
+//!
+//! When the disk is the bottleneck the ways come closer: with twelve compilers running beside it
+//! growing took 5.5 ms, fallocated 3.9, zero-filled 4.0, zero-filled with O_DSYNC 3.8.
+//! `examples/log_figures.rs` measures them on a disk at hand. O_DIRECT is not worth its alignment
+//! rules for 4 us, and O_DSYNC would sync each of a batch's calls by itself.
 //!
 //! Filling a whole segment at once would stall the start (1 GiB is seconds) and fight with the
 //! appends for the disk; so the space is reserved at once and zeros go in pieces of 1 MiB, each
@@ -114,8 +127,7 @@ impl Preparer {
                 Err(_) => tracing::warn!("the thread that prepares segments is gone"),
             }
         }
-        prepare(&*self.disk, &self.plan)
-            .map_err(fault("prepare", &self.plan.directory.join(TEMPORARY_NAME)))
+        prepare(&*self.disk, &self.plan).map_err(fault("prepare", &self.plan.directory.join(TEMPORARY_NAME)))
     }
 
     /// Called after each batch with the position in the file behind it.

@@ -59,11 +59,11 @@ impl WriteBatch {
     }
 
     pub fn slices(&self) -> Vec<IoSlice<'_>> {
-        let bytes = |part| match part {
-            &Part::Copied(ref range) => self.copied.get(range.clone()).unwrap_or_default(),
+        let parts = self.parts.iter().map(|part| match part {
+            Part::Copied(range) => self.copied.get(range.clone()).unwrap_or_default(),
             Part::Payload(payload) => payload,
-        };
-        self.parts.iter().map(|part| IoSlice::new(bytes(part))).collect()
+        });
+        parts.map(IoSlice::new).collect()
     }
 
     pub fn clear(&mut self) {

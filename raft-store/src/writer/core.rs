@@ -74,7 +74,8 @@ impl WriterCore {
 
     /// How long to wait for work before there is time for the watermark. `None`: for ever.
     pub fn idle(&self) -> Option<Duration> {
-        let behind = self.superblock.watermark != self.durable || self.superblock.committed != self.log.committed();
+        let behind =
+            self.superblock.watermark != self.durable || self.superblock.committed != self.log.committed();
         behind.then(|| Duration::from_millis(self.log.config.watermark_idle_ms))
     }
 
@@ -293,7 +294,8 @@ impl WriterCore {
         }
         self.sync_directory(&directory)?;
         // Taken from the preparer if it has one: both use the same temporary name.
-        let first = make_first_segment(&*self.disk, &self.log.config, &self.superblock, self.preparer.take()?)?;
+        let first =
+            make_first_segment(&*self.disk, &self.log.config, &self.superblock, self.preparer.take()?)?;
         self.active = Arc::new(first);
         self.superblock.reset_pending = false;
         self.write_promise()?;

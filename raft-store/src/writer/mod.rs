@@ -46,12 +46,31 @@ pub enum Operation {
         room: u32,
         on_durable: OnDurable,
     },
-    Vote { vote: VoteRecord, done: Done },
-    Cut { to: LogPosition, generation: u64, done: Done },
-    Reset { to: LogPosition, generation: u64, done: Done },
-    Purge { upto: EntryId, done: Done },
-    Release { edge: PhysicalOffset, done: Done },
-    Close { done: Done },
+    Vote {
+        vote: VoteRecord,
+        done: Done,
+    },
+    Cut {
+        to: LogPosition,
+        generation: u64,
+        done: Done,
+    },
+    Reset {
+        to: LogPosition,
+        generation: u64,
+        done: Done,
+    },
+    Purge {
+        upto: EntryId,
+        done: Done,
+    },
+    Release {
+        edge: PhysicalOffset,
+        done: Done,
+    },
+    Close {
+        done: Done,
+    },
 }
 
 impl Operation {
@@ -198,7 +217,9 @@ impl Writer {
             WriterSpawn::Thread => {
                 let queue = Arc::clone(&queue);
                 let name = format!("commitlog-{}", log.identity.group);
-                Running::Thread(std::thread::Builder::new().name(name).spawn(move || run_thread(core, &queue))?)
+                Running::Thread(
+                    std::thread::Builder::new().name(name).spawn(move || run_thread(core, &queue))?,
+                )
             }
             WriterSpawn::Task { latency } => {
                 let queue = Arc::clone(&queue);

@@ -57,7 +57,10 @@ pub fn superblock_file() -> PathBuf {
 pub fn entry(index: u64, term: u64, len: usize) -> NewEntry {
     let byte = (index.wrapping_mul(31) ^ term) as u8;
     let mut payload = vec![byte; len];
-    payload.iter_mut().zip(index.to_le_bytes().into_iter().chain(term.to_le_bytes())).for_each(|(p, b)| *p = b);
+    payload
+        .iter_mut()
+        .zip(index.to_le_bytes().into_iter().chain(term.to_le_bytes()))
+        .for_each(|(p, b)| *p = b);
     let kind = if len == 0 { EntryKind::Blank } else { EntryKind::Normal };
     NewEntry { id: EntryId { term: Term(term), index: LogIndex(index) }, kind, payload: Bytes::from(payload) }
 }

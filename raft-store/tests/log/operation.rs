@@ -11,9 +11,7 @@ use ledgermq_raft_store::store::{
 use proptest::prelude::*;
 use tokio::sync::oneshot;
 
-use crate::model::{
-    append, assert_same, config, entry, identity, open, open_with, read_all, runtime, tell,
-};
+use crate::model::{append, assert_same, config, entry, identity, open, open_with, read_all, runtime, tell};
 
 fn real(directory: &std::path::Path) -> StoreConfig {
     StoreConfig { directory: directory.to_path_buf(), ..config() }
@@ -91,7 +89,10 @@ async fn a_second_process_and_a_foreign_directory_are_told_so() {
                 .unwrap_err();
         assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
         let text = error.to_string();
-        assert!(text.contains(&format!("{other:?}")) && text.contains(&format!("{:?}", identity())), "{text}");
+        assert!(
+            text.contains(&format!("{other:?}")) && text.contains(&format!("{:?}", identity())),
+            "{text}"
+        );
     }
     open_real(directory.path()).unwrap();
 }
