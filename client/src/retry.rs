@@ -205,9 +205,12 @@ impl CallFailure {
                 crate::error::AdminError::Failed { operation, message: error.to_string() }
             }
             Self::Rejected(status) => {
-                let message = match status.message() {
-                    "" => status.code().description().to_owned(),
-                    text => text.to_owned(),
+                let message = match (status.code(), status.message()) {
+                    (tonic::Code::Unimplemented, _) => {
+                        "this access point has no administration; name a broker's client port".to_owned()
+                    }
+                    (code, "") => code.description().to_owned(),
+                    (_, text) => text.to_owned(),
                 };
                 crate::error::AdminError::Failed { operation, message }
             }

@@ -85,6 +85,7 @@ fn welcome(cluster: &Cluster) -> anyhow::Result<String> {
          CLI      ledgermq send --endpoint {point} --topic demo --body hello && \
          ledgermq receive --endpoint {point} --topic demo --group readers\n\
          \n\
+         Topics and replicas: ledgermq admin --endpoint '{brokers}' cluster status\n\
          Ctrl-C stops it.",
         dir = cluster.dir().display(),
         brokers = cluster.broker_access_points(),

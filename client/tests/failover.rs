@@ -1,0 +1,172 @@
+//! What the client does when servers die, keep silent, or answer that they cannot just now. The
+//! servers here are real gRPC servers whose answers each test chooses.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Mood, Seen, Server};
+use ledgermq_client::{Client, ClientOptions, ConnectError, ConsumerOptions, Message, ReceiveError, SendError};
+use ledgermq_proto::rocketmq as wire;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Far above what a test needs, far below what a stuck one would take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn options() -> ClientOptions {
+    ClientOptions {
+        request_timeout: Duration::from_millis(300),
+        total_deadline: PATIENCE,
+        connect_timeout: Duration::from_secs(2),
+        ..ClientOptions::default()
+    }
+}
+
+/// An address where nothing listens.
+async fn dead_address() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_dead_access_point_is_passed_over() {
+    let server = Server::start(&[]).await;
+    let points = format!("{};{}", dead_address().await, server.address);
+    let producer = Client::connect(&points, options()).await.unwrap().producer();
+    let receipt = producer.send(Message::new("t", "hello")).await.unwrap();
+    assert_eq!(server.seen.lock().stored.get(&receipt.message_id), Some(&0));
+}
+
+#[tokio::test]
+async fn an_unanswered_send_is_repeated_elsewhere_under_the_same_id() {
+    let cluster: Arc<Mutex<Seen>> = Arc::default();
+    let silent = Server::start_with(cluster.clone(), &[Mood::StoreInSilence]).await;
+    let other = Server::start_with(cluster.clone(), &[]).await;
+    let points = format!("{};{}", silent.address, other.address);
+    let producer = Client::connect(&points, options()).await.unwrap().producer();
+    let receipt = producer.send(Message::new("t", "hello")).await.unwrap();
+    assert_eq!(receipt.attempts, 2);
+    let seen = cluster.lock();
+    assert_eq!(seen.arrivals, [receipt.message_id.clone(), receipt.message_id.clone()]);
+    assert_eq!(seen.stored.len(), 1);
+}
+
+#[tokio::test]
+async fn codes_of_the_moment_are_repeated_and_codes_of_the_request_are_not() {
+    let server = Server::start(&[
+        Mood::Answer(wire::Code::HaNotAvailable),
+        Mood::Answer(wire::Code::TooManyRequests),
+        Mood::Answer(wire::Code::InternalServerError),
+        Mood::Store,
+        Mood::Answer(wire::Code::MessageBodyTooLarge),
+    ])
+    .await;
+    let producer = Client::connect(&server.address.to_string(), options()).await.unwrap().producer();
+    assert_eq!(producer.send(Message::new("t", "a")).await.unwrap().attempts, 4);
+    let error = producer.send(Message::new("t", "b")).await.unwrap_err();
+    assert!(matches!(&error, SendError::Refused(refused) if refused.code == 41301), "{error}");
+    assert_eq!(error.to_string(), "send refused: MESSAGE_BODY_TOO_LARGE (41301): said the test");
+    server.set_moods(&[Mood::Reject]);
+    let error = producer.send(Message::new("t", "c")).await.unwrap_err();
+    assert!(matches!(error, SendError::Malformed(_)), "{error}");
+    assert_eq!(server.seen.lock().arrivals.len(), 6);
+}
+
+#[tokio::test]
+async fn a_send_ends_with_an_error_only_at_its_deadline() {
+    let server = Server::start(&[Mood::Answer(wire::Code::HaNotAvailable)]).await;
+    let total = Duration::from_millis(400);
+    let options = ClientOptions { total_deadline: total, ..options() };
+    let producer = Client::connect(&server.address.to_string(), options).await.unwrap().producer();
+    let begun = Instant::now();
+    let error = producer.send(Message::new("t", "a")).await.unwrap_err();
+    assert!(begun.elapsed() >= total);
+    assert!(matches!(&error, SendError::NoAnswer(error) if error.attempts > 2), "{error}");
+    let arrivals = server.seen.lock().arrivals.clone();
+    assert!(arrivals.iter().all(|id| *id == arrivals[0]), "{arrivals:?}");
+}
+
+#[tokio::test]
+async fn many_sends_share_one_connection_and_one_client_id() {
+    let server = Server::start(&[]).await;
+    let producer = Client::connect(&server.address.to_string(), options()).await.unwrap().producer();
+    let mut sends = tokio::task::JoinSet::new();
+    for number in 0..500 {
+        let producer = producer.clone();
+        sends.spawn(async move { producer.send(Message::new("t", number.to_string())).await.unwrap() });
+    }
+    while let Some(receipt) = sends.join_next().await {
+        assert_eq!(receipt.unwrap().attempts, 1);
+    }
+    let seen = server.seen.lock();
+    assert_eq!(seen.stored.len(), 500);
+    assert!(seen.client_ids.iter().all(|id| id == producer.client_id()));
+}
+
+#[tokio::test]
+async fn a_session_shows_its_settings_and_says_when_it_leaves() {
+    let server = Server::start(&[]).await;
+    let client = Client::connect(&server.address.to_string(), options()).await.unwrap();
+    let producer = client.producer();
+    until("settings", || server.seen.lock().settings == 1).await;
+    producer.close().await;
+    assert_eq!(server.seen.lock().terminations, 1);
+}
+
+#[tokio::test]
+async fn connecting_to_nothing_names_the_access_point() {
+    let address = dead_address().await;
+    let options = ClientOptions { total_deadline: Duration::from_millis(200), ..options() };
+    let Err(error) = Client::connect(&address, options).await else { panic!("nothing listens there") };
+    assert!(matches!(error, ConnectError::NoAnswer(_)));
+    assert!(error.to_string().contains(&format!("cannot reach {address}")), "{error}");
+}
+
+#[tokio::test]
+async fn received_messages_arrive_whole_and_corrupt_ones_are_withheld() {
+    let server = Server::start(&[]).await;
+    server.seen.lock().deliveries = vec![
+        delivery("one", "good-1", "5EB63BBBE01EEED093CB22BB8F5ACDC3"),
+        delivery("two", "good-2", "00000000000000000000000000000000"),
+        delivery("three", "stale-3", "5eb63bbbe01eeed093cb22bb8f5acdc3"),
+    ];
+    let options_of_group = ConsumerOptions::new("g").subscribe("t", "*");
+    let client = Client::connect(&server.address.to_string(), options()).await.unwrap();
+    let consumer = client.simple_consumer(options_of_group);
+    let messages = consumer.receive(10).await.unwrap();
+    let ids: Vec<_> = messages.iter().map(|message| message.message_id.as_str()).collect();
+    assert_eq!(ids, ["one", "three"]);
+    assert_eq!(messages[0].properties.get("empty").map(String::as_str), Some(""));
+    let results = consumer.ack_many(&messages).await;
+    assert!(results[0].is_ok());
+    assert!(results[1].as_ref().unwrap_err().to_string().contains("INVALID_RECEIPT_HANDLE"));
+    assert_eq!(server.seen.lock().acked, ["one"]);
+    assert!(consumer.receive(10).await.unwrap().is_empty());
+    let consumer = client.simple_consumer(ConsumerOptions::new("g"));
+    assert!(matches!(consumer.receive(1).await, Err(ReceiveError::NoSubscription)));
+}
+
+fn delivery(id: &str, handle: &str, md5: &str) -> wire::Message {
+    wire::Message {
+        topic: Some(wire::Resource { name: "t".to_owned(), ..Default::default() }),
+        user_properties: [("empty".to_owned(), String::new())].into(),
+        system_properties: Some(wire::SystemProperties {
+            message_id: id.to_owned(),
+            receipt_handle: Some(handle.to_owned()),
+            body_digest: Some(wire::Digest { r#type: wire::DigestType::Md5 as i32, checksum: md5.to_owned() }),
+            delivery_attempt: Some(1),
+            ..Default::default()
+        }),
+        body: "hello world".into(),
+    }
+}
