@@ -1,10 +1,11 @@
 //! Binding the port, and the loop that accepts.
 //!
-//! The loop itself never waits for a client: each new connection gets a task with a deadline that
+//! The loop itself does not wait for a client: each new connection gets a task with a deadline that
 //! tells TLS from plaintext by the first byte, does the TLS handshake and waits for the complete
 //! HTTP/2 preface. Only then is the connection handed on. What stalls in this phase is closed at
-//! the deadline, and earlier, the longest first, when too many are in it: a real client is through
-//! in milliseconds, so the one that has been there longest is the one not to wait for.
+//! the deadline. When too many are in it, the one that has been there longest goes earlier, since a
+//! real client is through in milliseconds, but not before a short patience: the limit is also
+//! reached by a burst of good clients, and then the loop pauses until one is through.
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,8 +28,8 @@ use tracing::{debug, warn};
 use crate::authority::AuthorityRepairStream;
 use crate::certificate::{CertificateError, LiveCertificate, TlsMode};
 use crate::limits::{
-    ACCEPT_BACKLOG, ACCEPT_PAUSE_MAX, ACCEPT_PAUSE_MIN, HANDED_OVER_MAX, ListenerLimits, TCP_KEEPALIVE_IDLE,
-    TCP_KEEPALIVE_INTERVAL, TCP_KEEPALIVE_PROBES,
+    ACCEPT_BACKLOG, ACCEPT_PAUSE_MAX, ACCEPT_PAUSE_MIN, HANDSHAKE_PATIENCE, ListenerLimits,
+    TCP_KEEPALIVE_IDLE, TCP_KEEPALIVE_INTERVAL, TCP_KEEPALIVE_PROBES,
 };
 use crate::stream::{ClientConnectInfo, ClientStream, Transport};
 
@@ -114,9 +115,11 @@ impl ClientListener {
 
     /// Starts to accept. When `shutdown` resolves, or the stream is dropped, the port is closed,
     /// connections in their handshake are dropped and the stream ends; connections handed over
-    /// before are not touched.
+    /// before are not touched. tonic, for its part, sends them GOAWAY when the stream ends.
     pub fn into_incoming(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Incoming {
-        let (sender, receiver) = mpsc::channel(HANDED_OVER_MAX);
+        // As many as there can be connections, so that one past its handshake never waits among those
+        // that are ended for stalling.
+        let (sender, receiver) = mpsc::channel(self.limits.connections_max);
         tokio::spawn(async move {
             let certificate = self.certificate.clone();
             let check_interval = self.limits.certificate_check_interval;
@@ -202,7 +205,7 @@ async fn accept_connections(listener: ClientListener, sender: mpsc::Sender<Clien
             reset(tcp);
             continue;
         };
-        if handshakes.make_room(limits.handshakes_max) {
+        if handshakes.make_room(limits.handshakes_max).await {
             counters.handshake_evicted.fetch_add(1, Ordering::Relaxed);
         }
         let (security, sender, counters) = (security.clone(), sender.clone(), Arc::clone(&counters));
@@ -212,8 +215,9 @@ async fn accept_connections(listener: ClientListener, sender: mpsc::Sender<Clien
             match outcome.unwrap_or(Err(HandshakeError::Deadline)) {
                 Ok(stream) => {
                     counters.admitted.fetch_add(1, Ordering::Relaxed);
-                    // Fails only when the server is gone, and then the connection goes as well.
-                    let _ = sender.send(stream).await;
+                    // Every connection holds a slot, so there is room; this fails only when the server
+                    // is gone, and then the connection goes as well.
+                    let _ = sender.try_send(stream);
                 }
                 Err(reason) => {
                     counters.handshake_failed.fetch_add(1, Ordering::Relaxed);
@@ -228,34 +232,60 @@ async fn accept_connections(listener: ClientListener, sender: mpsc::Sender<Clien
 #[derive(Default)]
 struct Handshakes {
     running: JoinSet<()>,
-    by_age: VecDeque<AbortHandle>,
+    by_age: VecDeque<(Instant, AbortHandle)>,
 }
 
 impl Handshakes {
-    /// Ends the oldest if there are `max`; true if one was ended.
-    fn make_room(&mut self, max: usize) -> bool {
-        while self.running.try_join_next().is_some() {}
-        while self.by_age.front().is_some_and(AbortHandle::is_finished) {
+    /// Waits until there are fewer than `max`, or ends the oldest once it has had
+    /// [`HANDSHAKE_PATIENCE`]; true if one was ended.
+    async fn make_room(&mut self, max: usize) -> bool {
+        loop {
+            while self.running.try_join_next().is_some() {}
+            if self.running.len() < max {
+                self.forget_finished(max);
+                return false;
+            }
+            while self.by_age.front().is_some_and(|(_, task)| task.is_finished()) {
+                self.by_age.pop_front();
+            }
+            let patience_ends = self.by_age.front().map(|(since, _)| *since + HANDSHAKE_PATIENCE);
+            match patience_ends {
+                Some(at) if at <= Instant::now() => {
+                    if let Some((_, oldest)) = self.by_age.pop_front() {
+                        oldest.abort();
+                    }
+                    return true;
+                }
+                at => {
+                    let patience = async {
+                        match at {
+                            Some(at) => tokio::time::sleep_until(at).await,
+                            // Those that are left have been ended and only need to be joined.
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        _ = self.running.join_next() => {}
+                        () = patience => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps the queue of handles from growing: a stalled one at the front keeps finished ones
+    /// behind it.
+    fn forget_finished(&mut self, max: usize) {
+        while self.by_age.front().is_some_and(|(_, task)| task.is_finished()) {
             self.by_age.pop_front();
         }
-        // A stalled front keeps finished ones behind it; sweep them before they add up.
         if self.by_age.len() >= max.saturating_mul(2) {
-            self.by_age.retain(|task| !task.is_finished());
-        }
-        if self.running.len() < max {
-            return false;
-        }
-        match self.by_age.pop_front() {
-            Some(oldest) => {
-                oldest.abort();
-                true
-            }
-            None => false,
+            self.by_age.retain(|(_, task)| !task.is_finished());
         }
     }
 
     fn start(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.by_age.push_back(self.running.spawn(task));
+        self.by_age.push_back((Instant::now(), self.running.spawn(task)));
     }
 }
 

@@ -155,6 +155,9 @@ fn self_signed(directory: &Path, hosts: &[String]) -> Result<CertifiedKey, Certi
     set_validity(&mut params, "ledgermq");
     params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    // All nodes' issuers have one name. A client that trusts several of them tells by this which one
+    // to check against; OpenSSL and BoringSSL try no second one.
+    params.use_authority_key_identifier_extension = true;
     let key = rcgen::KeyPair::generate().map_err(generation)?;
     let (issuer_pem, issuer) = make_issuer().map_err(generation)?;
     let signed = params.signed_by(&key, &issuer).map_err(generation)?;

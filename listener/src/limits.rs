@@ -6,15 +6,17 @@ use std::time::Duration;
 /// kernel cuts it to `net.core.somaxconn`.
 pub(crate) const ACCEPT_BACKLOG: i32 = 4096;
 
-/// Streams handed over but not yet taken by the gRPC server. It takes them at once, so this only
-/// smooths bursts.
-pub(crate) const HANDED_OVER_MAX: usize = 256;
-
 /// A client that vanished without a word is noticed by the kernel after
 /// idle + interval × probes = 90 s, if nothing above notices it first.
 pub(crate) const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 pub(crate) const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const TCP_KEEPALIVE_PROBES: u32 = 3;
+
+/// How long a connection may stay in its handshake at least, when there are more than the limit. A
+/// burst of good clients fills the limit too, and they must not be closed for the machine being
+/// busy. It delays newcomers by no more, and stalling clients hold up others for
+/// connections ÷ limit × this.
+pub(crate) const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long accepting pauses when the process is out of file descriptors or memory, doubled at each
 /// failure in a row up to the maximum.

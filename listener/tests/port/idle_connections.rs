@@ -3,8 +3,6 @@
 //! The idle clients live in a process of their own, since both ends of each connection take a
 //! descriptor: this test binary starts itself once more, told by an environment variable.
 
-mod support;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
@@ -12,9 +10,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ledgermq_listener::{ListenerLimits, TlsMode, raise_open_file_limit};
-use support::*;
+
+use crate::support::*;
 
 const IDLE_CLIENTS: usize = 10_000;
+const THIS_TEST: &str = "idle_connections::ten_thousand_idle_connections_leave_a_working_one_alone";
 const TARGET: &str = "LEDGERMQ_TEST_IDLE_CLIENTS_OF";
 
 #[test]
@@ -31,17 +31,19 @@ fn ten_thousand_idle_connections_leave_a_working_one_alone() {
     runtime.block_on(async {
         let port = serve(TlsMode::Disabled, ListenerLimits::default());
         let mut idle = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "ten_thousand_idle_connections_leave_a_working_one_alone", "--nocapture"])
+            .args(["--exact", THIS_TEST, "--nocapture"])
             .env(TARGET, port.addr.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(idle.stdout.take().unwrap()).lines();
-        let connected = tokio::task::spawn_blocking(move || {
-            lines.map_while(Result::ok).find(|line| line.ends_with("all connected")).is_some()
-        });
-        assert!(in_time(connected).await.unwrap());
+        let mut lines = BufReader::new(idle.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let (connected, lines) = in_time(tokio::task::spawn_blocking(move || {
+            (lines.any(|line| line.ends_with("all connected")), lines)
+        }))
+        .await
+        .unwrap();
+        assert!(connected, "the idle clients did not get through: {:?}", port.counters);
         assert!(port.counters.admitted.load(Ordering::Relaxed) >= IDLE_CLIENTS as u64);
 
         let mut slowest = Duration::ZERO;
@@ -56,9 +58,13 @@ fn ten_thousand_idle_connections_leave_a_working_one_alone() {
             "a client gives up after 3 s; the slowest took {slowest:?}"
         );
 
-        // Ends at the end of its input.
+        // It ends at the end of its input, and reports to the end of its output.
         drop(idle.stdin.take());
-        assert!(tokio::task::spawn_blocking(move || idle.wait()).await.unwrap().unwrap().success());
+        let ended = tokio::task::spawn_blocking(move || {
+            lines.for_each(drop);
+            idle.wait()
+        });
+        assert!(in_time(ended).await.unwrap().unwrap().success());
         assert_serves(port.addr).await;
     });
 }

@@ -1,5 +1,6 @@
 //! The client port as clients meet it.
 
+mod idle_connections;
 mod support;
 
 use std::io::ErrorKind;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use ledgermq_listener::{CertificateSource, ClientListener, ListenerLimits, TlsMode};
 use support::*;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_stream::StreamExt;
 
 fn self_signed(directory: &std::path::Path) -> CertificateSource {
     CertificateSource::SelfSigned { directory: directory.to_path_buf(), hosts: vec!["mq.example".into()] }
@@ -23,8 +25,7 @@ async fn is_closed(io: &mut (impl AsyncRead + Unpin)) -> bool {
     }
 }
 
-/// Reads until the header `authority` with this value has come (h2 encodes the answer with
-/// Huffman, so the frame kinds are what is looked at): HEADERS means an answer, RST_STREAM none.
+/// Reads until the stream is answered (HEADERS) or refused (RST_STREAM or GOAWAY).
 async fn is_answered(io: &mut (impl AsyncRead + Unpin), stream_id: u32) -> bool {
     loop {
         let mut header = [0u8; 9];
@@ -111,13 +112,16 @@ async fn garbage_is_closed_and_others_are_served() {
 #[tokio::test]
 async fn who_stalls_before_the_end_of_the_handshake_is_closed_at_the_deadline_and_others_are_served() {
     let dir = tempfile::tempdir().unwrap();
-    let limits =
-        ListenerLimits { handshake_deadline: Duration::from_millis(500), ..ListenerLimits::default() };
+    let limits = ListenerLimits { handshake_deadline: Duration::from_secs(2), ..ListenerLimits::default() };
     let port = serve(TlsMode::Permissive(self_signed(dir.path())), limits);
+    let mut stalled = Vec::new();
     for opening in [&b""[..], &[0x16], &[0x16, 3, 1, 2, 0, 1], b"PRI * HT"] {
         let mut io = connect(port.addr).await;
         io.write_all(opening).await.unwrap();
-        assert_serves(port.addr).await;
+        stalled.push(io);
+    }
+    assert_serves(port.addr).await;
+    for mut io in stalled {
         assert!(is_closed(&mut io).await);
     }
     assert_eq!(port.counters.handshake_failed.load(Ordering::Relaxed), 4);
@@ -125,8 +129,7 @@ async fn who_stalls_before_the_end_of_the_handshake_is_closed_at_the_deadline_an
 
 #[tokio::test]
 async fn an_idle_connection_past_its_handshake_is_kept() {
-    let limits =
-        ListenerLimits { handshake_deadline: Duration::from_millis(50), ..ListenerLimits::default() };
+    let limits = ListenerLimits { handshake_deadline: Duration::from_secs(2), ..ListenerLimits::default() };
     let port = serve(TlsMode::Disabled, limits);
     let mut idle = connect(port.addr).await;
     idle.write_all(PREFACE_AND_SETTINGS).await.unwrap();
@@ -218,19 +221,28 @@ async fn a_replaced_certificate_serves_new_handshakes_without_a_restart() {
 }
 
 #[tokio::test]
-async fn after_shutdown_nobody_new_is_taken_and_open_connections_go_on() {
-    let port = serve(TlsMode::Disabled, ListenerLimits::default());
-    let mut open = connect(port.addr).await;
-    open.write_all(&[PREFACE_AND_SETTINGS, &raw_request("mq.example:1", 1)].concat()).await.unwrap();
-    assert!(is_answered(&mut open, 1).await);
-    let mut in_handshake = connect(port.addr).await;
+async fn after_shutdown_nobody_new_is_taken_and_open_connections_are_not_touched() {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let listener = ClientListener::bind(any, TlsMode::Disabled, ListenerLimits::default()).unwrap();
+    let addr = listener.local_addr();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let mut incoming = listener.into_incoming(async move {
+        let _ = stopped.await;
+    });
+    let mut client = connect(addr).await;
+    client.write_all(PREFACE_AND_SETTINGS).await.unwrap();
+    let mut server = in_time(incoming.next()).await.unwrap().unwrap();
+    assert_eq!(server.info().peer_addr, client.local_addr().unwrap());
+    let mut in_handshake = connect(addr).await;
 
-    port.stop.send(()).unwrap();
+    stop.send(()).unwrap();
+    assert!(in_time(incoming.next()).await.is_none());
     assert!(is_closed(&mut in_handshake).await);
-    in_time(async { while tokio::net::TcpStream::connect(port.addr).await.is_ok() {} }).await;
-    assert!(!port.server.is_finished());
-    open.write_all(&raw_request("mq.example:1", 3)).await.unwrap();
-    assert!(is_answered(&mut open, 3).await);
+    assert!(tokio::net::TcpStream::connect(addr).await.is_err());
+    server.write_all(b"still here").await.unwrap();
+    let mut received = [0; 10];
+    in_time(client.read_exact(&mut received)).await.unwrap();
+    assert_eq!(&received, b"still here");
 }
 
 #[tokio::test]

@@ -14,8 +14,6 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 use tokio_rustls::client::TlsStream;
 use tonic::body::Body;
 
@@ -31,27 +29,17 @@ pub async fn in_time<T>(what: impl Future<Output = T>) -> T {
 pub struct Port {
     pub addr: SocketAddr,
     pub counters: Arc<ListenerCounters>,
-    pub stop: oneshot::Sender<()>,
-    pub server: JoinHandle<()>,
 }
 
 /// A tonic server behind a [`ClientListener`].
 pub fn serve(tls: TlsMode, limits: ListenerLimits) -> Port {
     let listener = ClientListener::bind("127.0.0.1:0".parse().unwrap(), tls, limits).unwrap();
     let (addr, counters) = (listener.local_addr(), listener.counters());
-    let (stop, stopped) = oneshot::channel::<()>();
-    let incoming = listener.into_incoming(async move {
-        let _ = stopped.await;
+    let incoming = listener.into_incoming(std::future::pending());
+    tokio::spawn(async move {
+        tonic::transport::Server::builder().add_service(Seen).serve_with_incoming(incoming).await.unwrap();
     });
-    let server = tokio::spawn(async move {
-        let forever = std::future::pending();
-        tonic::transport::Server::builder()
-            .add_service(Seen)
-            .serve_with_incoming_shutdown(incoming, forever)
-            .await
-            .unwrap();
-    });
-    Port { addr, counters, stop, server }
+    Port { addr, counters }
 }
 
 /// Answers each call with what the server saw of it.
@@ -112,10 +100,12 @@ pub async fn assert_serves(addr: SocketAddr) {
     assert_eq!(seen["authority"], "mq.example:8081");
 }
 
-/// A TLS connection that trusts the certificate in `trusted` and nothing else.
+/// A TLS connection that trusts the certificates in `trusted` and nothing else.
 pub async fn connect_tls(addr: SocketAddr, trusted: &Path) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(trusted).unwrap()).unwrap();
+    for certificate in CertificateDer::pem_file_iter(trusted).unwrap() {
+        roots.add(certificate.unwrap()).unwrap();
+    }
     let mut config =
         rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
