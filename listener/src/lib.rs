@@ -23,7 +23,7 @@
 //! | Failure | What happens |
 //! |---|---|
 //! | a client stalls in the TLS handshake or before the HTTP/2 preface | closed at the handshake deadline |
-//! | more clients are in that phase than the limit | the one that stalls longest is closed |
+//! | more clients are in that phase than the limit | the one that stalls longest is closed, after a short patience |
 //! | more connections than the limit | the new one is reset, so that its client tries another node |
 //! | the process is out of file descriptors | accepting pauses and goes on; connections live on |
 //! | bytes that are neither TLS nor HTTP/2 | passed on: the HTTP/2 server refuses them |

@@ -1,5 +1,7 @@
 //! The client port as clients meet it.
 
+#![expect(clippy::unwrap_used, reason = "clippy takes only #[test] functions for tests")]
+
 mod idle_connections;
 mod support;
 
