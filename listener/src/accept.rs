@@ -7,19 +7,18 @@
 //! real client is through in milliseconds, but not before a short patience: the limit is also
 //! reached by a burst of good clients, and then the loop pauses until one is through.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::Stream;
@@ -168,6 +167,8 @@ impl std::fmt::Debug for Security {
 enum HandshakeError {
     #[error("the deadline passed")]
     Deadline,
+    #[error("it stalled while others waited for room")]
+    Evicted,
     #[error("it speaks TLS, which is disabled on this port")]
     TlsDisabled,
     #[error("it speaks plaintext, and this port enforces TLS")]
@@ -205,14 +206,17 @@ async fn accept_connections(listener: ClientListener, sender: mpsc::Sender<Clien
             reset(tcp);
             continue;
         };
-        if handshakes.make_room(limits.handshakes_max).await {
-            counters.handshake_evicted.fetch_add(1, Ordering::Relaxed);
-        }
+        handshakes.make_room(limits.handshakes_max).await;
         let (security, sender, counters) = (security.clone(), sender.clone(), Arc::clone(&counters));
-        let deadline = Instant::now() + limits.handshake_deadline;
+        let (pressure, started) = (Arc::clone(&handshakes.pressure), Instant::now());
         handshakes.start(async move {
-            let outcome = tokio::time::timeout_at(deadline, handshake(tcp, peer_addr, security, slot)).await;
-            match outcome.unwrap_or(Err(HandshakeError::Deadline)) {
+            let outcome = tokio::select! {
+                biased;
+                outcome = handshake(tcp, peer_addr, security, slot) => outcome,
+                () = tokio::time::sleep_until(started + limits.handshake_deadline) => Err(HandshakeError::Deadline),
+                () = pressure.must_go(started) => Err(HandshakeError::Evicted),
+            };
+            match outcome {
                 Ok(stream) => {
                     counters.admitted.fetch_add(1, Ordering::Relaxed);
                     // Every connection holds a slot, so there is room; this fails only when the server
@@ -220,7 +224,11 @@ async fn accept_connections(listener: ClientListener, sender: mpsc::Sender<Clien
                     let _ = sender.try_send(stream);
                 }
                 Err(reason) => {
-                    counters.handshake_failed.fetch_add(1, Ordering::Relaxed);
+                    let counter = match reason {
+                        HandshakeError::Evicted => &counters.handshake_evicted,
+                        _ => &counters.handshake_failed,
+                    };
+                    counter.fetch_add(1, Ordering::Relaxed);
                     debug!(%peer_addr, %reason, "a connection ended in its handshake");
                 }
             }
@@ -228,64 +236,53 @@ async fn accept_connections(listener: ClientListener, sender: mpsc::Sender<Clien
     }
 }
 
-/// The tasks of connections in their handshake, oldest first.
+/// The tasks of connections in their handshake.
 #[derive(Default)]
 struct Handshakes {
     running: JoinSet<()>,
-    by_age: VecDeque<(Instant, AbortHandle)>,
+    pressure: Arc<Pressure>,
+}
+
+/// How the accept loop asks for room, and how one that stalls learns that it must go.
+#[derive(Default)]
+struct Pressure {
+    room_wanted: AtomicBool,
+    /// Wakes the one that has waited longest.
+    stalled: Notify,
 }
 
 impl Handshakes {
-    /// Waits until there are fewer than `max`, or ends the oldest once it has had
-    /// [`HANDSHAKE_PATIENCE`]; true if one was ended.
-    async fn make_room(&mut self, max: usize) -> bool {
-        loop {
-            while self.running.try_join_next().is_some() {}
-            if self.running.len() < max {
-                self.forget_finished(max);
-                return false;
-            }
-            while self.by_age.front().is_some_and(|(_, task)| task.is_finished()) {
-                self.by_age.pop_front();
-            }
-            let patience_ends = self.by_age.front().map(|(since, _)| *since + HANDSHAKE_PATIENCE);
-            match patience_ends {
-                Some(at) if at <= Instant::now() => {
-                    if let Some((_, oldest)) = self.by_age.pop_front() {
-                        oldest.abort();
-                    }
-                    return true;
-                }
-                at => {
-                    let patience = async {
-                        match at {
-                            Some(at) => tokio::time::sleep_until(at).await,
-                            // Those that are left have been ended and only need to be joined.
-                            None => std::future::pending().await,
-                        }
-                    };
-                    tokio::select! {
-                        _ = self.running.join_next() => {}
-                        () = patience => {}
-                    }
-                }
-            }
-        }
-    }
-
-    /// Keeps the queue of handles from growing: a stalled one at the front keeps finished ones
-    /// behind it.
-    fn forget_finished(&mut self, max: usize) {
-        while self.by_age.front().is_some_and(|(_, task)| task.is_finished()) {
-            self.by_age.pop_front();
-        }
-        if self.by_age.len() >= max.saturating_mul(2) {
-            self.by_age.retain(|(_, task)| !task.is_finished());
+    /// Waits until there are fewer than `max`: one gets through, or the one that stalls longest goes.
+    async fn make_room(&mut self, max: usize) {
+        while self.running.try_join_next().is_some() {}
+        if self.running.len() >= max {
+            self.pressure.room_wanted.store(true, Ordering::SeqCst);
+            self.pressure.stalled.notify_one();
+            self.running.join_next().await;
+            self.pressure.room_wanted.store(false, Ordering::SeqCst);
         }
     }
 
     fn start(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.by_age.push_back((Instant::now(), self.running.spawn(task)));
+        self.running.spawn(task);
+    }
+}
+
+impl Pressure {
+    /// Resolves when a connection that has stalled since `since` must make room.
+    ///
+    /// The time is taken by the connection's own task, which looks at its socket first whenever it
+    /// runs. A connection whose bytes lie unread because the machine is busy is therefore never
+    /// taken for one that stalls, however late it is.
+    async fn must_go(&self, since: Instant) {
+        tokio::time::sleep_until(since + HANDSHAKE_PATIENCE).await;
+        loop {
+            self.stalled.notified().await;
+            // Otherwise the call was for room that has been found since.
+            if self.room_wanted.swap(false, Ordering::SeqCst) {
+                return;
+            }
+        }
     }
 }
 

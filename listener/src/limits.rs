@@ -12,10 +12,9 @@ pub(crate) const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 pub(crate) const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) const TCP_KEEPALIVE_PROBES: u32 = 3;
 
-/// How long a connection may stay in its handshake at least, when there are more than the limit. A
-/// burst of good clients fills the limit too, and they must not be closed for the machine being
-/// busy. It delays newcomers by no more, and stalling clients hold up others for
-/// connections ÷ limit × this.
+/// How long a connection may stay in its handshake at least, when there are more than the limit: a
+/// burst of good clients fills the limit too. Under a flood of stalling clients, newcomers wait for
+/// no more than (those before them ÷ limit) × this.
 pub(crate) const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long accepting pauses when the process is out of file descriptors or memory, doubled at each
