@@ -26,7 +26,9 @@ pub struct Cluster {
 /// One broker with a runtime of its own, so that it can end as suddenly as a process.
 pub struct Node {
     pub config: BrokerConfig,
-    running: Option<(Runtime, Broker)>,
+    /// The broker is dropped before its runtime: tasks that die one by one with a runtime look like
+    /// a fault to those that watch for one.
+    running: Option<(Broker, Runtime)>,
 }
 
 impl Cluster {
@@ -64,7 +66,7 @@ impl Cluster {
             self.nodes.iter().position(|node| {
                 node.running
                     .as_ref()
-                    .is_some_and(|(_, broker)| broker.node().hosted_groups().all(|hosted| hosted.leads()))
+                    .is_some_and(|(broker, _)| broker.node().hosted_groups().all(|hosted| hosted.leads()))
             })
         })
     }
@@ -95,19 +97,19 @@ impl Node {
                 }
             }
         });
-        self.running = Some((runtime, broker));
+        self.running = Some((broker, runtime));
     }
 
     /// As SIGKILL does: connections close, nothing is handed over. What is on the disk stays.
     pub fn kill(&mut self) {
-        let (runtime, broker) = self.running.take().expect("it runs");
+        let (broker, runtime) = self.running.take().expect("it runs");
         drop(broker);
         runtime.shutdown_timeout(Duration::from_secs(5));
     }
 
     /// As SIGTERM does; answers how long it took.
     pub fn shut_down(&mut self) -> Duration {
-        let (runtime, broker) = self.running.take().expect("it runs");
+        let (broker, runtime) = self.running.take().expect("it runs");
         let began = Instant::now();
         runtime.block_on(broker.shutdown());
         let took = began.elapsed();
