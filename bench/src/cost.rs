@@ -17,9 +17,10 @@ pub struct CostSample {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Cost {
     pub cpu_seconds: f64,
-    pub cpu_seconds_per_million: f64,
+    /// `None` where no message was handled.
+    pub cpu_seconds_per_million: Option<f64>,
     pub written_bytes: u64,
-    pub written_bytes_per_million: f64,
+    pub written_bytes_per_million: Option<f64>,
     /// The largest memory any one of the processes had at the end.
     pub resident_bytes_max: u64,
 }
@@ -40,12 +41,12 @@ impl CostSample {
     pub fn until(&self, end: &Self, messages: u64) -> Cost {
         let cpu_seconds = end.cpu_seconds - self.cpu_seconds;
         let written_bytes = end.written_bytes.saturating_sub(self.written_bytes);
-        let millions = (messages as f64 / 1e6).max(f64::MIN_POSITIVE);
+        let per_million = |amount: f64| (messages > 0).then(|| amount / (messages as f64 / 1e6));
         Cost {
             cpu_seconds,
-            cpu_seconds_per_million: cpu_seconds / millions,
+            cpu_seconds_per_million: per_million(cpu_seconds),
             written_bytes,
-            written_bytes_per_million: written_bytes as f64 / millions,
+            written_bytes_per_million: per_million(written_bytes as f64),
             resident_bytes_max: end.resident_bytes_max,
         }
     }
@@ -92,12 +93,15 @@ mod tests {
         let start = CostSample::take(&pids).unwrap();
         let begun = std::time::Instant::now();
         let mut spin = 0u64;
-        while begun.elapsed().as_millis() < 100 || CostSample::take(&pids).unwrap().cpu_seconds == start.cpu_seconds {
+        while begun.elapsed().as_millis() < 100
+            || CostSample::take(&pids).unwrap().cpu_seconds == start.cpu_seconds
+        {
             spin = std::hint::black_box(spin.wrapping_add(1));
         }
         let cost = start.until(&CostSample::take(&pids).unwrap(), 1_000_000);
         assert!(cost.cpu_seconds > 0.0);
-        assert_eq!(cost.cpu_seconds, cost.cpu_seconds_per_million);
+        assert_eq!(cost.cpu_seconds_per_million, Some(cost.cpu_seconds));
+        assert_eq!(start.until(&start, 0).cpu_seconds_per_million, None);
         assert!(cost.resident_bytes_max > 0);
     }
 }

@@ -63,14 +63,20 @@ fn the_shown_defaults_pass_the_check_of_either_process() {
         let file = File::with(std::str::from_utf8(&shown.stdout).unwrap());
         let checked = ledgermq(&["config", "check", file.path()], &[]);
         let told = String::from_utf8(checked.stdout).unwrap();
-        assert!(checked.status.success() && told.contains(&format!("usable {process} configuration")), "{told}");
+        assert!(
+            checked.status.success() && told.contains(&format!("usable {process} configuration")),
+            "{told}"
+        );
     }
 }
 
 #[test]
 fn every_key_is_a_flag_and_an_environment_variable() {
     let line = complaint(&ledgermq(&["broker", "--topics.default_queues", "none"], &[]));
-    assert!(line.contains("key `topics.default_queues` in flag --topics.default_queues is \"none\""), "{line}");
+    assert!(
+        line.contains("key `topics.default_queues` in flag --topics.default_queues is \"none\""),
+        "{line}"
+    );
     let line = complaint(&ledgermq(&["broker", "--set", "topics.default_queues=none"], &[]));
     assert!(line.contains("key `topics.default_queues`"), "{line}");
     let line = complaint(&ledgermq(&["broker"], &[("LEDGERMQ_BROKER__RAFT__HEARTBEAT_MS", "soon")]));

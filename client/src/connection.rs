@@ -141,7 +141,9 @@ impl Connections {
             |reason: String| UnreachableAccessPoint { access_point: point.address.to_string(), reason };
         let live = tokio::time::timeout(self.connect_timeout, self.dial(&point.address))
             .await
-            .map_err(|_| unreachable(format!("no connection within {} ms", self.connect_timeout.as_millis())))?
+            .map_err(|_| {
+                unreachable(format!("no connection within {} ms", self.connect_timeout.as_millis()))
+            })?
             .map_err(unreachable)?;
         *lane.live.lock() = Some(live.clone());
         Ok(live)

@@ -245,8 +245,7 @@ impl SimpleConsumer {
         {
             return Ok(route.brokers.clone());
         }
-        let request =
-            wire::QueryRouteRequest { topic: Some(self.session.resource(topic)), endpoints: None };
+        let request = wire::QueryRouteRequest { topic: Some(self.session.resource(topic)), endpoints: None };
         let answer = call(&self.session.connections, self.session.budget("query route"), |live, time| {
             let request = self.session.request(request.clone(), time);
             async move {
@@ -348,11 +347,9 @@ fn judge_ack(answer: wire::AckMessageResponse, count: usize) -> Verdict<AckResul
             Some(status) if may_pass(status.code) => {
                 return Verdict::TryAgain { code: status.code, message: status.message };
             }
-            Some(status) => results.push(Err(Refused {
-                operation: "ack",
-                code: status.code,
-                message: status.message,
-            })),
+            Some(status) => {
+                results.push(Err(Refused { operation: "ack", code: status.code, message: status.message }))
+            }
             None => return Verdict::Malformed { what: "an entry without a status".to_owned() },
         }
     }

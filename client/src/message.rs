@@ -203,7 +203,8 @@ mod tests {
     fn a_body_is_accepted_only_with_its_own_md5() {
         let digest = "5EB63BBBE01EEED093CB22BB8F5ACDC3";
         assert!(ReceivedMessage::from_wire(delivered(b"hello world", digest), "g").is_ok());
-        for (body, checksum) in [(b"hello worle" as &[u8], digest), (b"hello world", "5EB6"), (b"hello world", "")]
+        for (body, checksum) in
+            [(b"hello worle" as &[u8], digest), (b"hello world", "5EB6"), (b"hello world", "")]
         {
             let refused = ReceivedMessage::from_wire(delivered(body, checksum), "g");
             assert!(matches!(refused, Err(Unusable::Corrupt(_))), "{checksum}");

@@ -53,18 +53,21 @@ impl Producer {
             .collect();
         let ids: Vec<String> = messages
             .iter()
-            .map(|message| message.system_properties.as_ref().map_or_else(String::new, |s| s.message_id.clone()))
+            .map(|message| {
+                message.system_properties.as_ref().map_or_else(String::new, |s| s.message_id.clone())
+            })
             .collect();
         let count = messages.len();
         let request = wire::SendMessageRequest { messages };
-        let (entries, attempts) = call(&self.session.connections, self.session.budget("send"), |live, time| {
-            let request = self.session.request(request.clone(), time);
-            async move {
-                let answer = messaging(live).send_message(request).await?.into_inner();
-                Ok(judge_send(answer, count))
-            }
-        })
-        .await?;
+        let (entries, attempts) =
+            call(&self.session.connections, self.session.budget("send"), |live, time| {
+                let request = self.session.request(request.clone(), time);
+                async move {
+                    let answer = messaging(live).send_message(request).await?.into_inner();
+                    Ok(judge_send(answer, count))
+                }
+            })
+            .await?;
         let receipts = ids.into_iter().zip(entries.into_iter().map(Some).chain(std::iter::repeat(None)));
         Ok(receipts
             .map(|(message_id, entry)| SendReceipt {
@@ -112,7 +115,10 @@ fn judge_send(answer: wire::SendMessageResponse, messages: usize) -> Verdict<Vec
         Verdict::Malformed { what } => return Verdict::Malformed { what },
     }
     let failed = entries.iter().filter_map(|entry| entry.status.as_ref());
-    match failed.filter(|status| status.code != wire::Code::Ok as i32).max_by_key(|status| may_pass(status.code)) {
+    match failed
+        .filter(|status| status.code != wire::Code::Ok as i32)
+        .max_by_key(|status| may_pass(status.code))
+    {
         None => Verdict::Done(entries),
         Some(status) => judge(Some(status.clone()), entries),
     }

@@ -123,7 +123,8 @@ where
                 return Err(CallFailure::Malformed(MalformedAnswer { operation, what }));
             }
             Ok(Verdict::TryAgain { code, message }) => {
-                last = format!("{} ({code}): {message}", Code::try_from(code).map_or("?", |c| c.as_str_name()));
+                last =
+                    format!("{} ({code}): {message}", Code::try_from(code).map_or("?", |c| c.as_str_name()));
                 true
             }
             Err(reason) => {

@@ -175,10 +175,11 @@ impl Session {
         let mut request = tonic::Request::new(ReceiverStream::new(receiver));
         *request.metadata_mut() = self.metadata.clone();
         // The stream itself has no end; only its opening is given a time.
-        let answers = tokio::time::timeout(self.options.request_timeout, messaging(connection).telemetry(request))
-            .await
-            .map_err(|_| tonic::Status::deadline_exceeded("telemetry was not answered"))??
-            .into_inner();
+        let answers =
+            tokio::time::timeout(self.options.request_timeout, messaging(connection).telemetry(request))
+                .await
+                .map_err(|_| tonic::Status::deadline_exceeded("telemetry was not answered"))??
+                .into_inner();
         Ok((sender, answers))
     }
 

@@ -118,10 +118,7 @@ pub(super) fn assign_ports(plan: &ClusterPlan) -> anyhow::Result<BTreeMap<Member
     Ok(assigned)
 }
 
-pub(super) fn write_configs(
-    plan: &ClusterPlan,
-    ports: &BTreeMap<Member, MemberPorts>,
-) -> anyhow::Result<()> {
+pub(super) fn write_configs(plan: &ClusterPlan, ports: &BTreeMap<Member, MemberPorts>) -> anyhow::Result<()> {
     let local = |port: u16| format!("127.0.0.1:{port}");
     let mut nodes = Vec::new();
     let mut nameservers = Vec::new();

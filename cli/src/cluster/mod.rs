@@ -107,8 +107,10 @@ impl Cluster {
     /// All nameservers, as a list that a client takes; all brokers where there is no nameserver.
     pub fn nameserver_access_points(&self) -> String {
         let ports = self.members.iter().filter(|(member, _)| matches!(member, Member::Nameserver(_)));
-        let list =
-            ports.map(|(_, running)| format!("127.0.0.1:{}", running.ports.client)).collect::<Vec<_>>().join(";");
+        let list = ports
+            .map(|(_, running)| format!("127.0.0.1:{}", running.ports.client))
+            .collect::<Vec<_>>()
+            .join(";");
         if list.is_empty() { self.broker_access_points() } else { list }
     }
 
@@ -248,8 +250,7 @@ impl Cluster {
         if points.is_empty() {
             bail!("no broker runs");
         }
-        let options =
-            ClientOptions { total_deadline: Duration::from_secs(5), ..ClientOptions::default() };
+        let options = ClientOptions { total_deadline: Duration::from_secs(5), ..ClientOptions::default() };
         let client = Client::connect(&points.join(";"), options).await?;
         Ok(client.admin().cluster_status(ClusterStatusRequest {}).await?)
     }
@@ -309,7 +310,12 @@ mod tests {
         let replicas = believed
             .iter()
             .zip(1..)
-            .map(|(leader, node)| Replica { node, reachable: *leader != 99, leader: *leader, ..Default::default() })
+            .map(|(leader, node)| Replica {
+                node,
+                reachable: *leader != 99,
+                leader: *leader,
+                ..Default::default()
+            })
             .collect();
         let group = Group { id: 1, leader, replicas, ..Default::default() };
         ClusterStatusResponse { groups: vec![group], ..Default::default() }

@@ -94,7 +94,11 @@ async fn topic(admin: &Admin, command: TopicCommand) -> anyhow::Result<(String, 
             let answer = admin.create_topic(request).await?;
             let topic = answer.topic.unwrap_or_default();
             let text = if answer.created {
-                format!("created topic {name}: {} queues in each of {}", topic.queues, topic.groups.join(", "))
+                format!(
+                    "created topic {name}: {} queues in each of {}",
+                    topic.queues,
+                    topic.groups.join(", ")
+                )
             } else {
                 format!("topic {name} exists with these settings")
             };
@@ -209,7 +213,8 @@ fn status_as_text(status: &wire::ClusterStatusResponse) -> String {
             yes_or_no(node.reachable),
         ]);
     }
-    let mut replicas = table(&["group", "node", "role", "term", "last", "flushed", "committed", "applied", "lag"]);
+    let mut replicas =
+        table(&["group", "node", "role", "term", "last", "flushed", "committed", "applied", "lag"]);
     for group in &status.groups {
         for replica in &group.replicas {
             let role = match (replica.reachable, replica.node == group.leader) {

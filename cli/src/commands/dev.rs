@@ -62,7 +62,10 @@ fn restart_fallen(cluster: &mut Cluster, restarted: &mut BTreeMap<Member, Instan
         if restarted.get(&member).is_some_and(|last| last.elapsed() < RESTART_INTERVAL) {
             continue;
         }
-        eprintln!("{member} ended ({status}), starting it again; log: {}", cluster.log_path(member).display());
+        eprintln!(
+            "{member} ended ({status}), starting it again; log: {}",
+            cluster.log_path(member).display()
+        );
         cluster.restart(member)?;
         restarted.insert(member, Instant::now());
     }

@@ -66,7 +66,6 @@ impl Server {
     pub fn set_moods(&self, moods: &[Mood]) {
         *self.moods.lock() = moods.to_vec();
     }
-
 }
 
 struct Node {
@@ -108,7 +107,10 @@ impl MessagingService for Node {
             broker: Some(wire::Broker { name: "group-1".to_owned(), ..Default::default() }),
             ..Default::default()
         };
-        Ok(Response::new(wire::QueryRouteResponse { status: status(wire::Code::Ok), message_queues: vec![queue] }))
+        Ok(Response::new(wire::QueryRouteResponse {
+            status: status(wire::Code::Ok),
+            message_queues: vec![queue],
+        }))
     }
 
     async fn heartbeat(
@@ -145,7 +147,9 @@ impl MessagingService for Node {
             }
         }
         match mood {
-            Mood::Store => Ok(Response::new(wire::SendMessageResponse { status: status(wire::Code::Ok), entries })),
+            Mood::Store => {
+                Ok(Response::new(wire::SendMessageResponse { status: status(wire::Code::Ok), entries }))
+            }
             Mood::StoreInSilence => std::future::pending().await,
             Mood::Answer(code) => {
                 Ok(Response::new(wire::SendMessageResponse { status: status(code), entries: Vec::new() }))
@@ -166,8 +170,10 @@ impl MessagingService for Node {
         let mut items = vec![Content::Status(status(code).unwrap())];
         items.extend(deliveries.into_iter().map(Content::Message));
         items.push(Content::DeliveryTimestamp(prost_types::Timestamp::default()));
-        let items: Vec<_> =
-            items.into_iter().map(|content| Ok(wire::ReceiveMessageResponse { content: Some(content) })).collect();
+        let items: Vec<_> = items
+            .into_iter()
+            .map(|content| Ok(wire::ReceiveMessageResponse { content: Some(content) }))
+            .collect();
         Ok(Response::new(Box::pin(tokio_stream::iter(items))))
     }
 

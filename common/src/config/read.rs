@@ -360,7 +360,10 @@ struct Elements<'a> {
 impl<'de> SeqAccess<'de> for Elements<'_> {
     type Error = ReadFailure;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, ReadFailure> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, ReadFailure> {
         match self.rest.next() {
             Some((index, node)) => seed.deserialize(self.at.below(&index.to_string(), node)).map(Some),
             None => Ok(None),

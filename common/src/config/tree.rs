@@ -49,8 +49,7 @@ impl Node {
 
     /// Sets the value at a dotted key, making the tables and lists on the way.
     pub fn set_text(&mut self, key: &str, text: &str, origin: &str) -> Result<(), BadOverride> {
-        let refuse =
-            |reason: String| BadOverride { key: key.to_owned(), origin: origin.to_owned(), reason };
+        let refuse = |reason: String| BadOverride { key: key.to_owned(), origin: origin.to_owned(), reason };
         let segments: Vec<&str> = key.split('.').collect();
         if segments.iter().any(|segment| segment.is_empty()) {
             return Err(refuse("a part of the key is empty".to_owned()));

@@ -117,7 +117,10 @@ pub fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
             on_threads(arguments.run.threads, async move { show(&arguments.run, consume(&arguments).await?) })
         }
         BenchCommand::EndToEnd(arguments) => {
-            on_threads(arguments.run.threads, async move { show(&arguments.run, end_to_end(&arguments).await?) })
+            on_threads(
+                arguments.run.threads,
+                async move { show(&arguments.run, end_to_end(&arguments).await?) },
+            )
         }
         BenchCommand::Disk { disk_dir } => {
             println!("{}", disk_as_json(&disk::measure(&disk_dir)?));

@@ -131,7 +131,8 @@ async fn consume(consumer: SimpleConsumer, account: Arc<Account>) {
         for message in &messages {
             match ordinal(message) {
                 Some(ordinal) => {
-                    account.consumed(ordinal, (message.broker.clone(), message.queue_id, message.queue_offset));
+                    account
+                        .consumed(ordinal, (message.broker.clone(), message.queue_id, message.queue_offset));
                 }
                 None => tracing::error!(message.message_id, "a message that was never sent"),
             }

@@ -63,7 +63,11 @@ pub struct DemoArgs {
 pub async fn run(arguments: DemoArgs) -> anyhow::Result<ExitCode> {
     let least = arguments.kills.saturating_mul(MESSAGES_PER_KILL_MIN);
     if arguments.messages < least {
-        bail!("--messages {} is too few for --kills {}: at least {least}", arguments.messages, arguments.kills);
+        bail!(
+            "--messages {} is too few for --kills {}: at least {least}",
+            arguments.messages,
+            arguments.kills
+        );
     }
     let binary = std::env::current_exe().context("cannot find this binary")?;
     let dir = tempfile::Builder::new().prefix("ledgermq-demo-").tempdir()?;
@@ -151,7 +155,10 @@ async fn kill_leader(cluster: &mut Cluster, account: &Account) -> anyhow::Result
     let begun = Instant::now();
     let dead = cluster.kill(leader)?;
     account.killed(begun, dead);
-    account.wait_acked_after_kill(READY_WITHIN).await.with_context(|| format!("after the kill of {leader}"))?;
+    account
+        .wait_acked_after_kill(READY_WITHIN)
+        .await
+        .with_context(|| format!("after the kill of {leader}"))?;
     cluster.restart(leader)?;
     cluster.wait_member_ready(leader, READY_WITHIN).await?;
     if let Some((member, status)) = cluster.fallen()?.into_iter().next() {
@@ -171,7 +178,10 @@ async fn show_progress(account: Arc<Account>, quiet: bool) {
     loop {
         let now = account.figures();
         bar.set_position(u64::from(now.consumed));
-        bar.set_message(format!("consumed; {} sent, {} acknowledged, {} kills", now.sent, now.acked, now.kills));
+        bar.set_message(format!(
+            "consumed; {} sent, {} acknowledged, {} kills",
+            now.sent, now.acked, now.kills
+        ));
         tokio::time::sleep(PROGRESS_INTERVAL).await;
     }
 }
