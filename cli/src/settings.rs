@@ -28,8 +28,8 @@ pub struct SettingsArgs {
 
 pub fn with_generated_flags(command: Command) -> Command {
     command
-        .mut_subcommand("broker", |command| generate::<BrokerConfig>(command))
-        .mut_subcommand("nameserver", |command| generate::<NameserverConfig>(command))
+        .mut_subcommand("broker", generate::<BrokerConfig>)
+        .mut_subcommand("nameserver", generate::<NameserverConfig>)
 }
 
 /// Loads from the file, the environment, the generated flags in `matches`, and `--set`, each

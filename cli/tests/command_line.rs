@@ -1,5 +1,7 @@
 //! What a person at a terminal sees when a command line or a file is wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -32,7 +32,7 @@ impl Client {
         let connections = Arc::new(Connections::new(&points, &options)?);
         let started = Instant::now();
         let deadline = started + options.total_deadline;
-        let mut attempts = 0;
+        let mut attempts = 0u32;
         loop {
             let point = connections.preferred();
             attempts += 1;
@@ -46,7 +46,7 @@ impl Client {
                 let last = error.to_string();
                 return Err(NoAnswerInTime { operation: "connect", attempts, elapsed, last }.into());
             }
-            if attempts as usize % connections.access_points() == 0 {
+            if (attempts as usize).is_multiple_of(connections.access_points()) {
                 tokio::time::sleep(CONNECT_PAUSE).await;
             }
         }

@@ -1,6 +1,8 @@
 //! What the client does when servers die, keep silent, or answer that they cannot just now. The
 //! servers here are real gRPC servers whose answers each test chooses.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
+
 mod common;
 
 use std::sync::Arc;
