@@ -205,20 +205,28 @@ impl PeerClient {
 
     async fn append_stream<S>(
         &mut self,
-        input: S,
+        mut input: S,
     ) -> Result<impl Stream<Item = Result<StreamAppendResult<Consensus>, Error>> + Send + use<S>, Error>
     where
-        S: Stream<Item = AppendEntriesRequest<Consensus>> + Send + 'static,
+        S: Stream<Item = AppendEntriesRequest<Consensus>> + Send + Unpin + 'static,
     {
         let sent = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&sent);
-        let to = self.to;
-        let outbound = input.map(move |request| {
-            let is_first = counter.fetch_add(1, Ordering::AcqRel) == 0;
-            wire::append_to_wire(request, is_first.then_some(to))
-        });
-        let opened = within(Duration::from_millis(STALL_MS), self.links.bulk.append(outbound)).await?;
-        let answers = Answers { inbound: Some(opened), sent, received: 0 };
+        // openraft waits out its backoff when the first request is taken from it. Dialling before
+        // would go round without a pause at a peer that refuses.
+        let inbound = match input.next().await {
+            None => None,
+            Some(first) => {
+                let counter = Arc::clone(&sent);
+                let to = self.to;
+                let requests = futures_util::stream::iter([first]).chain(input);
+                let outbound = requests.map(move |request| {
+                    let is_first = counter.fetch_add(1, Ordering::AcqRel) == 0;
+                    wire::append_to_wire(request, is_first.then_some(to))
+                });
+                Some(within(Duration::from_millis(STALL_MS), self.links.bulk.append(outbound)).await?)
+            }
+        };
+        let answers = Answers { inbound, sent, received: 0 };
         Ok(futures_util::stream::unfold(answers, |mut answers| async move {
             let next = answers.next().await?;
             Some((next, answers))
