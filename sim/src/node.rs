@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ledgermq_broker::state::{BrokerState, NobodyWaits, StateConfig};
+use ledgermq_broker::state::{BrokerState, CheckpointMode, NobodyWaits, StateConfig};
 use ledgermq_common::clock::SteppedClock;
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset};
 use ledgermq_raft_store::group::{Environment, GroupConfig, GroupStatus, Member, OpenGroupError, Retention, Timings};
@@ -172,7 +172,9 @@ impl Node {
     }
 
     async fn open(&self, life: u64) -> Result<(Group, Arc<BrokerState>), OpenGroupError> {
-        let state = BrokerState::open(StateConfig { group: GROUP }, Arc::new(NobodyWaits))
+        // Without checkpoints: every life makes its state from snapshot and log.
+        let config = StateConfig { group: GROUP, directory: None, checkpoints: CheckpointMode::OnDemand };
+        let state = BrokerState::open(config, Arc::new(NobodyWaits))
             .expect("a state in memory opens");
         let machine = Witnessed {
             node: self.index,
@@ -309,7 +311,7 @@ impl StateMachine for Witnessed {
             self.oracle.applied(self.node, entry, answer);
         }
         if let Some(last) = entries.last().filter(|last| last.id.index.get() % DIGEST_EVERY == 0) {
-            self.oracle.digest(self.node, last.id.index, &self.inner.state_digest());
+            self.oracle.digest(self.node, last.id.index, self.inner.state_digest());
         }
         Ok(())
     }
