@@ -165,6 +165,8 @@ impl CommitLog {
         inner.cache.cut(to.next_index());
         if inner.flushed.at > to.at {
             inner.flushed = to;
+            // Told at once, although the cut is not durable yet: the entries behind it are gone.
+            self.flushed.send_replace(to.last);
         }
         queue(inner.generation);
         Ok(())
@@ -199,9 +201,8 @@ impl CommitLog {
             }
         }
         inner.evict();
-        let last = flushed.upto.last;
-        drop(inner);
-        self.flushed.send_replace(last);
+        // Under the lock, so that a cut which comes meanwhile has the last word.
+        self.flushed.send_replace(flushed.upto.last);
     }
 
     /// Takes note of a durable cut: files and points behind it are gone.

@@ -87,7 +87,19 @@ impl RaftLogReader<Consensus> for LogStorage {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        self.read(indexes(&range), usize::MAX)
+        // The store reads up to the end of a segment at a time; openraft takes a short answer for a
+        // hole in the log.
+        let mut rest = indexes(&range);
+        let mut entries = self.read(rest.clone(), usize::MAX)?;
+        while let Some(last) = entries.last().map(|entry| entry.log_id.index) {
+            rest.start = last + 1;
+            let more = self.read(rest.clone(), usize::MAX)?;
+            if more.is_empty() {
+                break;
+            }
+            entries.extend(more);
+        }
+        Ok(entries)
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
