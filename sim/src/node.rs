@@ -19,7 +19,7 @@ use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset};
 use ledgermq_raft_store::group::{Environment, GroupConfig, GroupStatus, Member, OpenGroupError, Retention, Timings};
 use ledgermq_raft_store::io::{Disk, SimulatedDisk};
 use ledgermq_raft_store::machine::RecoveredLog;
-use ledgermq_raft_store::store::{OpenError, StoreConfig, WriterSpawn};
+use ledgermq_raft_store::store::{StoreConfig, WriterSpawn};
 use ledgermq_raft_store::{AppliedEntry, ApplyError, EntryId, Group, PeerServer, SnapshotReader, StateMachine};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -139,10 +139,11 @@ impl Node {
 
     async fn run_life(&self, life: u64) -> String {
         self.oracle.event(self.name(), format_args!("life {life} starts"));
+        let failures_before = self.disk.failures();
         let (group, state) = match self.open(life).await {
             Ok(opened) => opened,
             Err(error) => {
-                if !Self::may_refuse(&error) {
+                if self.disk.failures() == failures_before {
                     self.oracle.violate(format_args!("{} does not open: {error:?}", self.name()));
                 }
                 return format!("not opened: {error:?}");
@@ -243,11 +244,6 @@ impl Node {
 
     fn name(&self) -> String {
         format!("node {}", self.index)
-    }
-
-    /// Whether a refusal to start is owed to a fault of the plan.
-    fn may_refuse(error: &OpenGroupError) -> bool {
-        matches!(error, OpenGroupError::Io(_) | OpenGroupError::Store(OpenError::Io { .. }))
     }
 }
 

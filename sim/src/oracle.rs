@@ -85,6 +85,8 @@ struct Replica {
     status: Option<Watermarks>,
     /// Entries below this count are on its disk, also while it is down.
     flushed: u64,
+    /// The same of those it knew to be committed: these are never cut.
+    kept: u64,
 }
 
 /// Counts of entries (index of the last one, plus one), so that 0 is "none".
@@ -381,12 +383,14 @@ impl State {
             }
         }
         // Across lives too: a flushed entry may be cut by a leader that lacks it, a committed one never.
-        let kept_min = self.replicas[node].flushed.min(self.committed_max);
-        if now.flushed < kept_min {
-            self.violate(format!("node {node} had {kept_min} committed entries flushed and now has {}", now.flushed));
+        let kept = self.replicas[node].kept;
+        if now.flushed < kept {
+            self.violate(format!("node {node} had {kept} committed entries flushed and now has {}", now.flushed));
         }
-        self.replicas[node].status = Some(now);
-        self.replicas[node].flushed = now.flushed;
+        let replica = &mut self.replicas[node];
+        replica.status = Some(now);
+        replica.flushed = now.flushed;
+        replica.kept = kept.max(now.flushed.min(now.committed));
     }
 
     fn send_answered(&mut self, who: &str, id: &str, at: StoredAt, body_hash: u64) {

@@ -53,6 +53,8 @@ struct World {
     life: u64,
     /// Operations that change something, since the disk was made.
     operations: u64,
+    /// Operations that were answered with an error the disk was told to make.
+    failures: u64,
     fail_at: Option<(u64, io::ErrorKind)>,
     cut_at: Option<u64>,
     /// The power went off at `cut_at` and everything fails until `cut_power` restores it.
@@ -119,6 +121,7 @@ impl SimulatedDisk {
             next_file: 0,
             life: 0,
             operations: 0,
+            failures: 0,
             fail_at: None,
             cut_at: None,
             dark: false,
@@ -168,6 +171,11 @@ impl SimulatedDisk {
     /// How many changing operations were started.
     pub fn operations(&self) -> u64 {
         self.0.lock().operations
+    }
+
+    /// How many operations failed because of `fail_at`, `cut_power_at` or `set_capacity`.
+    pub fn failures(&self) -> u64 {
+        self.0.lock().failures
     }
 
     /// Whether the power went off at the number given to `cut_power_at`.
@@ -280,12 +288,14 @@ impl World {
         self.operations += 1;
         if self.cut_at == Some(operation) {
             self.dark = true;
+            self.failures += 1;
             return Ok(Some(io::Error::other("the power went off")));
         }
         if let Some((at, kind)) = self.fail_at
             && at == operation
         {
             self.fail_at = None;
+            self.failures += 1;
             return Ok(Some(kind.into()));
         }
         Ok(None)
@@ -314,11 +324,12 @@ impl World {
         self.unsynced_names.push(change);
     }
 
-    fn make_room(&self, id: FileId, len: u64) -> io::Result<()> {
+    fn make_room(&mut self, id: FileId, len: u64) -> io::Result<()> {
         let has = self.files.get(&id).map_or(0, |c| c.reserved.max(c.live.len() as u64));
         if len > has && self.capacity_bytes != u64::MAX {
             let used = self.used_bytes();
             if used.saturating_add(len - has) > self.capacity_bytes {
+                self.failures += 1;
                 return Err(io::ErrorKind::StorageFull.into());
             }
         }
