@@ -39,12 +39,12 @@ pub fn majority_holds_what_was_answered(nodes: &[Arc<Node>], oracle: &Oracle) {
             return;
         };
         let wanted = (record.term, record.payload_at, record.payload_hash);
-        let holders = logs
-            .iter()
-            .filter(|log| log.oldest > index || log.entries.get(&index) == Some(&wanted))
-            .count();
+        let holders =
+            logs.iter().filter(|log| log.oldest > index || log.entries.get(&index) == Some(&wanted)).count();
         if holders < MAJORITY {
-            oracle.violate(format_args!("entry {index} was answered and is durable on {holders} of {NODES} disks"));
+            oracle.violate(format_args!(
+                "entry {index} was answered and is durable on {holders} of {NODES} disks"
+            ));
             return;
         }
     }
@@ -64,7 +64,10 @@ fn durable_log(node: &Arc<Node>, oracle: &Oracle) -> Option<DurableLog> {
         let store = match LogStore::open(node.store_config(), identity, Arc::new(disk), spawn) {
             Ok(store) => store,
             Err(error) => {
-                oracle.violate(format_args!("what a power cut leaves of node {} does not open: {error:?}", node.index));
+                oracle.violate(format_args!(
+                    "what a power cut leaves of node {} does not open: {error:?}",
+                    node.index
+                ));
                 return None;
             }
         };
@@ -130,7 +133,10 @@ fn compare_log(node: usize, running: &Running, entries: &BTreeMap<u64, EntryReco
                 && wanted.payload_hash == xxh3_64(&entry.payload)
         });
         if !is_equal {
-            oracle.violate(format_args!("node {node} has {:?} at {}, applied was {wanted:?}", entry.id, entry.payload_at));
+            oracle.violate(format_args!(
+                "node {node} has {:?} at {}, applied was {wanted:?}",
+                entry.id, entry.payload_at
+            ));
             return;
         }
         let len = u32::try_from(entry.payload.len()).expect("a small command");

@@ -10,15 +10,16 @@
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use ledgermq_raft_store::io::{DirectoryLock, Disk, DiskFile};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Defect {
-    /// `sync_data` answers without doing anything.
+    /// One sync in eight of a segment answers without doing anything.
     SyncLies,
-    /// The same, for the superblock only, where the votes are.
+    /// Syncs of the superblock, where the votes are, do nothing once it exists.
     VoteForgotten,
     /// One replica answers one command in 50 differently.
     ApplyDiverges,
@@ -27,8 +28,8 @@ pub enum Defect {
 impl Defect {
     pub fn spoil(self, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
         match self {
-            Self::SyncLies => Arc::new(LyingDisk { inner: disk, only: None }),
-            Self::VoteForgotten => Arc::new(LyingDisk { inner: disk, only: Some("superblock") }),
+            Self::SyncLies => Arc::new(LyingDisk { inner: disk, about: ".log", every: 8 }),
+            Self::VoteForgotten => Arc::new(LyingDisk { inner: disk, about: "superblock", every: 1 }),
             Self::ApplyDiverges => disk,
         }
     }
@@ -37,14 +38,19 @@ impl Defect {
 #[derive(Debug)]
 struct LyingDisk {
     inner: Arc<dyn Disk>,
-    /// Lies about files whose name holds this only.
-    only: Option<&'static str>,
+    /// Lies about files whose name ends like this.
+    about: &'static str,
+    /// One sync of so many is a lie.
+    every: u64,
 }
 
 impl LyingDisk {
     fn wrap(&self, path: &Path, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if self.only.is_none_or(|only| name.contains(only)) { Arc::new(LyingFile(file)) } else { file }
+        if !name.ends_with(self.about) {
+            return file;
+        }
+        Arc::new(LyingFile { inner: file, every: self.every, syncs: AtomicU64::new(0) })
     }
 }
 
@@ -83,34 +89,39 @@ impl Disk for LyingDisk {
 }
 
 #[derive(Debug)]
-struct LyingFile(Arc<dyn DiskFile>);
+struct LyingFile {
+    inner: Arc<dyn DiskFile>,
+    every: u64,
+    syncs: AtomicU64,
+}
 
 impl DiskFile for LyingFile {
     fn write_vectored_at(&self, parts: &[IoSlice<'_>], at: u64) -> io::Result<()> {
-        self.0.write_vectored_at(parts, at)
+        self.inner.write_vectored_at(parts, at)
     }
 
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
-        self.0.read_at(into, at)
+        self.inner.read_at(into, at)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        Ok(())
+        let before = self.syncs.fetch_add(1, Ordering::SeqCst);
+        if before % self.every == self.every - 1 { Ok(()) } else { self.inner.sync_data() }
     }
 
     fn byte_len(&self) -> io::Result<u64> {
-        self.0.byte_len()
+        self.inner.byte_len()
     }
 
     fn reserve(&self, len: u64) -> io::Result<()> {
-        self.0.reserve(len)
+        self.inner.reserve(len)
     }
 
     fn zero_fill(&self, at: u64, len: u64) -> io::Result<()> {
-        self.0.zero_fill(at, len)
+        self.inner.zero_fill(at, len)
     }
 
     fn map(&self, at: u64, len: usize) -> io::Result<Bytes> {
-        self.0.map(at, len)
+        self.inner.map(at, len)
     }
 }

@@ -118,7 +118,9 @@ impl Front {
                     now: self.clock.now(),
                     filter: TagFilter::All,
                 };
-                let Some(plan) = self.state.plan_receive(&request) else { return Ok(Answer::Leased(Vec::new())) };
+                let Some(plan) = self.state.plan_receive(&request) else {
+                    return Ok(Answer::Leased(Vec::new()));
+                };
                 let command = plan.command(ClientHash(client), invisible_ms, false, "");
                 let answer = self.propose(command.encode(self.clock.now())).await?;
                 plan.settle();
@@ -152,10 +154,7 @@ impl Front {
         if let Some(topic) = self.state.topic(TOPIC) {
             return Ok(topic.id);
         }
-        let create = CreateTopic {
-            name: TOPIC.to_owned(),
-            settings: TopicSettings::normal(self.queues),
-        };
+        let create = CreateTopic { name: TOPIC.to_owned(), settings: TopicSettings::normal(self.queues) };
         match self.propose(Command::CreateTopic(create).encode(self.clock.now())).await? {
             Answer::Topic { id, .. } => Ok(id),
             answer => unreachable!("creating a topic was answered by {answer:?}"),

@@ -55,13 +55,17 @@ impl Model {
     pub fn apply(&mut self, index: u64, payload: &Bytes, answer: &Bytes) -> Result<(), String> {
         let (stamp, command) =
             Command::decode(payload).map_err(|error| format!("entry {index} is no command: {error}"))?;
-        let answer =
-            Answer::decode(answer).map_err(|error| format!("entry {index} has no readable answer: {error}"))?;
+        let answer = Answer::decode(answer)
+            .map_err(|error| format!("entry {index} has no readable answer: {error}"))?;
         self.log_time = self.log_time.max(stamp);
         match (command, answer) {
             (Command::AppendMessages(append), Answer::Stored(places)) => {
                 if append.messages.len() != places.len() {
-                    return Err(format!("entry {index}: {} messages, {} answers", append.messages.len(), places.len()));
+                    return Err(format!(
+                        "entry {index}: {} messages, {} answers",
+                        append.messages.len(),
+                        places.len()
+                    ));
                 }
                 for (message, at) in append.messages.iter().zip(&places) {
                     self.store(index, &String::from_utf8_lossy(&message.id), *at)?;

@@ -87,7 +87,8 @@ impl Network {
 
     fn state_of(&self, from: &str, to: &str) -> HostState {
         let links = self.0.lock();
-        let is_blocked = |a: &str, b: &str| links.blocked.get(&(a.to_owned(), b.to_owned())).is_some_and(|n| *n > 0);
+        let is_blocked =
+            |a: &str, b: &str| links.blocked.get(&(a.to_owned(), b.to_owned())).is_some_and(|n| *n > 0);
         if is_blocked(from, to) || is_blocked(to, from) {
             return HostState::PowerOff;
         }
@@ -179,14 +180,22 @@ pub struct SimStream {
 }
 
 impl AsyncRead for SimStream {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.breaker.check(context)?;
         Pin::new(&mut self.inner).poll_read(context, into)
     }
 }
 
 impl AsyncWrite for SimStream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.breaker.check(context)?;
         Pin::new(&mut self.inner).poll_write(context, bytes)
     }

@@ -16,11 +16,15 @@ use bytes::Bytes;
 use ledgermq_broker::state::{BrokerState, CheckpointMode, NobodyWaits, StateConfig};
 use ledgermq_common::clock::SteppedClock;
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset};
-use ledgermq_raft_store::group::{Environment, GroupConfig, GroupStatus, Member, OpenGroupError, Retention, Timings};
+use ledgermq_raft_store::group::{
+    Environment, GroupConfig, GroupStatus, Member, OpenGroupError, Retention, Timings,
+};
 use ledgermq_raft_store::io::{Disk, SimulatedDisk};
 use ledgermq_raft_store::machine::RecoveredLog;
 use ledgermq_raft_store::store::{StoreConfig, WriterSpawn};
-use ledgermq_raft_store::{AppliedEntry, ApplyError, EntryId, Group, PeerServer, SnapshotReader, StateMachine};
+use ledgermq_raft_store::{
+    AppliedEntry, ApplyError, EntryId, Group, PeerServer, SnapshotReader, StateMachine,
+};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -153,7 +157,8 @@ impl Node {
         peers.add(&group);
         *self.running.lock() = Some(Running { group: group.clone(), state: Arc::clone(&state) });
         tokio::spawn(serve_peers(peers, self.network.clone(), host_name(self.index)));
-        let front = Front { group: group.clone(), state, clock: self.clock.clone(), queues: self.plan.queues };
+        let front =
+            Front { group: group.clone(), state, clock: self.clock.clone(), queues: self.plan.queues };
         tokio::spawn(serve_clients(front, self.network.clone(), host_name(self.index)));
         let (sender, mut asks) = mpsc::unbounded_channel();
         *self.asks.lock() = Some(sender);
@@ -175,8 +180,7 @@ impl Node {
     async fn open(&self, life: u64) -> Result<(Group, Arc<BrokerState>), OpenGroupError> {
         // Without checkpoints: every life makes its state from snapshot and log.
         let config = StateConfig { group: GROUP, directory: None, checkpoints: CheckpointMode::OnDemand };
-        let state = BrokerState::open(config, Arc::new(NobodyWaits))
-            .expect("a state in memory opens");
+        let state = BrokerState::open(config, Arc::new(NobodyWaits)).expect("a state in memory opens");
         let machine = Witnessed {
             node: self.index,
             inner: Arc::clone(&state),

@@ -180,6 +180,11 @@ impl Oracle {
         state.sends.values().all(|send| state.model.is_consumed(send.place))
     }
 
+    /// What a process that ended by itself had flushed.
+    pub fn flushed_at_end(&self, node: usize, flushed: Option<LogIndex>) {
+        self.0.lock().replicas[node].flushed = count(flushed);
+    }
+
     /// A process ended: what it had applied and said is forgotten, what it had flushed is not.
     pub fn life_ended(&self, node: usize) {
         let replica = &mut self.0.lock().replicas[node];
@@ -191,7 +196,9 @@ impl Oracle {
     pub fn recovered(&self, node: usize, applied: Option<LogIndex>) {
         let mut state = self.0.lock();
         state.replicas[node].applied = Some(count(applied));
-        state.trace.event(format_args!("node {node}"), format_args!("state recovered, {} applied", count(applied)));
+        state
+            .trace
+            .event(format_args!("node {node}"), format_args!("state recovered, {} applied", count(applied)));
     }
 
     /// A snapshot up to `applied` replaced the state of `node`.
@@ -199,7 +206,9 @@ impl Oracle {
         let mut state = self.0.lock();
         let before = state.replicas[node].applied.unwrap_or_default();
         if before > applied.get() + 1 {
-            state.violate(format!("node {node}: a snapshot of entry {applied} took {before} applied entries back"));
+            state.violate(format!(
+                "node {node}: a snapshot of entry {applied} took {before} applied entries back"
+            ));
         }
         state.replicas[node].applied = Some(applied.get() + 1);
         state.trace.event(format_args!("node {node}"), format_args!("snapshot of entry {applied} installed"));
@@ -214,7 +223,9 @@ impl Oracle {
         let mut state = self.0.lock();
         let (first, by) = *state.digests.entry(index.get()).or_insert((digest, node));
         if first != digest {
-            state.violate(format!("state behind entry {index}: {digest} on node {node}, {first} on node {by}"));
+            state.violate(format!(
+                "state behind entry {index}: {digest} on node {node}, {first} on node {by}"
+            ));
         }
     }
 
@@ -298,16 +309,27 @@ impl State {
         }
     }
 
-    fn first_applied(&mut self, node: usize, index: u64, record: EntryRecord, payload: &Bytes, answer: &Bytes) {
+    fn first_applied(
+        &mut self,
+        node: usize,
+        index: u64,
+        record: EntryRecord,
+        payload: &Bytes,
+        answer: &Bytes,
+    ) {
         if let Some((last, before)) = self.entries.last_key_value() {
             if *last > index || before.term > record.term || before.payload_at >= record.payload_at {
-                let what = format!("entry {index} {record:?} was applied first, after entry {last} {before:?}");
+                let what =
+                    format!("entry {index} {record:?} was applied first, after entry {last} {before:?}");
                 self.violate(what);
             }
         }
         self.trace.event(
             format_args!("node {node}"),
-            format_args!("applied {index} of term {} at {}: {:016x}", record.term, record.payload_at, record.payload_hash),
+            format_args!(
+                "applied {index} of term {} at {}: {:016x}",
+                record.term, record.payload_at, record.payload_hash
+            ),
         );
         self.entries.insert(index, record);
         if let Err(what) = self.model.apply(index, payload, answer) {
@@ -321,7 +343,8 @@ impl State {
                 self.observe_one(node, status);
             }
         }
-        let committed = statuses.iter().flatten().map(|status| count(status.committed)).max().unwrap_or_default();
+        let committed =
+            statuses.iter().flatten().map(|status| count(status.committed)).max().unwrap_or_default();
         let claims = committed.max(std::mem::take(&mut self.answered_in_tick));
         if claims > self.committed_max {
             self.committed_max = claims;
@@ -385,7 +408,10 @@ impl State {
         // Across lives too: a flushed entry may be cut by a leader that lacks it, a committed one never.
         let kept = self.replicas[node].kept;
         if now.flushed < kept {
-            self.violate(format!("node {node} had {kept} committed entries flushed and now has {}", now.flushed));
+            self.violate(format!(
+                "node {node} had {kept} committed entries flushed and now has {}",
+                now.flushed
+            ));
         }
         let replica = &mut self.replicas[node];
         replica.status = Some(now);

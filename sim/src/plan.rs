@@ -68,24 +68,68 @@ pub enum Loss {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// The process dies; what it wrote stays in the page cache.
-    Kill { target: Target, down_ms: u64 },
-    Power { target: Target, loss: Loss, down_ms: u64 },
-    PowerAll { loss: Loss, down_ms: [u64; NODES] },
+    Kill {
+        target: Target,
+        down_ms: u64,
+    },
+    Power {
+        target: Target,
+        loss: Loss,
+        down_ms: u64,
+    },
+    PowerAll {
+        loss: Loss,
+        down_ms: [u64; NODES],
+    },
     /// The power goes in the middle of a disk operation, this many operations from now.
-    PowerMidWrite { target: Target, operations: u64, down_ms: u64 },
+    PowerMidWrite {
+        target: Target,
+        operations: u64,
+        down_ms: u64,
+    },
     /// A write or sync fails; the process ends itself and comes back later.
-    DiskError { target: Target, operations: u64, down_ms: u64 },
+    DiskError {
+        target: Target,
+        operations: u64,
+        down_ms: u64,
+    },
     /// No space is left for a while.
-    DiskFull { target: Target, for_ms: u64 },
-    SlowDisk { target: Target, each_ms: u64, for_ms: u64 },
-    Isolate { target: Target, for_ms: u64 },
-    Partition { from: usize, to: usize, one_way: bool, for_ms: u64 },
+    DiskFull {
+        target: Target,
+        for_ms: u64,
+    },
+    SlowDisk {
+        target: Target,
+        each_ms: u64,
+        for_ms: u64,
+    },
+    Isolate {
+        target: Target,
+        for_ms: u64,
+    },
+    Partition {
+        from: usize,
+        to: usize,
+        one_way: bool,
+        for_ms: u64,
+    },
     /// Messages between all hosts take up to this long.
-    Delay { latency_ms_max: u64, for_ms: u64 },
-    ResetConnections { a: usize, b: usize },
-    ClockStep { target: Target, by_ms: i64 },
+    Delay {
+        latency_ms_max: u64,
+        for_ms: u64,
+    },
+    ResetConnections {
+        a: usize,
+        b: usize,
+    },
+    ClockStep {
+        target: Target,
+        by_ms: i64,
+    },
     HandOver,
-    Snapshot { target: Target },
+    Snapshot {
+        target: Target,
+    },
 }
 
 impl Plan {
@@ -160,7 +204,9 @@ fn draw_fault(kind: u32, random: &mut StdRng) -> Fault {
             operations: random.random_range(0..12),
             down_ms,
         },
-        4 => Fault::DiskError { target: draw_target(random), operations: random.random_range(0..12), down_ms },
+        4 => {
+            Fault::DiskError { target: draw_target(random), operations: random.random_range(0..12), down_ms }
+        }
         5 => Fault::SlowDisk { target: draw_target(random), each_ms: random.random_range(2..200), for_ms },
         6 => Fault::Isolate { target: draw_target(random), for_ms },
         7 | 8 => {
@@ -173,10 +219,7 @@ fn draw_fault(kind: u32, random: &mut StdRng) -> Fault {
             let a = random.random_range(0..NODES);
             Fault::ResetConnections { a, b: (a + random.random_range(1..NODES)) % NODES }
         }
-        11 => Fault::ClockStep {
-            target: draw_target(random),
-            by_ms: random.random_range(-30_000..30_000),
-        },
+        11 => Fault::ClockStep { target: draw_target(random), by_ms: random.random_range(-30_000..30_000) },
         12 if random.random_bool(0.5) => Fault::HandOver,
         12 => Fault::DiskFull { target: draw_target(random), for_ms },
         _ => Fault::Snapshot { target: draw_target(random) },

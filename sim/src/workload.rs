@@ -221,7 +221,9 @@ impl Client {
     async fn change(&mut self, entry: AckEntry) {
         let invisible_ms = self.random.random_range(1..1_500);
         match self.call(&Request::Change { entry, invisible_ms }).await {
-            Some(Response::Answered(Answer::Changed(ChangeOutcome::Changed { .. } | ChangeOutcome::Not(_))))
+            Some(Response::Answered(Answer::Changed(
+                ChangeOutcome::Changed { .. } | ChangeOutcome::Not(_),
+            )))
             | Some(Response::NotLeader { .. } | Response::OutcomeUnknown)
             | None => {}
             Some(Response::Answered(answer)) => {
@@ -250,7 +252,11 @@ impl Client {
     async fn exchange(&mut self, request: &Request) -> Option<Response> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
-            None => self.network.dial(CLIENT_HOST, &format!("{}:{FRONT_PORT}", host_name(self.node))).await.ok()?,
+            None => self
+                .network
+                .dial(CLIENT_HOST, &format!("{}:{FRONT_PORT}", host_name(self.node)))
+                .await
+                .ok()?,
         };
         write_frame(&mut stream, &request.encode()).await.ok()?;
         let response = Response::decode(read_frame(&mut stream).await.ok()?)?;

@@ -182,14 +182,20 @@ impl<'a> World<'a> {
         }
         for index in 0..NODES {
             let node = &self.nodes[index];
-            if self.power[index] != Power::On {
+            let has_stopped = node.disk.is_dark() || node.has_ended();
+            if self.power[index] != Power::On || !has_stopped {
                 continue;
+            }
+            // What it synced and told others of in its last tick counts.
+            if let Some(status) = node.status() {
+                self.oracle.flushed_at_end(index, status.flushed);
             }
             if node.disk.is_dark() {
                 let restarts_at_ms = self.now_ms + self.down_ms[index];
-                self.oracle.event("world", format_args!("the power of node {index} went off in a disk operation"));
+                self.oracle
+                    .event("world", format_args!("the power of node {index} went off in a disk operation"));
                 self.power_off(index, Loss::Torn, restarts_at_ms);
-            } else if node.has_ended() {
+            } else {
                 self.process_down(index, self.now_ms + self.down_ms[index]);
             }
         }
@@ -213,7 +219,9 @@ impl<'a> World<'a> {
         let all = [first, second, third];
         all.iter().any(|status| status.is_leader_ready)
             && all.iter().all(|status| {
-                status.applied == first.applied && status.committed == first.applied && status.last == first.applied
+                status.applied == first.applied
+                    && status.committed == first.applied
+                    && status.last == first.applied
             })
     }
 
@@ -312,7 +320,9 @@ impl<'a> World<'a> {
         match target {
             Target::Node(node) => node,
             Target::Leader => (0..NODES)
-                .filter_map(|node| self.nodes[node].status().filter(|status| status.is_leader).map(|s| (s.term, node)))
+                .filter_map(|node| {
+                    self.nodes[node].status().filter(|status| status.is_leader).map(|s| (s.term, node))
+                })
                 .max()
                 .map_or(0, |(_, node)| node),
         }

@@ -46,8 +46,9 @@ fn a_seed_runs_the_same_way_every_time() {
 }
 
 fn convicts(defect: Defect, seeds_max: u64) {
-    let convicted =
-        (0..seeds_max).any(|seed| !run_seed(seed, Options { defect: Some(defect), ..Options::default() }).violations.is_empty());
+    let convicted = (0..seeds_max).any(|seed| {
+        !run_seed(seed, Options { defect: Some(defect), ..Options::default() }).violations.is_empty()
+    });
     assert!(convicted, "{defect:?} went unnoticed for {seeds_max} seeds");
 }
 

@@ -51,6 +51,9 @@ fn main() -> anyhow::Result<()> {
         }
         println!("seed {}: {:#?}", outcome.seed, outcome.violations);
     }
+    if let Some(outcome) = arguments.seed.and_then(|seed| outcomes.get(&seed)) {
+        println!("trace of seed {}: {} events, {:016x}", outcome.seed, outcome.trace_events, outcome.trace_hash);
+    }
     let sum = |of: fn(&Outcome) -> u64| outcomes.values().map(of).sum::<u64>();
     println!(
         "{} seeds in {:.1} s: {} violated; {} with a power loss of all nodes ({} such losses); {} sends answered, \
