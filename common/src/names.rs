@@ -53,11 +53,8 @@ pub enum NameError {
 /// bounded, and without control characters.
 pub fn excerpt(value: &str) -> String {
     const EXCERPT_CHARS_MAX: usize = 64;
-    let mut excerpt: String = value
-        .chars()
-        .take(EXCERPT_CHARS_MAX)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect();
+    let mut excerpt: String =
+        value.chars().take(EXCERPT_CHARS_MAX).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if value.chars().nth(EXCERPT_CHARS_MAX).is_some() {
         excerpt.push('…');
     }

@@ -148,7 +148,13 @@ mod tests {
             assert!(ReceiptHandle::parse(&changed).is_err(), "character {at}");
             assert!(ReceiptHandle::parse(&text[..at]).is_err(), "cut at {at}");
         }
-        assert_eq!(ReceiptHandle::parse(&"*".repeat(RECEIPT_HANDLE_CHARS)), Err(ReceiptHandleError::Encoding));
-        assert!(matches!(ReceiptHandle::parse("not a handle"), Err(ReceiptHandleError::Length { chars: 12 })));
+        assert_eq!(
+            ReceiptHandle::parse(&"*".repeat(RECEIPT_HANDLE_CHARS)),
+            Err(ReceiptHandleError::Encoding)
+        );
+        assert!(matches!(
+            ReceiptHandle::parse("not a handle"),
+            Err(ReceiptHandleError::Length { chars: 12 })
+        ));
     }
 }

@@ -18,7 +18,13 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("ledgermq-edge", &["ledgermq-common", "ledgermq-proto", "ledgermq-listener"]),
         (
             "ledgermq-broker",
-            &["ledgermq-common", "ledgermq-proto", "ledgermq-raft-store", "ledgermq-listener", "ledgermq-edge"],
+            &[
+                "ledgermq-common",
+                "ledgermq-proto",
+                "ledgermq-raft-store",
+                "ledgermq-listener",
+                "ledgermq-edge",
+            ],
         ),
         ("ledgermq-nameserver", &["ledgermq-common", "ledgermq-proto", "ledgermq-listener", "ledgermq-edge"]),
         ("ledgermq-client", &["ledgermq-common", "ledgermq-proto"]),
@@ -56,7 +62,11 @@ fn manifests() -> BTreeMap<String, toml::Table> {
 }
 
 fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
-    manifest.get("dependencies").and_then(|d| d.as_table()).map(|d| d.keys().cloned().collect()).unwrap_or_default()
+    manifest
+        .get("dependencies")
+        .and_then(|d| d.as_table())
+        .map(|d| d.keys().cloned().collect())
+        .unwrap_or_default()
 }
 
 #[test]
@@ -123,16 +133,24 @@ fn only_the_raft_and_group_modules_name_openraft() {
     rust_files(&source, &mut files);
     let offenders: Vec<_> = files
         .iter()
-        .filter(|path| !["raft", "group", "group.rs"].iter().any(|inside| path.starts_with(source.join(inside))))
-        .filter(|path| product_code(path).lines().any(|line| line.contains("openraft::") && !line.trim_start().starts_with("//")))
+        .filter(|path| {
+            !["raft", "group", "group.rs"].iter().any(|inside| path.starts_with(source.join(inside)))
+        })
+        .filter(|path| {
+            product_code(path)
+                .lines()
+                .any(|line| line.contains("openraft::") && !line.trim_start().starts_with("//"))
+        })
         .collect();
     assert!(offenders.is_empty(), "openraft belongs into raft-store's `raft` and `group`: {offenders:#?}");
 }
 
 #[test]
 fn the_openraft_pins_are_exact() {
-    let workspace: toml::Table =
-        std::fs::read_to_string(workspace_root().join("Cargo.toml")).expect("manifest").parse().expect("TOML");
+    let workspace: toml::Table = std::fs::read_to_string(workspace_root().join("Cargo.toml"))
+        .expect("manifest")
+        .parse()
+        .expect("TOML");
     let dependencies = workspace["workspace"]["dependencies"].as_table().expect("a table");
     for name in ["openraft", "openraft-rt", "openraft-rt-tokio", "openraft-macros"] {
         let pin = dependencies.get(name).unwrap_or_else(|| panic!("{name} is not pinned"));

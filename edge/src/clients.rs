@@ -25,7 +25,8 @@ use crate::validate;
 /// Heartbeats being passed on. One more is dropped: the next comes within seconds, and a client
 /// counts as gone only after two minutes.
 pub const HEARTBEATS_IN_FLIGHT_MAX: usize = 4_096;
-static HEARTBEATS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(HEARTBEATS_IN_FLIGHT_MAX)));
+static HEARTBEATS: LazyLock<Arc<Semaphore>> =
+    LazyLock::new(|| Arc::new(Semaphore::new(HEARTBEATS_IN_FLIGHT_MAX)));
 
 impl Edge {
     pub(crate) async fn heartbeat(
@@ -41,7 +42,8 @@ impl Edge {
         {
             let (edge, context) = (self.clone(), context.clone());
             tokio::spawn(async move {
-                let heartbeat = GroupRequest::ClientHeartbeat(ClientHeartbeat { client_type, consumer_group });
+                let heartbeat =
+                    GroupRequest::ClientHeartbeat(ClientHeartbeat { client_type, consumer_group });
                 edge.tell_all(&context, &heartbeat).await;
                 drop(permit);
             });

@@ -104,10 +104,9 @@ impl Refused {
                 Code::BadRequest
             }
             (ClientLanguage::Rust, Code::OffsetNotFound) => Code::NotFound,
-            (
-                ClientLanguage::Rust,
-                Code::LiteTopicQuotaExceeded | Code::LiteSubscriptionQuotaExceeded,
-            ) => Code::TooManyRequests,
+            (ClientLanguage::Rust, Code::LiteTopicQuotaExceeded | Code::LiteSubscriptionQuotaExceeded) => {
+                Code::TooManyRequests
+            }
             (_, code) => code,
         };
         Status { code: code.into(), message: self.message }

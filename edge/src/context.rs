@@ -104,7 +104,10 @@ impl CallContext {
     pub fn from_metadata(metadata: &MetadataMap, peer: Option<SocketAddr>) -> Result<Self, Refused> {
         let client_id = text(metadata, "x-mq-client-id");
         if client_id.trim().is_empty() {
-            return Err(Refused::new(Code::ClientIdRequired, "client id cannot be empty (header x-mq-client-id)"));
+            return Err(Refused::new(
+                Code::ClientIdRequired,
+                "client id cannot be empty (header x-mq-client-id)",
+            ));
         }
         if client_id.len() > CLIENT_ID_BYTES_MAX {
             return Err(Refused::new(
@@ -193,9 +196,15 @@ mod tests {
     #[test]
     fn a_blank_client_id_is_refused_with_its_own_code() {
         let mut metadata = MetadataMap::new();
-        assert_eq!(CallContext::from_metadata(&metadata, None).map_err(|r| r.code), Err(Code::ClientIdRequired));
+        assert_eq!(
+            CallContext::from_metadata(&metadata, None).map_err(|r| r.code),
+            Err(Code::ClientIdRequired)
+        );
         metadata.insert("x-mq-client-id", "  ".parse().expect("header"));
-        assert_eq!(CallContext::from_metadata(&metadata, None).map_err(|r| r.code), Err(Code::ClientIdRequired));
+        assert_eq!(
+            CallContext::from_metadata(&metadata, None).map_err(|r| r.code),
+            Err(Code::ClientIdRequired)
+        );
         metadata.insert("x-mq-client-id", "c@1".parse().expect("header"));
         metadata.insert("x-mq-language", "HTTP".parse().expect("header"));
         let context = CallContext::from_metadata(&metadata, None).expect("context");

@@ -244,9 +244,8 @@ impl GroupCaller {
             GroupRequest::Receive(_) => (Lane::Consume, SUSPECT_LONG_POLL_AFTER),
             _ => (Lane::Consume, SUSPECT_AFTER),
         };
-        let answer = self
-            .links
-            .call(&member.peer_address, lane, || wire::write_request(&view.name, context, request));
+        let answer =
+            self.links.call(&member.peer_address, lane, || wire::write_request(&view.name, context, request));
         tokio::pin!(answer);
         loop {
             tokio::select! {

@@ -16,9 +16,9 @@ use ledgermq_proto::rocketmq::{
     HeartbeatResponse, NotifyClientTerminationRequest, NotifyClientTerminationResponse, PullMessageRequest,
     PullMessageResponse, QueryAssignmentRequest, QueryAssignmentResponse, QueryOffsetRequest,
     QueryOffsetResponse, QueryRouteRequest, QueryRouteResponse, RecallMessageRequest, RecallMessageResponse,
-    ReceiveMessageRequest, ReceiveMessageResponse, SendMessageRequest, SendMessageResponse, Status as RmqStatus,
-    SyncLiteSubscriptionRequest, SyncLiteSubscriptionResponse, TelemetryCommand, UpdateOffsetRequest,
-    UpdateOffsetResponse, pull_message_response, receive_message_response,
+    ReceiveMessageRequest, ReceiveMessageResponse, SendMessageRequest, SendMessageResponse,
+    Status as RmqStatus, SyncLiteSubscriptionRequest, SyncLiteSubscriptionResponse, TelemetryCommand,
+    UpdateOffsetRequest, UpdateOffsetResponse, pull_message_response, receive_message_response,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -104,7 +104,8 @@ impl MessagingService for Messaging {
         let context = match context {
             Ok(context) => context,
             Err(refused) => {
-                let content = receive_message_response::Content::Status(refused.into_status(ClientLanguage::Other));
+                let content =
+                    receive_message_response::Content::Status(refused.into_status(ClientLanguage::Other));
                 return Ok(Response::new(one(ReceiveMessageResponse { content: Some(content) })));
             }
         };

@@ -77,7 +77,8 @@ impl Edge {
             filter: validate::filter(request.filter_expression.as_ref())?,
             // A repetition inside, at another leader, must meet what the first one was granted, also
             // for the SDKs that name no attempt.
-            attempt_id: validate::attempt_id(request.attempt_id.as_deref())?.or_else(|| Some(own_attempt_id())),
+            attempt_id: validate::attempt_id(request.attempt_id.as_deref())?
+                .or_else(|| Some(own_attempt_id())),
             topic,
             poll_until,
         };
@@ -109,7 +110,9 @@ impl Edge {
             Err(CallFailed::Overloaded { limit }) => {
                 Err(Refused::new(Code::TooManyRequests, format!("polling full: {limit}")))
             }
-            Err(failed @ (CallFailed::UnknownGroup { .. } | CallFailed::WrongAnswer { .. })) => Err(failed.into()),
+            Err(failed @ (CallFailed::UnknownGroup { .. } | CallFailed::WrongAnswer { .. })) => {
+                Err(failed.into())
+            }
             Err(
                 CallFailed::NoLeader { .. }
                 | CallFailed::NoAnswer { .. }

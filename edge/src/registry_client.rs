@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ledgermq_proto::registry::registry_client::RegistryClient as RegistryGrpc;
-use ledgermq_proto::registry::{GroupRoute, Member, RegisterRequest, RegisterResponse, TopicList, TopicRoute};
+use ledgermq_proto::registry::{
+    GroupRoute, Member, RegisterRequest, RegisterResponse, TopicList, TopicRoute,
+};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -139,7 +141,11 @@ impl Announcer {
                     none.insert(RegistryGrpc::new(channel).max_encoding_message_size(REGISTER_BYTES_MAX))
                 }
             };
-            client.register(request).await.map(tonic::Response::into_inner).map_err(|status| status.to_string())
+            client
+                .register(request)
+                .await
+                .map(tonic::Response::into_inner)
+                .map_err(|status| status.to_string())
         })
         .await
         .map_err(|_| format!("no answer within {} ms", REGISTER_TIMEOUT.as_millis()))??;

@@ -158,9 +158,9 @@ impl Edge {
     fn endpoints_for(&self, context: &CallContext, access_point: Option<&Endpoints>) -> Endpoints {
         let mut endpoints = match &self.shared.config.route_endpoints {
             RouteEndpoints::Fixed(endpoints) => endpoints.clone(),
-            RouteEndpoints::EchoAccessPoint => access_point
-                .and_then(echo)
-                .unwrap_or_else(|| self.shared.config.advertised.endpoints()),
+            RouteEndpoints::EchoAccessPoint => {
+                access_point.and_then(echo).unwrap_or_else(|| self.shared.config.advertised.endpoints())
+            }
         };
         if context.language.takes_one_address_only() || endpoints.scheme() == AddressScheme::DomainName {
             endpoints.addresses.truncate(1);
@@ -169,7 +169,12 @@ impl Edge {
     }
 }
 
-fn message_queue(topic: Option<Resource>, hosted: &HostedTopic, id: i32, endpoints: Endpoints) -> MessageQueue {
+fn message_queue(
+    topic: Option<Resource>,
+    hosted: &HostedTopic,
+    id: i32,
+    endpoints: Endpoints,
+) -> MessageQueue {
     MessageQueue {
         topic,
         id,
@@ -184,7 +189,9 @@ fn echo(access_point: &Endpoints) -> Option<Endpoints> {
     let first = access_point.addresses.first()?;
     let usable = access_point.addresses.len() <= ENDPOINT_ADDRESSES_MAX
         && access_point.addresses.iter().all(|address| {
-            !address.host.is_empty() && address.host.len() <= HOST_BYTES_MAX && (1..=65_535).contains(&address.port)
+            !address.host.is_empty()
+                && address.host.len() <= HOST_BYTES_MAX
+                && (1..=65_535).contains(&address.port)
         });
     // A scheme must always be there: without one Java takes an address for a name.
     let scheme = match access_point.scheme() {

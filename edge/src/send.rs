@@ -23,8 +23,12 @@ impl Edge {
         context: &CallContext,
         request: SendMessageRequest,
     ) -> SendMessageResponse {
-        let ids: Vec<String> =
-            request.messages.iter().take(SEND_BATCH_MESSAGES_MAX).map(|message| id_of(message).to_owned()).collect();
+        let ids: Vec<String> = request
+            .messages
+            .iter()
+            .take(SEND_BATCH_MESSAGES_MAX)
+            .map(|message| id_of(message).to_owned())
+            .collect();
         match self.send(context, request).await {
             Ok(mut response) => {
                 // Some SDKs look at the top, some at the entries.
@@ -50,7 +54,10 @@ impl Edge {
         let accepted = chosen.description.message_type;
         validate::message_type_fits(&topic, accepted, &request.messages)?;
         if accepted != MessageType::Normal {
-            return Err(not_implemented(&format!("SendMessage to a topic of type {}", accepted.as_str_name())));
+            return Err(not_implemented(&format!(
+                "SendMessage to a topic of type {}",
+                accepted.as_str_name()
+            )));
         }
         let group = &chosen.group;
         let request = GroupRequest::Send(SendRequest { topic: topic.clone(), request });

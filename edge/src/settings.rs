@@ -19,8 +19,8 @@
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
-use ledgermq_common::limits::{LONG_POLLING_MS_MAX, MESSAGE_BODY_BYTES_MAX, RECEIVE_BATCH_MESSAGES_MAX};
 use ledgermq_common::ConsumerGroupName;
+use ledgermq_common::limits::{LONG_POLLING_MS_MAX, MESSAGE_BODY_BYTES_MAX, RECEIVE_BATCH_MESSAGES_MAX};
 use ledgermq_proto::rocketmq::retry_policy::Strategy;
 use ledgermq_proto::rocketmq::settings::PubSub;
 use ledgermq_proto::rocketmq::telemetry_command::Command;

@@ -44,15 +44,21 @@ pub enum Invalid {
     TooManyMessages { count: usize },
     #[error("messages take {bytes} bytes together; the limit is {COMMAND_BYTES_MAX}")]
     RequestTooLarge { bytes: usize },
-    #[error("messages of one request must have one topic: message 0 is for \"{first}\", message {index} for \"{other}\"")]
+    #[error(
+        "messages of one request must have one topic: message 0 is for \"{first}\", message {index} for \"{other}\""
+    )]
     MixedTopics { first: String, index: usize, other: String },
     #[error("message {index}: body is empty")]
     BodyEmpty { index: usize },
     #[error("message {index}: body has {bytes} bytes; the limit is {MESSAGE_BODY_BYTES_MAX}")]
     BodyTooLarge { index: usize, bytes: usize },
-    #[error("message {index}: user_properties has {count} entries; the limit is {MESSAGE_USER_PROPERTIES_MAX}")]
+    #[error(
+        "message {index}: user_properties has {count} entries; the limit is {MESSAGE_USER_PROPERTIES_MAX}"
+    )]
     TooManyProperties { index: usize, count: usize },
-    #[error("message {index}: properties, tag and keys have {bytes} bytes; the limit is {MESSAGE_PROPERTIES_BYTES_MAX}")]
+    #[error(
+        "message {index}: properties, tag and keys have {bytes} bytes; the limit is {MESSAGE_PROPERTIES_BYTES_MAX}"
+    )]
     PropertiesTooLarge { index: usize, bytes: usize },
     #[error("message {index}: user property \"{key}\" is reserved for the system")]
     PropertyReserved { index: usize, key: String },
@@ -68,13 +74,19 @@ pub enum Invalid {
     MessageIdTooLong { index: usize, id: String, bytes: usize },
     #[error("message {index}: message_id \"{id}\" holds a control character")]
     MessageIdControlCharacter { index: usize, id: String },
-    #[error("message {index}: message_group \"{group}\" has {bytes} bytes; the limit is {MESSAGE_GROUP_BYTES_MAX}")]
+    #[error(
+        "message {index}: message_group \"{group}\" has {bytes} bytes; the limit is {MESSAGE_GROUP_BYTES_MAX}"
+    )]
     MessageGroupTooLong { index: usize, group: String, bytes: usize },
     #[error("message {index}: message_group \"{group}\" {fault}")]
     MessageGroup { index: usize, group: String, fault: &'static str },
-    #[error("message {index}: orphaned_transaction_recovery_duration is {seconds} s; it must be within 0..={ORPHAN_RECOVERY_S_MAX}")]
+    #[error(
+        "message {index}: orphaned_transaction_recovery_duration is {seconds} s; it must be within 0..={ORPHAN_RECOVERY_S_MAX}"
+    )]
     OrphanRecovery { index: usize, seconds: i64 },
-    #[error("message {index}: delivery_timestamp is {ahead_ms} ms ahead; the limit is {DELIVERY_DELAY_MS_MAX} ms")]
+    #[error(
+        "message {index}: delivery_timestamp is {ahead_ms} ms ahead; the limit is {DELIVERY_DELAY_MS_MAX} ms"
+    )]
     DeliveryTooFar { index: usize, ahead_ms: i64 },
     #[error("message {index}: {field} has {bytes} bytes; the limit is {bytes_max}")]
     FieldTooLong { index: usize, field: &'static str, bytes: usize, bytes_max: usize },
@@ -82,7 +94,9 @@ pub enum Invalid {
     TypeConflict { topic: String, derived: &'static str, accepted: &'static str },
     #[error("batch_size is {batch_size}; it must be within 1..={RECEIVE_BATCH_MESSAGES_MAX}")]
     BatchSize { batch_size: i32 },
-    #[error("invisible_duration is {given}; it must be within {at_least_ms}..={INVISIBLE_DURATION_MS_MAX} ms")]
+    #[error(
+        "invisible_duration is {given}; it must be within {at_least_ms}..={INVISIBLE_DURATION_MS_MAX} ms"
+    )]
     InvisibleDuration { given: String, at_least_ms: u64 },
     #[error("long_polling_timeout is {given}; it must not be negative or malformed")]
     PollingTime { given: String },
@@ -240,7 +254,9 @@ pub fn filter(expression: Option<&FilterExpression>) -> Result<Filter, Invalid> 
     }
     match FilterType::try_from(expression.r#type) {
         Ok(FilterType::Unspecified | FilterType::Tag) => tag_filter(&expression.expression),
-        Ok(FilterType::Sql) => Err(Invalid::Filter { fault: "has type SQL; this server takes TAG".to_owned() }),
+        Ok(FilterType::Sql) => {
+            Err(Invalid::Filter { fault: "has type SQL; this server takes TAG".to_owned() })
+        }
         Err(_) => Err(Invalid::Filter { fault: format!("has unknown type {}", expression.r#type) }),
     }
 }

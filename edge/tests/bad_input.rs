@@ -39,15 +39,32 @@ async fn each_wrong_send_gets_its_code_and_stores_nothing() {
     let day = 24 * 3600;
     let rows: Vec<(&str, Code, &str, Change<rmq::SendMessageRequest>)> = vec![
         ("no message", Code::MessageCorrupted, "messages", Box::new(|r| r.messages.clear())),
-        ("two topics", Code::MessageCorrupted, "other", Box::new(|r| {
-            r.messages.push(rmq::Message { topic: resource("other"), ..message("m2") });
-        })),
-        ("too many messages", Code::PayloadTooLarge, "1024", Box::new(|r| {
-            r.messages = (0..1025).map(|i| message(&format!("m{i}"))).collect();
-        })),
-        ("too much together", Code::PayloadTooLarge, "16777216", Box::new(|r| {
-            r.messages = (0..5).map(|i| rmq::Message { body: vec![1; 3_400_000].into(), ..message(&format!("b{i}")) }).collect();
-        })),
+        (
+            "two topics",
+            Code::MessageCorrupted,
+            "other",
+            Box::new(|r| {
+                r.messages.push(rmq::Message { topic: resource("other"), ..message("m2") });
+            }),
+        ),
+        (
+            "too many messages",
+            Code::PayloadTooLarge,
+            "1024",
+            Box::new(|r| {
+                r.messages = (0..1025).map(|i| message(&format!("m{i}"))).collect();
+            }),
+        ),
+        (
+            "too much together",
+            Code::PayloadTooLarge,
+            "16777216",
+            Box::new(|r| {
+                r.messages = (0..5)
+                    .map(|i| rmq::Message { body: vec![1; 3_400_000].into(), ..message(&format!("b{i}")) })
+                    .collect();
+            }),
+        ),
         ("no topic", Code::IllegalTopic, "topic", one(|m| m.topic = None)),
         ("topic with a space", Code::IllegalTopic, "' '", one(|m| m.topic = resource("a b"))),
         ("topic too long", Code::IllegalTopic, "127", one(|m| m.topic = resource(&"x".repeat(128)))),
@@ -55,53 +72,118 @@ async fn each_wrong_send_gets_its_code_and_stores_nothing() {
         ("unknown topic", Code::TopicNotFound, "nowhere", one(|m| m.topic = resource("nowhere"))),
         ("empty body", Code::MessageBodyEmpty, "body", one(|m| m.body.clear())),
         ("large body", Code::MessageBodyTooLarge, "4128768", one(|m| m.body = vec![1; 5 << 20].into())),
-        ("129 properties", Code::MessagePropertiesTooLarge, "128", one(|m| {
-            m.user_properties = (0..129).map(|i| (format!("k{i}"), "v".to_owned())).collect();
-        })),
-        ("4 MiB of properties", Code::MessagePropertiesTooLarge, "16384", one(|m| {
-            m.user_properties.insert("k".to_owned(), "v".repeat(4 << 20));
-        })),
-        ("reserved property", Code::IllegalMessagePropertyKey, "UNIQ_KEY", one(|m| {
-            m.user_properties.insert("UNIQ_KEY".to_owned(), "v".to_owned());
-        })),
-        ("control character in a property", Code::IllegalMessagePropertyKey, "control", one(|m| {
-            m.user_properties.insert("k".to_owned(), "a\u{1}b".to_owned());
-        })),
+        (
+            "129 properties",
+            Code::MessagePropertiesTooLarge,
+            "128",
+            one(|m| {
+                m.user_properties = (0..129).map(|i| (format!("k{i}"), "v".to_owned())).collect();
+            }),
+        ),
+        (
+            "4 MiB of properties",
+            Code::MessagePropertiesTooLarge,
+            "16384",
+            one(|m| {
+                m.user_properties.insert("k".to_owned(), "v".repeat(4 << 20));
+            }),
+        ),
+        (
+            "reserved property",
+            Code::IllegalMessagePropertyKey,
+            "UNIQ_KEY",
+            one(|m| {
+                m.user_properties.insert("UNIQ_KEY".to_owned(), "v".to_owned());
+            }),
+        ),
+        (
+            "control character in a property",
+            Code::IllegalMessagePropertyKey,
+            "control",
+            one(|m| {
+                m.user_properties.insert("k".to_owned(), "a\u{1}b".to_owned());
+            }),
+        ),
         ("blank tag", Code::IllegalMessageTag, "blank", one(|m| system(m).tag = Some("  ".to_owned()))),
         ("tag with a bar", Code::IllegalMessageTag, "|", one(|m| system(m).tag = Some("a|b".to_owned()))),
-        ("key with a control character", Code::IllegalMessageKey, "control", one(|m| {
-            system(m).keys = vec!["ok".to_owned(), "a\n".to_owned()];
-        })),
+        (
+            "key with a control character",
+            Code::IllegalMessageKey,
+            "control",
+            one(|m| {
+                system(m).keys = vec!["ok".to_owned(), "a\n".to_owned()];
+            }),
+        ),
         ("no message id", Code::IllegalMessageId, "message_id", one(|m| system(m).message_id.clear())),
         ("long message id", Code::IllegalMessageId, "255", one(|m| system(m).message_id = "x".repeat(256))),
-        ("long message group", Code::IllegalMessageGroup, "63", one(|m| {
-            system(m).message_group = Some("g".repeat(64));
-        })),
-        ("delivery in two days", Code::IllegalDeliveryTime, "delivery_timestamp", Box::new(move |r| {
-            let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs() as i64;
-            system(&mut r.messages[0]).delivery_timestamp =
-                Some(prost_types::Timestamp { seconds: now + 2 * day, nanos: 0 });
-        })),
-        ("transaction recovery of a year", Code::BadRequest, "3600", one(|m| {
-            system(m).set_message_type(MessageType::Transaction);
-            system(m).orphaned_transaction_recovery_duration = Some(duration(365 * 24 * 3600));
-        })),
-        ("ordered message for a normal topic", Code::MessagePropertyConflictWithType, "FIFO", one(|m| {
-            system(m).message_group = Some("g".to_owned());
-        })),
-        ("transaction for a normal topic", Code::MessagePropertyConflictWithType, "TRANSACTION", one(|m| {
-            system(m).set_message_type(MessageType::Transaction);
-        })),
-        ("delayed message for a normal topic", Code::MessagePropertyConflictWithType, "DELAY", one(|m| {
-            system(m).delivery_timestamp = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
-        })),
-        ("normal message for a delay topic", Code::MessagePropertyConflictWithType, "DELAY", one(|m| {
-            m.topic = resource("delays");
-        })),
-        ("delayed message for a delay topic", Code::NotImplemented, "DELAY", one(|m| {
-            m.topic = resource("delays");
-            system(m).delivery_timestamp = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
-        })),
+        (
+            "long message group",
+            Code::IllegalMessageGroup,
+            "63",
+            one(|m| {
+                system(m).message_group = Some("g".repeat(64));
+            }),
+        ),
+        (
+            "delivery in two days",
+            Code::IllegalDeliveryTime,
+            "delivery_timestamp",
+            Box::new(move |r| {
+                let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs() as i64;
+                system(&mut r.messages[0]).delivery_timestamp =
+                    Some(prost_types::Timestamp { seconds: now + 2 * day, nanos: 0 });
+            }),
+        ),
+        (
+            "transaction recovery of a year",
+            Code::BadRequest,
+            "3600",
+            one(|m| {
+                system(m).set_message_type(MessageType::Transaction);
+                system(m).orphaned_transaction_recovery_duration = Some(duration(365 * 24 * 3600));
+            }),
+        ),
+        (
+            "ordered message for a normal topic",
+            Code::MessagePropertyConflictWithType,
+            "FIFO",
+            one(|m| {
+                system(m).message_group = Some("g".to_owned());
+            }),
+        ),
+        (
+            "transaction for a normal topic",
+            Code::MessagePropertyConflictWithType,
+            "TRANSACTION",
+            one(|m| {
+                system(m).set_message_type(MessageType::Transaction);
+            }),
+        ),
+        (
+            "delayed message for a normal topic",
+            Code::MessagePropertyConflictWithType,
+            "DELAY",
+            one(|m| {
+                system(m).delivery_timestamp = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
+            }),
+        ),
+        (
+            "normal message for a delay topic",
+            Code::MessagePropertyConflictWithType,
+            "DELAY",
+            one(|m| {
+                m.topic = resource("delays");
+            }),
+        ),
+        (
+            "delayed message for a delay topic",
+            Code::NotImplemented,
+            "DELAY",
+            one(|m| {
+                m.topic = resource("delays");
+                system(m).delivery_timestamp = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
+            }),
+        ),
     ];
     for (name, code, said, change) in rows {
         let mut wrong = send("m1");
@@ -140,21 +222,45 @@ async fn each_wrong_receive_gets_its_code() {
         ("batch 0", Code::BadRequest, Box::new(|r| r.batch_size = 0)),
         ("batch -1", Code::BadRequest, Box::new(|r| r.batch_size = -1)),
         ("no lease", Code::IllegalInvisibleTime, Box::new(|r| r.invisible_duration = None)),
-        ("negative lease", Code::IllegalInvisibleTime, Box::new(|r| r.invisible_duration = Some(duration(-5)))),
+        (
+            "negative lease",
+            Code::IllegalInvisibleTime,
+            Box::new(|r| r.invisible_duration = Some(duration(-5))),
+        ),
         ("short lease", Code::IllegalInvisibleTime, Box::new(|r| r.invisible_duration = Some(duration(9)))),
-        ("endless lease", Code::IllegalInvisibleTime, Box::new(|r| {
-            r.invisible_duration = Some(duration(i64::MAX));
-        })),
-        ("negative poll", Code::IllegalPollingTime, Box::new(|r| r.long_polling_timeout = Some(duration(-1)))),
-        ("SQL", Code::IllegalFilterExpression, Box::new(move |r| {
-            r.filter_expression = filter(FilterType::Sql, "a > 1");
-        })),
-        ("bars only", Code::IllegalFilterExpression, Box::new(move |r| {
-            r.filter_expression = filter(FilterType::Tag, "||");
-        })),
-        ("long filter", Code::IllegalFilterExpression, Box::new(move |r| {
-            r.filter_expression = filter(FilterType::Tag, &"x".repeat(5000));
-        })),
+        (
+            "endless lease",
+            Code::IllegalInvisibleTime,
+            Box::new(|r| {
+                r.invisible_duration = Some(duration(i64::MAX));
+            }),
+        ),
+        (
+            "negative poll",
+            Code::IllegalPollingTime,
+            Box::new(|r| r.long_polling_timeout = Some(duration(-1))),
+        ),
+        (
+            "SQL",
+            Code::IllegalFilterExpression,
+            Box::new(move |r| {
+                r.filter_expression = filter(FilterType::Sql, "a > 1");
+            }),
+        ),
+        (
+            "bars only",
+            Code::IllegalFilterExpression,
+            Box::new(move |r| {
+                r.filter_expression = filter(FilterType::Tag, "||");
+            }),
+        ),
+        (
+            "long filter",
+            Code::IllegalFilterExpression,
+            Box::new(move |r| {
+                r.filter_expression = filter(FilterType::Tag, &"x".repeat(5000));
+            }),
+        ),
         ("long attempt id", Code::BadRequest, Box::new(|r| r.attempt_id = Some("x".repeat(129)))),
     ];
     for (name, code, change) in rows {
@@ -218,7 +324,8 @@ async fn each_wrong_receipt_gets_its_code_and_the_others_of_the_request_count() 
         ("garbage", Some(duration(1)), Code::InvalidReceiptHandle),
         (good.as_str(), Some(duration(0)), Code::Ok),
     ] {
-        let answer = client.change_invisible_duration(java(change(handle, invisible))).await.expect("gRPC OK");
+        let answer =
+            client.change_invisible_duration(java(change(handle, invisible))).await.expect("gRPC OK");
         assert_eq!(code_of(&answer.into_inner().status), code, "{handle} {invisible:?}");
     }
 }
@@ -268,7 +375,8 @@ async fn a_refused_receive_of_a_busy_looping_sdk_is_slowed_down() {
     wrong.batch_size = 0;
     for (language, slow) in [("GO", true), ("JAVA", false)] {
         let began = Instant::now();
-        let (status, _) = collect(&mut client, request(language, Duration::from_secs(8), wrong.clone())).await;
+        let (status, _) =
+            collect(&mut client, request(language, Duration::from_secs(8), wrong.clone())).await;
         assert_eq!(status.code(), Code::BadRequest);
         assert_eq!(began.elapsed() >= Duration::from_millis(900), slow, "{language}: {:?}", began.elapsed());
     }

@@ -48,7 +48,8 @@ async fn without_a_leader_the_answer_is_a_business_code_before_the_deadline() {
     let mut client = client(cluster.node(1).client_addr).await;
     let began = Instant::now();
     let timeout = Duration::from_millis(1200);
-    let answer = client.send_message(request("PYTHON", timeout, send("m"))).await.expect("gRPC OK").into_inner();
+    let answer =
+        client.send_message(request("PYTHON", timeout, send("m"))).await.expect("gRPC OK").into_inner();
     assert_eq!(code_of(&answer.status), Code::HaNotAvailable);
     assert_eq!(answer.entries.len(), 1);
     assert_eq!(code_of(&answer.entries[0].status), Code::HaNotAvailable);
@@ -97,7 +98,11 @@ async fn a_long_poll_lives_through_a_leader_change() {
     cluster.elect(Some(1));
     let mut consumer = client(cluster.node(3).client_addr).await;
     let polling = tokio::spawn(async move {
-        collect(&mut consumer, request("JAVA", Duration::from_secs(13), receive(Some(Duration::from_secs(10))))).await
+        collect(
+            &mut consumer,
+            request("JAVA", Duration::from_secs(13), receive(Some(Duration::from_secs(10)))),
+        )
+        .await
     });
     let mut polls = cluster.node(1).member.polls.subscribe();
     polls.wait_for(|&polls| polls == 1).await.expect("the poll reaches the leader");
@@ -120,7 +125,11 @@ async fn a_poll_without_leader_ends_as_not_found_in_time() {
     let deadline = Duration::from_millis(1500);
     let (status, _) = collect(&mut consumer, request("GO", deadline, receive(None))).await;
     assert_eq!(status.code(), Code::MessageNotFound);
-    assert!(began.elapsed() >= Duration::from_millis(900) && began.elapsed() < deadline, "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() >= Duration::from_millis(900) && began.elapsed() < deadline,
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -155,7 +164,8 @@ async fn routes_and_assignments_do_not_change_with_the_leader() {
         cluster.elect(leader);
         for number in 1..=3 {
             let mut client = client(cluster.node(number).client_addr).await;
-            let route = rmq::QueryRouteRequest { topic: resource(TOPIC), endpoints: Some(access_point.clone()) };
+            let route =
+                rmq::QueryRouteRequest { topic: resource(TOPIC), endpoints: Some(access_point.clone()) };
             let route = client.query_route(java(route)).await.expect("gRPC OK").into_inner();
             let assignment = rmq::QueryAssignmentRequest {
                 topic: resource(TOPIC),

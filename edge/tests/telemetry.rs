@@ -98,7 +98,11 @@ async fn consumers_get_the_back_off_their_language_understands() {
         assert_eq!(subscription.receive_batch_size, Some(32));
         assert_eq!(subscription.long_polling_timeout, Some(duration(20)));
         assert_eq!(subscription.fifo, Some(false));
-        assert_eq!(subscription.group.expect("group").resource_namespace, "ns", "namespaces come back unchanged");
+        assert_eq!(
+            subscription.group.expect("group").resource_namespace,
+            "ns",
+            "namespaces come back unchanged"
+        );
     }
 }
 

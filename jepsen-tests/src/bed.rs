@@ -4,9 +4,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use ledgermq::cluster::{Cluster, ClusterPlan};
-use tempfile::TempDir;
 
 use crate::python::build_folder;
 
@@ -25,16 +24,15 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Keeps the cluster's directory until the test says that it passed.
 pub struct Bed {
     pub cluster: Cluster,
-    dir: Option<TempDir>,
+    files: Files,
 }
 
 impl Bed {
     pub async fn make(change: impl FnOnce(&mut ClusterPlan)) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("ledgermq-test-").tempdir()?;
-        let mut plan = ClusterPlan::new(binary()?, dir.path());
+        let files = Files::make()?;
+        let mut plan = ClusterPlan::new(binary()?, &files.path);
         change(&mut plan);
         let groups = plan.groups;
         let mut cluster = Cluster::start(plan)?;
@@ -42,32 +40,39 @@ impl Bed {
         for group in 1..=groups {
             cluster.wait_leader(group, READY_WITHIN).await?;
         }
-        Ok(Self { cluster, dir: Some(dir) })
+        Ok(Self { cluster, files })
     }
 
-    /// Stops the processes and removes their files.
-    pub async fn passed(mut self) -> Result<()> {
-        let dir = self.dir.take().context("a bed passes once")?;
-        let Self { cluster, .. } = self;
-        cluster.stop(Duration::from_secs(10)).await?;
-        dir.close()?;
+    /// Stops the processes and removes their files. A test that ends without it keeps them.
+    pub async fn passed(self) -> Result<()> {
+        self.cluster.stop(Duration::from_secs(10)).await?;
+        self.files.remove()
+    }
+}
+
+/// The logs and data of the processes.
+struct Files {
+    path: PathBuf,
+    removed: bool,
+}
+
+impl Files {
+    fn make() -> Result<Self> {
+        let path = tempfile::Builder::new().prefix("ledgermq-test-").tempdir()?.keep();
+        Ok(Self { path, removed: false })
+    }
+
+    fn remove(mut self) -> Result<()> {
+        std::fs::remove_dir_all(&self.path)?;
+        self.removed = true;
         Ok(())
     }
 }
 
-impl Bed {
-    /// Where the processes of a failed test left their logs and data.
-    pub fn keep(&mut self) -> Option<PathBuf> {
-        self.dir.take().map(TempDir::keep)
-    }
-}
-
-impl Drop for Bed {
+impl Drop for Files {
     fn drop(&mut self) {
-        if std::thread::panicking()
-            && let Some(path) = self.keep()
-        {
-            eprintln!("the cluster's logs and data are kept in {}", path.display());
+        if !self.removed {
+            eprintln!("the cluster's logs and data are kept in {}", self.path.display());
         }
     }
 }

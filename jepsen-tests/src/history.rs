@@ -40,7 +40,10 @@ pub struct Verdict {
 
 impl Verdict {
     pub fn is_clean(&self) -> bool {
-        self.lost.is_empty() && self.duplicated.is_empty() && self.unexpected.is_empty() && self.failed.is_empty()
+        self.lost.is_empty()
+            && self.duplicated.is_empty()
+            && self.unexpected.is_empty()
+            && self.failed.is_empty()
     }
 }
 
@@ -78,8 +81,11 @@ pub fn judge(events: &[Event]) -> Verdict {
             verdict.unexpected.push((*number).to_owned());
         }
     }
-    verdict.lost =
-        acknowledged.keys().filter(|number| !received.contains_key(*number)).map(|n| (*n).to_owned()).collect();
+    verdict.lost = acknowledged
+        .keys()
+        .filter(|number| !received.contains_key(*number))
+        .map(|n| (*n).to_owned())
+        .collect();
     verdict.invoked = invoked.len();
     verdict.acknowledged = acknowledged.len();
     verdict.received = received.len();
@@ -98,7 +104,9 @@ pub fn gaps_ms(events: &[Event], faults_at: &[f64]) -> Vec<f64> {
             let until = faults_at.get(position + 1).copied().unwrap_or(f64::INFINITY);
             acks.windows(2)
                 .filter_map(|pair| match pair {
-                    [earlier, later] if *later >= *fault && *earlier < until => Some((later - earlier.max(fault - 0.05)) * 1e3),
+                    [earlier, later] if *later >= *fault && *earlier < until => {
+                        Some((later - earlier.max(fault - 0.05)) * 1e3)
+                    }
                     _ => None,
                 })
                 .fold(0.0, f64::max)

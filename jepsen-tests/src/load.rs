@@ -101,8 +101,11 @@ impl PythonLoad {
         })?;
         // An incomplete drain is the verdict's to report, as lost messages.
         let _incomplete = self.wait("all messages", within, |events| {
-            let mut open: BTreeSet<&str> =
-                events.iter().filter(|event| event.e == "ack").filter_map(|event| event.n.as_deref()).collect();
+            let mut open: BTreeSet<&str> = events
+                .iter()
+                .filter(|event| event.e == "ack")
+                .filter_map(|event| event.n.as_deref())
+                .collect();
             for event in events.iter().filter(|event| event.e == "got") {
                 if let Some(number) = event.n.as_deref() {
                     open.remove(number);

@@ -40,7 +40,9 @@ fn make_environment() -> Result<Option<PathBuf>> {
         return Ok(Some(python));
     }
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&requirements))?;
+    run(Command::new(&python)
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"])
+        .arg(&requirements))?;
     // Written last: an environment whose installation was interrupted is made again.
     std::fs::write(&complete, b"")?;
     Ok(Some(python))

@@ -44,7 +44,8 @@ async fn round_trip(name: &str, access_point: &str) -> Result<()> {
     let topic = format!("rust-{name}");
     let mut producer_option = ProducerOption::default();
     producer_option.set_topics(vec![topic.clone()]);
-    let mut producer = Producer::new(producer_option, options(access_point)).map_err(|error| anyhow!("{error}"))?;
+    let mut producer =
+        Producer::new(producer_option, options(access_point)).map_err(|error| anyhow!("{error}"))?;
     producer.start().await.map_err(|error| anyhow!("{error}"))?;
     let mut sent = BTreeMap::new();
     for number in 0..MESSAGES {
@@ -54,7 +55,9 @@ async fn round_trip(name: &str, access_point: &str) -> Result<()> {
             .set_body(content.body.clone())
             .set_tag(content.tag.clone().unwrap_or_default())
             .set_keys(content.keys.clone())
-            .set_properties(content.properties.iter().map(|(k, v)| (k.clone(), v.clone())).collect::<HashMap<_, _>>())
+            .set_properties(
+                content.properties.iter().map(|(k, v)| (k.clone(), v.clone())).collect::<HashMap<_, _>>(),
+            )
             .build()
             .map_err(|error| anyhow!("{error}"))?;
         let receipt = producer.send(message).await.map_err(|error| anyhow!("send {number}: {error}"))?;
@@ -83,7 +86,11 @@ async fn round_trip(name: &str, access_point: &str) -> Result<()> {
                 keys: message.keys().to_vec(),
                 properties: message.properties().iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
             };
-            ensure!(message.delivery_attempt() == 1, "first delivery says attempt {}", message.delivery_attempt());
+            ensure!(
+                message.delivery_attempt() == 1,
+                "first delivery says attempt {}",
+                message.delivery_attempt()
+            );
             ensure!(received.insert(message.message_id().to_owned(), arrived).is_none(), "received twice");
         }
     }
@@ -98,9 +105,12 @@ async fn the_rust_sdk_sends_and_receives_through_every_kind_of_access_point() ->
     let bed = Bed::make(|_| {}).await?;
     let nameserver = bed.cluster.access_point(Member::Nameserver(1))?;
     let broker = bed.cluster.access_point(Member::Broker(3))?;
-    let list = bed.cluster.broker_access_points();
+    // This SDK separates a list by commas.
+    let list = bed.cluster.broker_access_points().replace(';', ",");
     for (name, access_point) in [("nameserver", &nameserver), ("broker", &broker), ("list", &list)] {
-        round_trip(name, access_point).await.map_err(|error| error.context(format!("through {name} {access_point}")))?;
+        round_trip(name, access_point)
+            .await
+            .map_err(|error| error.context(format!("through {name} {access_point}")))?;
     }
     bed.passed().await
 }

@@ -29,8 +29,12 @@ impl Senders {
     async fn start(access_points: &str, topic: &str, count: usize) -> Result<Self> {
         let options = ClientOptions { total_deadline: Duration::from_secs(30), ..ClientOptions::default() };
         let client = Client::connect(access_points, options).await?;
-        let mut senders =
-            Self { stop: Arc::default(), acknowledged: Arc::default(), failed: Arc::default(), tasks: Vec::new() };
+        let mut senders = Self {
+            stop: Arc::default(),
+            acknowledged: Arc::default(),
+            failed: Arc::default(),
+            tasks: Vec::new(),
+        };
         for index in 0..count {
             let producer = client.producer();
             let topic = topic.to_owned();
@@ -78,10 +82,16 @@ impl Senders {
 
 /// Receives everything of the topic until nothing new comes; bodies with how often they were a
 /// first attempt.
-async fn receive_all(access_points: &str, topic: &str, expected: &BTreeSet<String>) -> Result<BTreeMap<String, u32>> {
+async fn receive_all(
+    access_points: &str,
+    topic: &str,
+    expected: &BTreeSet<String>,
+) -> Result<BTreeMap<String, u32>> {
     let client = Client::connect(access_points, ClientOptions::default()).await?;
     let consumer = client.simple_consumer(
-        ConsumerOptions::new(format!("{topic}-reader")).subscribe(topic, "*").await_duration(Duration::from_secs(2)),
+        ConsumerOptions::new(format!("{topic}-reader"))
+            .subscribe(topic, "*")
+            .await_duration(Duration::from_secs(2)),
     );
     let mut received: BTreeMap<String, u32> = BTreeMap::new();
     let mut empty = 0;
@@ -108,7 +118,12 @@ async fn receive_all(access_points: &str, topic: &str, expected: &BTreeSet<Strin
 fn check(acknowledged: &BTreeMap<String, String>, received: &BTreeMap<String, u32>) -> Result<()> {
     let lost: Vec<_> = acknowledged.keys().filter(|body| !received.contains_key(*body)).collect();
     let twice: Vec<_> = received.iter().filter(|(_, times)| **times > 1).collect();
-    ensure!(lost.is_empty(), "{} of {} acknowledged messages are lost: {lost:?}", lost.len(), acknowledged.len());
+    ensure!(
+        lost.is_empty(),
+        "{} of {} acknowledged messages are lost: {lost:?}",
+        lost.len(),
+        acknowledged.len()
+    );
     ensure!(twice.is_empty(), "stored twice: {twice:?}");
     Ok(())
 }
@@ -132,7 +147,11 @@ async fn all_brokers_killed_at_once_keep_everything_acknowledged() -> Result<()>
     let (acknowledged, failed) = senders.stop().await?;
     let expected = acknowledged.keys().cloned().collect();
     let received = receive_all(&access_points, "outage", &expected).await?;
-    println!("three outages: {} acknowledged, {} received, failed {failed:?}", acknowledged.len(), received.len());
+    println!(
+        "three outages: {} acknowledged, {} received, failed {failed:?}",
+        acknowledged.len(),
+        received.len()
+    );
     check(&acknowledged, &received)?;
     ensure!(failed.is_empty(), "sends failed although the brokers came back: {failed:?}");
     bed.passed().await

@@ -9,6 +9,7 @@
 //! | [`config`] | the settings of the process |
 //! | [`registry`] | what leaders told, and when it is believed |
 //! | [`process`] | ports and tasks |
+//! | `admin` | the admin interface, passed on to a broker |
 //! | `http` | `/livez`, `/readyz`, `/metrics` |
 //!
 //! | Failure | What clients see |
@@ -17,6 +18,7 @@
 //! | a group's leader registers no more (30 s) | the same: a route without that group would be partial |
 //! | this nameserver dies | nothing while they run: routes name brokers or a list of nodes |
 
+mod admin;
 pub mod config;
 mod http;
 pub mod process;

@@ -2,7 +2,7 @@
 //!
 //! | Port | Who | What |
 //! |---|---|---|
-//! | client | SDKs; brokers | `MessagingService`; `Registry.Register` |
+//! | client | SDKs; brokers | `MessagingService`; `Registry.Register`; `Admin` |
 //! | http | probes, Prometheus | `/livez`, `/readyz`, `/metrics` |
 //!
 //! Brokers register on the client port: they know a nameserver by one address only.
@@ -72,15 +72,18 @@ impl Nameserver {
         let certificate_dir = match config.tls.mode {
             TlsModeSetting::Disabled => None,
             _ if !config.tls.cert.is_empty() || !config.tls.directory.as_os_str().is_empty() => None,
-            _ => Some(TempDir::with_prefix("ledgermq-nameserver-").map_err(StartError::CertificateDirectory)?),
+            _ => {
+                Some(TempDir::with_prefix("ledgermq-nameserver-").map_err(StartError::CertificateDirectory)?)
+            }
         };
         let open_files = raise_open_file_limit().unwrap_or_else(|error| {
             warn!(%error, "the limit on open files could not be raised");
             1024
         });
         let limits = ListenerLimits::default().within_open_files(open_files);
-        let listener = ClientListener::bind(checked.client, tls_mode(&config, certificate_dir.as_ref()), limits)
-            .map_err(|source| StartError::ClientPort { address: checked.client, source })?;
+        let listener =
+            ClientListener::bind(checked.client, tls_mode(&config, certificate_dir.as_ref()), limits)
+                .map_err(|source| StartError::ClientPort { address: checked.client, source })?;
         let client_addr = listener.local_addr();
         let http_port = |source| StartError::HttpPort { address: checked.http, source };
         let http_listener = TcpListener::bind(checked.http).await.map_err(http_port)?;
@@ -110,6 +113,7 @@ impl Nameserver {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .add_service(edge.messaging_service())
             .add_service(register)
+            .add_service(crate::admin::service(registry.clone()))
             .serve_with_incoming_shutdown(incoming, leaving.clone().cancelled_owned());
         let clients = tokio::spawn(async move {
             if let Err(error) = served.await {

@@ -107,7 +107,10 @@ impl Registry {
         Self {
             expiry,
             entries: Mutex::default(),
-            known: ArcSwap::from_pointee(Known { missing: vec!["no group has registered".to_owned()], ..Known::default() }),
+            known: ArcSwap::from_pointee(Known {
+                missing: vec!["no group has registered".to_owned()],
+                ..Known::default()
+            }),
             version: watch::Sender::new(0),
             counters: RegistryCounters::default(),
         }
@@ -428,7 +431,8 @@ mod tests {
     }
 
     fn knows(registry: &Registry, group: &str, topic: &str) -> bool {
-        let (group, topic) = (GroupName::parse(group).expect("group"), TopicName::parse(topic).expect("topic"));
+        let (group, topic) =
+            (GroupName::parse(group).expect("group"), TopicName::parse(topic).expect("topic"));
         matches!(registry.topic(&group, &topic), TopicKnowledge::Known(_))
     }
 
@@ -486,7 +490,10 @@ mod tests {
         assert!(knows(&registry, "g", "topic-1"));
         assert!(!registry.register(registration("g", 2, 2, &["g"])).expect("valid").topics_wanted);
         assert!(knows(&registry, "g", "topic-2") && !knows(&registry, "g", "topic-1"));
-        assert!(!registry.register(without).expect("valid").topics_wanted, "the list of this version is held");
+        assert!(
+            !registry.register(without).expect("valid").topics_wanted,
+            "the list of this version is held"
+        );
     }
 
     #[tokio::test(start_paused = true)]

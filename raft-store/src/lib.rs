@@ -19,7 +19,9 @@ mod superblock;
 mod tail_cache;
 mod writer;
 
-pub use group::{Environment, Group, GroupConfig, GroupStatus, Leadership, Member, ProposeError, Retention, Timings};
+pub use group::{
+    Environment, Group, GroupConfig, GroupStatus, Leadership, Member, ProposeError, Retention, Timings,
+};
 pub use machine::{AppliedEntry, ApplyError, EntryId, RecoveredLog, SnapshotReader, StateMachine};
 pub use peer::{PeerConnector, PeerStream, TcpConnector};
 pub use raft::server::PeerServer;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ledgermq_common::{LogIndex, NodeId};
-use ledgermq_raft_store::store::{Identity, LogStore, WriterSpawn};
+use ledgermq_raft_store::store::{Identity, LogStore, ReadError, WriterSpawn};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::front::TOPIC;
@@ -115,9 +115,14 @@ pub fn replicas_are_equal(nodes: &[Arc<Node>], oracle: &Oracle) {
 fn compare_log(node: usize, running: &Running, entries: &BTreeMap<u64, EntryRecord>, oracle: &Oracle) {
     let mut seen = 0_usize;
     let mut first = None;
-    for entry in running.group.scan(LogIndex(0)) {
+    let mut scan = running.group.scan(LogIndex(0));
+    while let Some(entry) = scan.next() {
         let entry = match entry {
             Ok(entry) => entry,
+            Err(ReadError::ReleasedEntry { oldest, index: LogIndex(0) }) => {
+                scan = running.group.scan(oldest);
+                continue;
+            }
             Err(error) => {
                 oracle.violate(format_args!("node {node} cannot read its log: {error:?}"));
                 return;

@@ -150,3 +150,91 @@ impl Model {
 fn next_of(next: &BTreeMap<QueueId, QueueOffset>, queue: QueueId) -> QueueOffset {
     next.get(&queue).copied().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use ledgermq_broker::state::command::{MessageProperties, NewMessage, encode_append};
+    use ledgermq_broker::state::{
+        AckEntry, AckMessages, BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, LeaseMessages, MessageType,
+        TopicId,
+    };
+
+    use super::*;
+
+    fn send(model: &mut Model, index: u64, id: &str, offset: u64, repeated: bool) -> Result<(), String> {
+        let message = NewMessage {
+            queue: QueueId(0),
+            id: id.to_owned(),
+            message_type: MessageType::Normal,
+            body_encoding: BodyEncoding::Identity,
+            born_at: UnixMillis(1),
+            properties: MessageProperties::default(),
+            body: Bytes::from_static(b"body"),
+        };
+        let stored =
+            StoredAt { queue: QueueId(0), offset: QueueOffset(offset), stored_at: UnixMillis(1), repeated };
+        let command = encode_append(UnixMillis(1_000), TopicId(1), &[message]);
+        model.apply(index, &command, &Answer::Stored(vec![stored]).encode())
+    }
+
+    fn lease(model: &mut Model, index: u64, now: u64, attempt: u32, until: u64) -> Result<(), String> {
+        let command = Command::LeaseMessages(LeaseMessages {
+            consumer_group: ConsumerGroupId(1),
+            topic: TopicId(1),
+            client: ClientHash(1),
+            invisible_ms: 1,
+            auto_renew: false,
+            attempt_id: String::new(),
+            parts: Vec::new(),
+        });
+        let granted = Granted {
+            queue: QueueId(0),
+            offset: QueueOffset(0),
+            attempt,
+            epoch: DeliveryEpoch(index),
+            until: UnixMillis(until),
+        };
+        model.apply(index, &command.encode(UnixMillis(now)), &Answer::Leased(vec![granted]).encode())
+    }
+
+    #[test]
+    fn an_id_stored_at_two_places_is_convicted_and_a_repeat_is_not() {
+        let mut model = Model::default();
+        send(&mut model, 1, "a", 0, false).unwrap();
+        send(&mut model, 2, "a", 0, true).unwrap();
+        assert!(send(&mut model, 3, "a", 1, false).is_err());
+    }
+
+    #[test]
+    fn a_gap_in_a_queue_is_convicted() {
+        let mut model = Model::default();
+        send(&mut model, 1, "a", 0, false).unwrap();
+        assert!(send(&mut model, 2, "b", 2, false).is_err());
+    }
+
+    #[test]
+    fn a_second_lease_is_granted_only_when_the_first_has_ended() {
+        let mut model = Model::default();
+        send(&mut model, 1, "a", 0, false).unwrap();
+        lease(&mut model, 2, 2_000, 1, 5_000).unwrap();
+        assert!(lease(&mut model, 3, 4_999, 2, 9_000).is_err());
+        lease(&mut model, 4, 5_000, 2, 9_000).unwrap();
+        assert!(lease(&mut model, 5, 9_000, 2, 12_000).is_err(), "the attempt did not count up");
+    }
+
+    #[test]
+    fn a_lease_of_an_acknowledged_message_is_convicted() {
+        let mut model = Model::default();
+        send(&mut model, 1, "a", 0, false).unwrap();
+        lease(&mut model, 2, 2_000, 1, 5_000).unwrap();
+        let acks = AckMessages {
+            consumer_group: ConsumerGroupId(1),
+            topic: TopicId(1),
+            entries: vec![AckEntry { queue: QueueId(0), offset: QueueOffset(0), epoch: DeliveryEpoch(2) }],
+        };
+        let command = Command::AckMessages(acks).encode(UnixMillis(2_100));
+        model.apply(3, &command, &Answer::Acked(vec![DeliveryOutcome::Done]).encode()).unwrap();
+        assert!(lease(&mut model, 4, 9_000, 2, 12_000).is_err());
+    }
+}

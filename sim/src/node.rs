@@ -185,6 +185,8 @@ impl Node {
             node: self.index,
             inner: Arc::clone(&state),
             oracle: self.oracle.clone(),
+            retained_bytes: self.plan.retained_bytes,
+            applied_at: AtomicU64::new(0),
             diverges: self.defect == Some(Defect::ApplyDiverges) && self.index == 1,
         };
         let group = Group::open(self.config(), Arc::new(machine), self.environment(life)).await?;
@@ -286,6 +288,9 @@ struct Witnessed {
     node: usize,
     inner: Arc<BrokerState>,
     oracle: Oracle,
+    retained_bytes: Option<u64>,
+    /// Where the last applied command starts.
+    applied_at: AtomicU64,
     diverges: bool,
 }
 
@@ -310,6 +315,9 @@ impl StateMachine for Witnessed {
             }
             self.oracle.applied(self.node, entry, answer);
         }
+        if let Some(last) = entries.last() {
+            self.applied_at.store(last.payload_at.get(), Ordering::SeqCst);
+        }
         if let Some(last) = entries.last().filter(|last| last.id.index.get() % DIGEST_EVERY == 0) {
             self.oracle.digest(self.node, last.id.index, self.inner.state_digest());
         }
@@ -331,6 +339,9 @@ impl StateMachine for Witnessed {
     }
 
     fn retained_from(&self) -> PhysicalOffset {
-        self.inner.retained_from()
+        match self.retained_bytes {
+            None => self.inner.retained_from(),
+            Some(bytes) => PhysicalOffset(self.applied_at.load(Ordering::SeqCst).saturating_sub(bytes)),
+        }
     }
 }

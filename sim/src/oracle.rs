@@ -75,6 +75,9 @@ pub struct Tallies {
     pub acks: u64,
     pub elections: u64,
     pub unknown_outcomes: u64,
+    /// Snapshots that replaced a state: at starts and for replicas that were far behind.
+    pub restores: u64,
+    pub purges: u64,
 }
 
 #[derive(Default)]
@@ -211,6 +214,7 @@ impl Oracle {
             ));
         }
         state.replicas[node].applied = Some(applied.get() + 1);
+        state.tallies.restores += 1;
         state.trace.event(format_args!("node {node}"), format_args!("snapshot of entry {applied} installed"));
     }
 
@@ -396,6 +400,7 @@ impl State {
             self.violate(format!("node {node} purged {} entries, {} are applied", now.purged, now.applied));
         }
         if let Some(before) = self.replicas[node].status {
+            self.tallies.purges += u64::from(now.purged > before.purged);
             let went_back = now.term < before.term
                 || now.committed < before.committed
                 || now.applied < before.applied
@@ -433,5 +438,88 @@ impl State {
         }
         self.answered_in_tick = self.answered_in_tick.max(stored.index + 1);
         self.sends.insert(id.to_owned(), Send { place, index: stored.index, body_hash });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ledgermq_common::{NodeId, PhysicalOffset, Term};
+    use ledgermq_raft_store::EntryId;
+
+    use super::*;
+
+    fn oracle() -> Oracle {
+        let oracle = Oracle::new(Trace::new(false));
+        (0..NODES).for_each(|node| oracle.recovered(node, None));
+        oracle
+    }
+
+    fn leads(node: usize, term: u64) -> [Option<GroupStatus>; NODES] {
+        let leader = NodeId(node as u64 + 1);
+        let status =
+            GroupStatus { term: Term(term), leader: Some(leader), is_leader: true, ..GroupStatus::default() };
+        std::array::from_fn(|index| (index == node).then(|| status.clone()))
+    }
+
+    fn entry(index: u64, payload: &'static [u8]) -> AppliedEntry {
+        AppliedEntry {
+            id: EntryId { term: Term(1), index: LogIndex(index) },
+            payload_at: PhysicalOffset(index * 100),
+            payload: Bytes::from_static(payload),
+        }
+    }
+
+    #[test]
+    fn two_leaders_of_one_term_are_convicted_and_leaders_of_two_terms_are_not() {
+        let oracle = oracle();
+        oracle.observe(&leads(0, 4));
+        oracle.observe(&leads(1, 5));
+        assert_eq!(oracle.violations(), Vec::<String>::new());
+        oracle.observe(&leads(2, 5));
+        assert_eq!(oracle.violations(), ["term 5 is led by node 1 and by node 2"]);
+    }
+
+    #[test]
+    fn a_commit_that_one_disk_alone_has_is_convicted() {
+        let oracle = oracle();
+        let at = |index| Some(LogIndex(index));
+        let ahead = GroupStatus { last: at(7), flushed: at(7), committed: at(7), ..GroupStatus::default() };
+        let behind = GroupStatus { last: at(7), flushed: at(6), ..GroupStatus::default() };
+        oracle.observe(&[Some(ahead.clone()), Some(ahead.clone()), Some(behind.clone())]);
+        assert_eq!(oracle.violations(), Vec::<String>::new());
+        let further = GroupStatus { last: at(8), flushed: at(8), committed: at(8), ..GroupStatus::default() };
+        oracle.observe(&[Some(further), Some(ahead), Some(behind)]);
+        assert_eq!(oracle.violations(), ["9 entries are committed or answered, flushed are [9, 8, 7]"]);
+    }
+
+    #[test]
+    fn applied_before_committed_is_convicted() {
+        let oracle = oracle();
+        let at = |index| Some(LogIndex(index));
+        let status = GroupStatus { last: at(5), flushed: at(5), committed: at(3), applied: at(4), ..GroupStatus::default() };
+        oracle.observe(&[None, Some(status), None]);
+        assert_eq!(oracle.violations(), ["node 1 applied 5 entries, 4 are committed"]);
+    }
+
+    #[test]
+    fn other_bytes_at_the_same_index_are_convicted() {
+        let oracle = oracle();
+        oracle.applied(0, &entry(3, b"one"), &Bytes::new());
+        let before = oracle.violations().len();
+        oracle.applied(1, &entry(3, b"two"), &Bytes::new());
+        let violations = oracle.violations();
+        assert!(violations[before..].iter().any(|text| text.contains("elsewhere it was")), "{violations:?}");
+    }
+
+    #[test]
+    fn an_entry_applied_twice_or_left_out_is_convicted() {
+        let oracle = oracle();
+        oracle.applied(0, &entry(3, b"a"), &Bytes::new());
+        oracle.applied(0, &entry(4, b"b"), &Bytes::new());
+        oracle.applied(0, &entry(4, b"b"), &Bytes::new());
+        oracle.applied(1, &entry(4, b"b"), &Bytes::new());
+        let violations = oracle.violations();
+        assert!(violations.iter().any(|text| text == "node 0 applied entry 4 again, 5 were applied"), "{violations:?}");
+        assert!(violations.iter().any(|text| text == "node 1 applied entry 4 and left out 3"), "{violations:?}");
     }
 }

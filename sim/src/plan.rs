@@ -32,6 +32,9 @@ pub struct Plan {
     pub segment_bytes: u64,
     pub snapshot_every_bytes: u64,
     pub purge_margin_entries: u64,
+    /// The state refers to so much of the log's end; what is older is purged, and a replica that
+    /// missed it is sent a snapshot.
+    pub retained_bytes: Option<u64>,
     pub producers: usize,
     pub consumers: usize,
     pub queues: u32,
@@ -150,6 +153,7 @@ impl Plan {
             segment_bytes: *[64 << 10, 256 << 10, 1 << 20].choose(random).expect("three"),
             snapshot_every_bytes: *[16 << 10, 64 << 10, 1 << 20].choose(random).expect("three"),
             purge_margin_entries: *[8, 64, 1_000].choose(random).expect("three"),
+            retained_bytes: *[None, Some(24 << 10), Some(128 << 10)].choose(random).expect("three"),
             producers: random.random_range(1..=4),
             consumers: random.random_range(0..=2),
             queues: random.random_range(1..=8),
@@ -194,7 +198,7 @@ const KINDS: u32 = 14;
 
 fn draw_fault(kind: u32, random: &mut StdRng) -> Fault {
     let down_ms = random.random_range(1..1_500);
-    let for_ms = random.random_range(50..2_500);
+    let for_ms = if random.random_bool(0.9) { random.random_range(50..2_500) } else { 5_000 };
     match kind {
         0 => Fault::Kill { target: draw_target(random), down_ms },
         1 => Fault::Power { target: draw_target(random), loss: draw_loss(random), down_ms },

@@ -1,4 +1,5 @@
-//! `ledgermq.admin.v1.Admin` on the client port of every broker, for the whole cluster.
+//! `ledgermq.admin.v1.Admin` for the whole cluster, on the client port of every broker for operators
+//! and on its peer port for nameservers, which pass on what they are asked.
 //!
 //! Topics are changed through the leaders of the groups, over the same call path as a client's
 //! request, so they are held through an election too. The state of the cluster is collected from
@@ -28,18 +29,12 @@ use crate::process::Node;
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 const DEADLINE_MAX: Duration = Duration::from_secs(60);
 
-/// For the client port.
-pub fn client_port_service(edge: Edge, node: Arc<Node>) -> AdminServer<AdminService> {
-    AdminServer::new(AdminService { cluster: Some(Cluster { edge }), node })
-}
-
-/// For the peer port, which answers for its own node only.
-pub fn peer_port_service(node: Arc<Node>) -> AdminServer<AdminService> {
-    AdminServer::new(AdminService { cluster: None, node })
+pub fn service(edge: Edge, node: Arc<Node>) -> AdminServer<AdminService> {
+    AdminServer::new(AdminService { cluster: Cluster { edge }, node })
 }
 
 pub struct AdminService {
-    cluster: Option<Cluster>,
+    cluster: Cluster,
     node: Arc<Node>,
 }
 
@@ -66,12 +61,6 @@ impl Cluster {
     }
 }
 
-impl AdminService {
-    fn cluster(&self) -> Result<&Cluster, Status> {
-        self.cluster.as_ref().ok_or_else(|| Status::unimplemented("the peer port answers NodeStatus only"))
-    }
-}
-
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn create_topic(
@@ -79,14 +68,14 @@ impl Admin for AdminService {
         request: Request<wire::CreateTopicRequest>,
     ) -> Result<Response<wire::CreateTopicResponse>, Status> {
         let context = context_of(request.metadata());
-        topics::create(self.cluster()?, &context, request.into_inner()).await.map(Response::new)
+        topics::create(&self.cluster, &context, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_topics(
         &self,
         request: Request<wire::ListTopicsRequest>,
     ) -> Result<Response<wire::ListTopicsResponse>, Status> {
-        topics::list(self.cluster()?, &context_of(request.metadata())).await.map(Response::new)
+        topics::list(&self.cluster, &context_of(request.metadata())).await.map(Response::new)
     }
 
     async fn show_topic(
@@ -94,7 +83,7 @@ impl Admin for AdminService {
         request: Request<wire::ShowTopicRequest>,
     ) -> Result<Response<wire::ShowTopicResponse>, Status> {
         let context = context_of(request.metadata());
-        topics::show(self.cluster()?, &context, request.into_inner()).await.map(Response::new)
+        topics::show(&self.cluster, &context, request.into_inner()).await.map(Response::new)
     }
 
     async fn delete_topic(
@@ -102,14 +91,13 @@ impl Admin for AdminService {
         request: Request<wire::DeleteTopicRequest>,
     ) -> Result<Response<wire::DeleteTopicResponse>, Status> {
         let context = context_of(request.metadata());
-        topics::delete(self.cluster()?, &context, request.into_inner()).await.map(Response::new)
+        topics::delete(&self.cluster, &context, request.into_inner()).await.map(Response::new)
     }
 
     async fn cluster_status(
         &self,
         _request: Request<wire::ClusterStatusRequest>,
     ) -> Result<Response<wire::ClusterStatusResponse>, Status> {
-        self.cluster()?;
         Ok(Response::new(status::cluster(&self.node).await))
     }
 

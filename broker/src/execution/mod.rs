@@ -41,9 +41,7 @@ pub use renewal::renew_leases;
 pub use waiters::{PollingFull, WaiterCount, Waiters};
 
 use crate::metrics::Metrics;
-use crate::state::{
-    Answer, ApplyObserver, ClientHash, Command, ConsumerGroupId, ReleaseClient, TopicId,
-};
+use crate::state::{Answer, ApplyObserver, ClientHash, Command, ConsumerGroupId, ReleaseClient, TopicId};
 use hosted_group::{Ended, unexpected};
 
 /// Executes requests for the groups of this process.
@@ -136,10 +134,8 @@ async fn terminate(
 ) -> Result<GroupResponse, Ended> {
     let client = ClientHash::of(&context.client_id);
     hosted.liveness.terminated(client);
-    let consumer_group = termination
-        .consumer_group
-        .as_ref()
-        .and_then(|name| hosted.state().consumer_group(name.as_str()));
+    let consumer_group =
+        termination.consumer_group.as_ref().and_then(|name| hosted.state().consumer_group(name.as_str()));
     let Some(consumer_group) = consumer_group else { return Ok(GroupResponse::Done) };
     let release = ReleaseClient { consumer_group: consumer_group.id, client };
     match hosted.propose(Command::ReleaseClient(release).encode(hosted.now())).await? {

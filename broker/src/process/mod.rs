@@ -163,7 +163,7 @@ impl Broker {
         let peer_routes = PeerServer::transport()
             .add_service(peers.service())
             .add_service(forward_service(executor.clone()))
-            .add_service(admin::peer_port_service(Arc::clone(&node)));
+            .add_service(admin::service(edge.clone(), Arc::clone(&node)));
         tasks.spawn(async move {
             if let Err(error) = peer_routes.serve_with_incoming(TcpListenerStream::new(ports.peer)).await {
                 tracing::error!(error = %groups::with_causes(&error), "the peer port stopped");
@@ -173,7 +173,7 @@ impl Broker {
         let mut routes = Routes::builder();
         routes
             .add_service(edge.messaging_service())
-            .add_service(admin::client_port_service(edge.clone(), Arc::clone(&node)));
+            .add_service(admin::service(edge.clone(), Arc::clone(&node)));
         let closing = turned_true(signals.closing.subscribe()).boxed().shared();
         let clients = tokio::spawn(ports::serve_clients(ports.client, routes.routes(), closing));
         for hosted in executor.groups() {

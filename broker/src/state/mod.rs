@@ -41,12 +41,16 @@ pub use digest::StateDigest;
 pub use machine::{
     ApplyObserver, BrokerState, CheckpointError, CheckpointMode, NobodyWaits, OpenStateError, StateConfig,
 };
-pub use names::{AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, MessageType, Permission, TopicId};
+pub use names::{
+    AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, MessageType, Permission, TopicId,
+};
 pub use planner::{
     LeasePlan, PLAN_SCAN_ENTRIES_MAX, PLAN_SKIPPED_ENTRIES_MIN, PlannedMessage, QueueChoice, ReceiveRequest,
     TagFilter,
 };
-pub use questions::{ConsumerGroupView, HandleRefusal, HandleTarget, Lag, RenewableLease, RepeatedDelivery, TopicView};
+pub use questions::{
+    ConsumerGroupView, HandleRefusal, HandleTarget, Lag, RenewableLease, RepeatedDelivery, TopicView,
+};
 
 #[cfg(test)]
 mod tests;

@@ -157,6 +157,7 @@ pub(super) fn write_configs(plan: &ClusterPlan, ports: &BTreeMap<Member, MemberP
                 let mut config = NameserverConfig::default();
                 config.listen.client = local(ports.client);
                 config.listen.http = local(ports.http);
+                config.tls.directory = std::path::absolute(data_dir(plan, *member))?.join("tls");
                 write(&config_path(plan, *member), &toml::to_string(&config)?)?;
             }
         }

@@ -18,7 +18,8 @@ use tracing::debug;
 
 use super::connect::{Connect, open_channel};
 use super::{
-    CONNECT_TIMEOUT, FRAME_BYTES_MAX, FRAMES_QUEUED_MAX, IN_FLIGHT_PER_LINK_MAX, Lane, RECONNECT_PAUSE, batches,
+    CONNECT_TIMEOUT, FRAME_BYTES_MAX, FRAMES_QUEUED_MAX, IN_FLIGHT_PER_LINK_MAX, Lane, RECONNECT_PAUSE,
+    batches,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,7 +71,10 @@ impl Links {
             .lock()
             .entry((address.to_owned(), lane))
             .or_insert_with(|| {
-                Arc::new(Link { address: address.to_owned(), state: tokio::sync::Mutex::new(LinkState::default()) })
+                Arc::new(Link {
+                    address: address.to_owned(),
+                    state: tokio::sync::Mutex::new(LinkState::default()),
+                })
             })
             .clone()
     }
@@ -132,7 +136,8 @@ impl Session {
         let failed = |reason: String| LinkError::Connect { address: address.to_owned(), reason };
         let (frames, queued) = mpsc::channel(FRAMES_QUEUED_MAX);
         let open = async {
-            let channel = open_channel(connect.clone(), address).await.map_err(|e| failed(error_chain(&e)))?;
+            let channel =
+                open_channel(connect.clone(), address).await.map_err(|e| failed(error_chain(&e)))?;
             let client = ForwardClient::new(channel)
                 .max_decoding_message_size(FRAME_BYTES_MAX)
                 .max_encoding_message_size(FRAME_BYTES_MAX);
@@ -144,9 +149,10 @@ impl Session {
                 .into_inner();
             Ok((client, replies))
         };
-        let (client, mut replies) = tokio::time::timeout(CONNECT_TIMEOUT, open)
-            .await
-            .unwrap_or_else(|_| Err(failed(format!("no answer within {} ms", CONNECT_TIMEOUT.as_millis()))))?;
+        let (client, mut replies) =
+            tokio::time::timeout(CONNECT_TIMEOUT, open).await.unwrap_or_else(|_| {
+                Err(failed(format!("no answer within {} ms", CONNECT_TIMEOUT.as_millis())))
+            })?;
 
         let session = Arc::new(Self {
             address: address.to_owned(),
@@ -184,7 +190,10 @@ impl Session {
             let mut waiting = self.waiting.lock();
             // Checked under the lock that `end` takes, or an entry could be left behind for ever.
             if self.ended.load(Ordering::Acquire) {
-                return Err(LinkError::Connect { address: self.address.clone(), reason: "just closed".to_owned() });
+                return Err(LinkError::Connect {
+                    address: self.address.clone(),
+                    reason: "just closed".to_owned(),
+                });
             }
             if waiting.len() >= IN_FLIGHT_PER_LINK_MAX {
                 return Err(LinkError::Full { address: self.address.clone() });

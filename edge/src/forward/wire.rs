@@ -19,7 +19,11 @@ use crate::group_call::{
     TopicDescription,
 };
 
-pub(crate) fn write_request(group: &GroupName, context: &CallContext, request: &GroupRequest) -> pb::ForwardRequest {
+pub(crate) fn write_request(
+    group: &GroupName,
+    context: &CallContext,
+    request: &GroupRequest,
+) -> pb::ForwardRequest {
     let now = Instant::now();
     pb::ForwardRequest {
         group: group.as_str().to_owned(),
@@ -180,7 +184,8 @@ pub(super) fn refused(refusal: &Refused) -> pb::ForwardReply {
 }
 
 pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotExecuted> {
-    let unknown = |what: &str| NotExecuted::OutcomeUnknown { detail: format!("{what} in the reply is not known here") };
+    let unknown =
+        |what: &str| NotExecuted::OutcomeUnknown { detail: format!("{what} in the reply is not known here") };
     Ok(match reply.reply.ok_or_else(|| unknown("the kind"))? {
         Reply::Send(response) => GroupResponse::Send(response),
         Reply::Receive(received) => GroupResponse::Receive(Received {

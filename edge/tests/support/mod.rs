@@ -92,7 +92,8 @@ impl LocalGroups for Member {
         }
         let mut leadership = self.leadership.subscribe();
         let now = *leadership.borrow_and_update();
-        let not_leader = |known: Leadership| NotExecuted::NotLeader { leader: known.leader, term: known.term };
+        let not_leader =
+            |known: Leadership| NotExecuted::NotLeader { leader: known.leader, term: known.term };
         if now.leader != Some(self.node) {
             return Err(not_leader(now));
         }
@@ -185,7 +186,11 @@ impl Member {
         let bodies = self.agreed.bodies.lock();
         let message = bodies.get(self.agreed.delivered.load(Ordering::SeqCst))?.clone();
         self.agreed.delivered.fetch_add(1, Ordering::SeqCst);
-        Some(Received { status: status(Code::Ok), messages: vec![message], delivery_timestamp: UnixMillis(1_500) })
+        Some(Received {
+            status: status(Code::Ok),
+            messages: vec![message],
+            delivery_timestamp: UnixMillis(1_500),
+        })
     }
 }
 
@@ -321,8 +326,11 @@ impl Cluster {
 }
 
 pub async fn client(addr: SocketAddr) -> MessagingServiceClient<Channel> {
-    let channel = Channel::from_shared(format!("http://{addr}")).expect("URI").connect().await.expect("connects");
-    MessagingServiceClient::new(channel).max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+    let channel =
+        Channel::from_shared(format!("http://{addr}")).expect("URI").connect().await.expect("connects");
+    MessagingServiceClient::new(channel)
+        .max_decoding_message_size(64 << 20)
+        .max_encoding_message_size(64 << 20)
 }
 
 /// A request with the headers of an SDK.
@@ -367,8 +375,10 @@ pub fn receive(poll: Option<Duration>) -> rmq::ReceiveMessageRequest {
         }),
         batch_size: 8,
         invisible_duration: Some(duration(30)),
-        long_polling_timeout: poll
-            .map(|poll| prost_types::Duration { seconds: poll.as_secs() as i64, nanos: poll.subsec_nanos() as i32 }),
+        long_polling_timeout: poll.map(|poll| prost_types::Duration {
+            seconds: poll.as_secs() as i64,
+            nanos: poll.subsec_nanos() as i32,
+        }),
         ..Default::default()
     }
 }
@@ -401,7 +411,8 @@ pub async fn collect(
 ) -> (rmq::Status, Vec<rmq::Message>) {
     use rmq::receive_message_response::Content;
     let mut items = client.receive_message(request).await.expect("a stream").into_inner();
-    let Some(Content::Status(status)) = items.message().await.expect("item").and_then(|item| item.content) else {
+    let Some(Content::Status(status)) = items.message().await.expect("item").and_then(|item| item.content)
+    else {
         panic!("the status comes first");
     };
     let mut messages = Vec::new();

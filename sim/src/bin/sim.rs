@@ -57,7 +57,8 @@ fn main() -> anyhow::Result<()> {
     let sum = |of: fn(&Outcome) -> u64| outcomes.values().map(of).sum::<u64>();
     println!(
         "{} seeds in {:.1} s: {} violated; {} with a power loss of all nodes ({} such losses); {} sends answered, \
-         {} of them repeats, {} unknown outcomes on the way, {} deliveries, {} acknowledgements, {} leaderships",
+         {} of them repeats, {} unknown outcomes on the way, {} deliveries, {} acknowledgements, {} leaderships, \
+         {} purges, {} states replaced by a snapshot",
         outcomes.len(),
         started.elapsed().as_secs_f64(),
         failed.len(),
@@ -69,6 +70,8 @@ fn main() -> anyhow::Result<()> {
         sum(|outcome| outcome.tallies.grants),
         sum(|outcome| outcome.tallies.acks),
         sum(|outcome| outcome.tallies.elections),
+        sum(|outcome| outcome.tallies.purges),
+        sum(|outcome| outcome.tallies.restores),
     );
     if !failed.is_empty() {
         let seeds: Vec<u64> = failed.iter().map(|outcome| outcome.seed).collect();
