@@ -17,7 +17,7 @@ use ledgermq_raft_store::io::{DirectoryLock, Disk, DiskFile};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Defect {
-    /// One sync in eight of a segment answers without doing anything.
+    /// Every second sync of a segment answers without doing anything.
     SyncLies,
     /// Syncs of the superblock, where the votes are, do nothing once it exists.
     VoteForgotten,
@@ -28,7 +28,7 @@ pub enum Defect {
 impl Defect {
     pub fn spoil(self, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
         match self {
-            Self::SyncLies => Arc::new(LyingDisk { inner: disk, about: ".log", every: 8 }),
+            Self::SyncLies => Arc::new(LyingDisk { inner: disk, about: ".log", every: 2 }),
             Self::VoteForgotten => Arc::new(LyingDisk { inner: disk, about: "superblock", every: 1 }),
             Self::ApplyDiverges => disk,
         }

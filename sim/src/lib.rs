@@ -5,6 +5,16 @@
 //! number are simulated, so a seed that fails once fails always. See `ARCHITECTURE.md` for what
 //! keeps time, threads and hash order out of the product's own code.
 //!
+//! ```text
+//! cargo test -p ledgermq-sim                                        a few seeds and the broken builds
+//! cargo run --profile sim -p ledgermq-sim -- --seeds 1000           many seeds, on all processors
+//! cargo run --profile sim -p ledgermq-sim -- --seed 17 --trace      one seed again, with its events
+//! ```
+//!
+//! What the network loses, the clocks and the disks do is drawn per seed (see `plan`); what a
+//! process does between two awaits is not cut, except at each operation of its disk. Checkpoints in
+//! sled are not part of it: every life makes its state from snapshot and log.
+//!
 //! | Module | What |
 //! |---|---|
 //! | `plan` | what a seed means |

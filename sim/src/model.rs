@@ -156,8 +156,8 @@ mod tests {
     use bytes::Bytes;
     use ledgermq_broker::state::command::{MessageProperties, NewMessage, encode_append};
     use ledgermq_broker::state::{
-        AckEntry, AckMessages, BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, LeaseMessages, MessageType,
-        TopicId,
+        AckEntry, AckMessages, BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, LeaseMessages,
+        MessageType, TopicId,
     };
 
     use super::*;

@@ -496,7 +496,13 @@ mod tests {
     fn applied_before_committed_is_convicted() {
         let oracle = oracle();
         let at = |index| Some(LogIndex(index));
-        let status = GroupStatus { last: at(5), flushed: at(5), committed: at(3), applied: at(4), ..GroupStatus::default() };
+        let status = GroupStatus {
+            last: at(5),
+            flushed: at(5),
+            committed: at(3),
+            applied: at(4),
+            ..GroupStatus::default()
+        };
         oracle.observe(&[None, Some(status), None]);
         assert_eq!(oracle.violations(), ["node 1 applied 5 entries, 4 are committed"]);
     }
@@ -519,7 +525,13 @@ mod tests {
         oracle.applied(0, &entry(4, b"b"), &Bytes::new());
         oracle.applied(1, &entry(4, b"b"), &Bytes::new());
         let violations = oracle.violations();
-        assert!(violations.iter().any(|text| text == "node 0 applied entry 4 again, 5 were applied"), "{violations:?}");
-        assert!(violations.iter().any(|text| text == "node 1 applied entry 4 and left out 3"), "{violations:?}");
+        assert!(
+            violations.iter().any(|text| text == "node 0 applied entry 4 again, 5 were applied"),
+            "{violations:?}"
+        );
+        assert!(
+            violations.iter().any(|text| text == "node 1 applied entry 4 and left out 3"),
+            "{violations:?}"
+        );
     }
 }

@@ -52,7 +52,10 @@ fn main() -> anyhow::Result<()> {
         println!("seed {}: {:#?}", outcome.seed, outcome.violations);
     }
     if let Some(outcome) = arguments.seed.and_then(|seed| outcomes.get(&seed)) {
-        println!("trace of seed {}: {} events, {:016x}", outcome.seed, outcome.trace_events, outcome.trace_hash);
+        println!(
+            "trace of seed {}: {} events, {:016x}",
+            outcome.seed, outcome.trace_events, outcome.trace_hash
+        );
     }
     let sum = |of: fn(&Outcome) -> u64| outcomes.values().map(of).sum::<u64>();
     println!(
