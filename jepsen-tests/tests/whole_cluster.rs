@@ -16,6 +16,7 @@ use ledgermq_jepsen_tests::python::interpreter;
 use parking_lot::Mutex;
 
 const RECOVER_WITHIN: Duration = Duration::from_secs(30);
+const RECEIVE_WITHIN: Duration = Duration::from_secs(90);
 
 /// Producers of our own client that go on until told to stop; what was acknowledged, by body.
 struct Senders {
@@ -80,8 +81,8 @@ impl Senders {
     }
 }
 
-/// Receives everything of the topic until nothing new comes; bodies with how often they were a
-/// first attempt.
+/// Receives everything of the topic until all that is expected came and nothing more does, or for
+/// longer than a lease; bodies with how often they were a first attempt.
 async fn receive_all(
     access_points: &str,
     topic: &str,
@@ -94,14 +95,12 @@ async fn receive_all(
             .await_duration(Duration::from_secs(2)),
     );
     let mut received: BTreeMap<String, u32> = BTreeMap::new();
+    let deadline = tokio::time::Instant::now() + RECEIVE_WITHIN;
     let mut empty = 0;
-    while empty < 2 {
+    while empty < 2 && tokio::time::Instant::now() < deadline {
         let messages = consumer.receive(32).await?;
         if messages.is_empty() && expected.iter().all(|body| received.contains_key(body)) {
             empty += 1;
-        } else if messages.is_empty() {
-            empty += 1;
-            continue;
         }
         for outcome in consumer.ack_many(&messages).await {
             outcome?;

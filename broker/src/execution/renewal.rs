@@ -1,18 +1,19 @@
 //! Leases the server renews by itself, for consumers that asked for it (`auto_renew`).
 //!
 //! The leader looks at all leases of its group every [`SCAN_INTERVAL`], and extends by one lease
-//! length those that end soon and whose client is alive. After [`RENEWED_MS_MAX`] in all it stops:
+//! length those that it granted itself, that end soon and whose client is alive. After [`RENEWED_MS_MAX`] in all it stops:
 //! a message a client holds for hours is stuck, and goes back by the group's retry policy.
 //! Extensions travel in batches, one log entry each.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use ledgermq_common::Term;
 use ledgermq_edge::validate::AUTO_RENEW_LEASE_MS;
 use tokio::time::MissedTickBehavior;
 
 use super::hosted_group::HostedGroup;
-use crate::state::{Command, ExtendLeases, LeaseExtension};
+use crate::state::{Command, DeliveryEpoch, ExtendLeases, LeaseExtension};
 
 pub const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 /// Renewed when no more than this is left; above the interval of the scan, so that no lease ends
@@ -26,26 +27,40 @@ const EXTENSIONS_MAX: usize = 1024;
 const COMMANDS_PER_SCAN_MAX: usize = 64;
 
 pub async fn renew_leases(hosted: Weak<HostedGroup>) {
+    let Some(mut leadership) = hosted.upgrade().map(|hosted| hosted.raft_leadership()) else { return };
     let mut scan = tokio::time::interval(SCAN_INTERVAL);
     scan.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut reign: Option<(Term, DeliveryEpoch)> = None;
     loop {
-        scan.tick().await;
+        tokio::select! {
+            _ = scan.tick() => {}
+            changed = leadership.changed() => if changed.is_err() { return },
+        }
         let Some(hosted) = hosted.upgrade() else { return };
         if hosted.leads() {
-            renew_due(&hosted).await;
+            let term = leadership.borrow_and_update().term;
+            let since = match reign {
+                Some((began, since)) if began == term => since,
+                _ => hosted.state.next_delivery_epoch(),
+            };
+            reign = Some((term, since));
+            renew_due(&hosted, since).await;
         }
         hosted.liveness.sweep();
     }
 }
 
-async fn renew_due(hosted: &Arc<HostedGroup>) {
+/// Renews deliveries from `since` on: those this leader made itself. Whether the answer of an
+/// earlier leader ever arrived is not known here; if it was lost with that leader, a renewed lease
+/// would hide its message for hours, while one that ends is delivered again.
+async fn renew_due(hosted: &Arc<HostedGroup>, since: DeliveryEpoch) {
     let now = hosted.now();
     let due = hosted
         .state
         .leases_to_renew(now.saturating_add_ms(RENEW_AHEAD_MS), EXTENSIONS_MAX * COMMANDS_PER_SCAN_MAX);
     let extensions: Vec<LeaseExtension> = due
         .into_iter()
-        .filter(|lease| hosted.liveness.is_alive(lease.client))
+        .filter(|lease| lease.epoch >= since && hosted.liveness.is_alive(lease.client))
         .map(|lease| {
             let held_ms = now.saturating_ms_since(lease.popped_at);
             let keep_renewing = held_ms < RENEWED_MS_MAX;

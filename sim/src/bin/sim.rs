@@ -26,6 +26,9 @@ struct Arguments {
     /// Print every event.
     #[arg(long)]
     trace: bool,
+    /// Run every seed twice and demand the same trace.
+    #[arg(long)]
+    twice: bool,
     /// Threads; 0 means one per processor.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -43,7 +46,7 @@ fn main() -> anyhow::Result<()> {
         threads => threads,
     };
     let started = Instant::now();
-    let outcomes = run_all(from, count, threads, options);
+    let outcomes = run_all(from, count, threads, arguments.twice, options);
     let failed: Vec<&Outcome> = outcomes.values().filter(|outcome| !outcome.violations.is_empty()).collect();
     for outcome in &failed {
         for line in &outcome.trace_tail {
@@ -83,7 +86,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run_all(from: u64, count: u64, threads: usize, options: Options) -> BTreeMap<u64, Outcome> {
+fn run_all(from: u64, count: u64, threads: usize, twice: bool, options: Options) -> BTreeMap<u64, Outcome> {
     let next = AtomicU64::new(from);
     let outcomes = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
@@ -94,7 +97,14 @@ fn run_all(from: u64, count: u64, threads: usize, options: Options) -> BTreeMap<
                     if seed >= from + count {
                         return;
                     }
-                    let outcome = run_seed(seed, options);
+                    let mut outcome = run_seed(seed, options);
+                    if twice {
+                        let again = run_seed(seed, options);
+                        if again.trace_hash != outcome.trace_hash {
+                            let (events, others) = (outcome.trace_events, again.trace_events);
+                            outcome.violations.push(format!("two runs differ: {events} and {others} events"));
+                        }
+                    }
                     if !outcome.violations.is_empty() {
                         eprintln!("seed {seed}: {}", outcome.violations.join("; "));
                     }
