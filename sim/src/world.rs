@@ -333,7 +333,12 @@ impl<'a> World<'a> {
         assert_eq!(self.power[node], Power::On, "a running process ends once");
         self.network.set_host(&host_name(node), HostState::ProcessDown);
         self.nodes[node].forget_life();
+        // A runtime drops its tasks in an order that depends on how many there were in this process
+        // before. Cut off, they close their sockets unheard; the reset that follows is heard by all
+        // peers in an order of ours.
+        self.block_all(node);
         self.sim.crash(host_name(node));
+        self.unblock_all(node);
         self.nodes[node].disk.kill();
         self.power[node] = Power::ProcessDown { restarts_at_ms };
         self.schedule(restarts_at_ms, Act::Restart { node });
