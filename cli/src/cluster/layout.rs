@@ -53,7 +53,7 @@ impl ClusterPlan {
             worker_threads: 0,
             segment_size_bytes: SEGMENT_SIZE_BYTES,
             broker_settings: Vec::new(),
-            log: "info".to_owned(),
+            log: "info,openraft=error".to_owned(),
         }
     }
 

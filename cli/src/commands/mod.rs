@@ -56,7 +56,8 @@ impl Cli {
     /// Servers tell what they do; tools speak up only when something is wrong.
     pub fn default_log(&self) -> &'static str {
         match self.command {
-            Command::Broker(_) | Command::Nameserver(_) => "info",
+            // The Raft engine reports every retry as a warning; what matters of it we report ourselves.
+            Command::Broker(_) | Command::Nameserver(_) => "info,openraft=error",
             _ => "warn",
         }
     }
