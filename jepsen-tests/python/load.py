@@ -80,8 +80,12 @@ def consume_simple(args, stop):
             for message in consumer.receive(32, 30):
                 record(e="got", n=number_of(message), id=message.message_id,
                        attempt=message.delivery_attempt)
-                consumer.ack(message)
-                record(e="acked", id=message.message_id)
+                # One ack that fails must not keep the rest of the batch from being recorded.
+                try:
+                    consumer.ack(message)
+                    record(e="acked", id=message.message_id)
+                except Exception as error:
+                    record(e="ack-error", id=message.message_id, error=f"{type(error).__name__}: {error}")
         except Exception as error:
             record(e="receive-error", error=f"{type(error).__name__}: {error}")
             stop.wait(0.2)

@@ -36,6 +36,9 @@ use crate::registry::{Registry, RegistryService};
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECTION_STREAMS_MAX: u32 = 16_384;
+/// Calls given up by their clients before this process saw them: all of a connection, after it stood
+/// still for a while.
+const PENDING_RESETS_MAX: usize = 4_096;
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
@@ -109,6 +112,7 @@ impl Nameserver {
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
             .max_concurrent_streams(CONNECTION_STREAMS_MAX)
+            .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .add_service(edge.messaging_service())

@@ -24,6 +24,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Requests one client connection may have open; SDKs hold a few, load generators thousands.
 const CONNECTION_STREAMS_MAX: u32 = 16_384;
+/// Calls given up by their clients before this process saw them.
+const PENDING_RESETS_MAX: usize = 4_096;
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
@@ -54,6 +56,9 @@ pub async fn serve_clients(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
         .max_concurrent_streams(CONNECTION_STREAMS_MAX)
+        // A process that stood still finds all the calls its clients gave up meanwhile; with the
+        // default of 20 it would take that for an attack and drop the connection.
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_routes(routes)

@@ -85,6 +85,8 @@ impl PeerServer {
             .initial_connection_window_size(BULK_WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES_MAX)
             .max_concurrent_streams(STREAMS_MAX)
+            // As many as a peer may open: a replica that stood still meets all that was given up.
+            .http2_max_pending_accept_reset_streams(Some(STREAMS_MAX as usize))
     }
 
     /// The service to add to the peer port's router.
