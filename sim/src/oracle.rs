@@ -321,12 +321,11 @@ impl State {
         payload: &Bytes,
         answer: &Bytes,
     ) {
-        if let Some((last, before)) = self.entries.last_key_value() {
-            if *last > index || before.term > record.term || before.payload_at >= record.payload_at {
-                let what =
-                    format!("entry {index} {record:?} was applied first, after entry {last} {before:?}");
-                self.violate(what);
-            }
+        if let Some((last, before)) = self.entries.last_key_value()
+            && (*last > index || before.term > record.term || before.payload_at >= record.payload_at)
+        {
+            let what = format!("entry {index} {record:?} was applied first, after entry {last} {before:?}");
+            self.violate(what);
         }
         self.trace.event(
             format_args!("node {node}"),

@@ -114,7 +114,7 @@ impl<'a> World<'a> {
             network,
             oracle,
             stage,
-            random: StdRng::seed_from_u64(plan.seed ^ 0x776f_726c_64),
+            random: StdRng::seed_from_u64(plan.seed ^ 0x0077_6f72_6c64),
             now_ms: 0,
             agenda: BTreeMap::new(),
             scheduled: 0,

@@ -38,13 +38,13 @@ fn nothing_acknowledged_is_lost_repeated_or_reordered_under_faults_and_power_los
 /// The trace of one seed, from a process of its own: how a failing seed is replayed.
 fn replayed(seed: u64) -> Vec<String> {
     let test = "nothing_acknowledged_is_lost_repeated_or_reordered_under_faults_and_power_loss";
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
+    let output = std::process::Command::new(std::env::current_exe().expect("this test program"))
         .args([test, "--exact", "--nocapture"])
         .env("LEDGERMQ_SIM_SEED", seed.to_string())
         .output()
-        .unwrap();
+        .expect("it starts");
     assert!(output.status.success(), "seed {seed}: {}", String::from_utf8_lossy(&output.stderr));
-    let trace = String::from_utf8(output.stderr).unwrap();
+    let trace = String::from_utf8(output.stderr).expect("text");
     trace.lines().filter(|line| line.contains(" ms ")).map(str::to_owned).collect()
 }
 
