@@ -1,7 +1,11 @@
 //! What the server processes used, from `/proc`.
 //!
-//! `write_bytes` counts pages sent towards the disk, so it holds everything a process wrote,
-//! preparation of segments included; a page rewritten before it was flushed counts once.
+//! What was written is taken from the disk that holds the files, where that is known: everything it
+//! was given meanwhile, preparation of segments and other programs included. The `write_bytes` of a
+//! process will not do: where the page cache holds a large folio, one byte counts as the whole.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -10,7 +14,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CostSample {
     cpu_seconds: f64,
-    written_bytes: u64,
+    written_bytes: Option<u64>,
     resident_bytes_max: u64,
 }
 
@@ -19,19 +23,20 @@ pub struct Cost {
     pub cpu_seconds: f64,
     /// `None` where no message was handled.
     pub cpu_seconds_per_million: Option<f64>,
-    pub written_bytes: u64,
+    /// `None` where the disk of the servers is not known.
+    pub written_bytes: Option<u64>,
     pub written_bytes_per_million: Option<f64>,
     /// The largest memory any one of the processes had at the end.
     pub resident_bytes_max: u64,
 }
 
 impl CostSample {
-    pub fn take(pids: &[u32]) -> anyhow::Result<Self> {
-        let mut sum = Self::default();
+    /// `dir` is on the disk the servers write to.
+    pub fn take(pids: &[u32], dir: Option<&Path>) -> anyhow::Result<Self> {
+        let mut sum = Self { written_bytes: dir.and_then(written_to_disk_of), ..Self::default() };
         for pid in pids {
             let sample = Self::of(*pid).with_context(|| format!("cannot read what process {pid} used"))?;
             sum.cpu_seconds += sample.cpu_seconds;
-            sum.written_bytes += sample.written_bytes;
             sum.resident_bytes_max = sum.resident_bytes_max.max(sample.resident_bytes_max);
         }
         Ok(sum)
@@ -40,13 +45,14 @@ impl CostSample {
     /// The cost from `self` to `end`, in which `messages` were handled.
     pub fn until(&self, end: &Self, messages: u64) -> Cost {
         let cpu_seconds = end.cpu_seconds - self.cpu_seconds;
-        let written_bytes = end.written_bytes.saturating_sub(self.written_bytes);
+        let written_bytes =
+            self.written_bytes.zip(end.written_bytes).map(|(start, end)| end.saturating_sub(start));
         let per_million = |amount: f64| (messages > 0).then(|| amount / (messages as f64 / 1e6));
         Cost {
             cpu_seconds,
             cpu_seconds_per_million: per_million(cpu_seconds),
             written_bytes,
-            written_bytes_per_million: per_million(written_bytes as f64),
+            written_bytes_per_million: written_bytes.and_then(|written| per_million(written as f64)),
             resident_bytes_max: end.resident_bytes_max,
         }
     }
@@ -61,14 +67,25 @@ impl CostSample {
         };
         // Fields 14 and 15 of the manual; the first behind the name is field 3.
         let cpu_ticks = ticks(11)? + ticks(12)?;
-        let io = std::fs::read_to_string(format!("/proc/{pid}/io"))?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         Ok(Self {
             cpu_seconds: cpu_ticks as f64 / ticks_per_second(),
-            written_bytes: named_number(&io, "write_bytes:")?,
+            written_bytes: None,
             resident_bytes_max: named_number(&status, "VmRSS:")? * 1024,
         })
     }
+}
+
+/// Bytes the block device below `dir` was given since it was there; `None` where that is no plain
+/// block device.
+pub fn written_to_disk_of(dir: &Path) -> Option<u64> {
+    const SECTOR_BYTES: u64 = 512;
+    let device = std::fs::metadata(dir).ok()?.dev();
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let stat = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
+    // The seventh field is sectors written.
+    let sectors: u64 = stat.split_whitespace().nth(6)?.parse().ok()?;
+    Some(sectors * SECTOR_BYTES)
 }
 
 fn named_number(text: &str, name: &str) -> anyhow::Result<u64> {
@@ -90,15 +107,15 @@ mod tests {
     #[test]
     fn the_cost_of_this_process_grows_with_its_work() {
         let pids = [std::process::id()];
-        let start = CostSample::take(&pids).unwrap();
+        let start = CostSample::take(&pids, None).unwrap();
         let begun = std::time::Instant::now();
         let mut spin = 0u64;
         while begun.elapsed().as_millis() < 100
-            || CostSample::take(&pids).unwrap().cpu_seconds == start.cpu_seconds
+            || CostSample::take(&pids, None).unwrap().cpu_seconds == start.cpu_seconds
         {
             spin = std::hint::black_box(spin.wrapping_add(1));
         }
-        let cost = start.until(&CostSample::take(&pids).unwrap(), 1_000_000);
+        let cost = start.until(&CostSample::take(&pids, None).unwrap(), 1_000_000);
         assert!(cost.cpu_seconds > 0.0);
         assert_eq!(cost.cpu_seconds_per_million, Some(cost.cpu_seconds));
         assert_eq!(start.until(&start, 0).cpu_seconds_per_million, None);

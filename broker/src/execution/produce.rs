@@ -5,6 +5,7 @@
 //! | topic unknown, creation by first use off | TOPIC_NOT_FOUND |
 //! | message type is not the topic's | MESSAGE_PROPERTY_CONFLICT_WITH_TYPE |
 //! | topic not writable | FORBIDDEN |
+//! | [`APPEND_BYTES_MAX`] of messages are being appended | waits its turn, until its deadline |
 //! | the client has stopped waiting | not proposed: it would cost an fsync for nobody |
 //! | the message id is in the window | OK with the first place; nothing is stored again |
 
@@ -14,6 +15,8 @@ use ledgermq_edge::group_call::{GroupResponse, NotExecuted, Refused, SendRequest
 use ledgermq_edge::validate;
 use ledgermq_proto::rocketmq::{Code, SendMessageResponse, SendResultEntry};
 
+#[cfg(doc)]
+use super::hosted_group::APPEND_BYTES_MAX;
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::{delivery, intake};
 use crate::state::{Answer, StoredAt, encode_append, encoded_append_bytes};
@@ -42,10 +45,11 @@ pub async fn send(
         )
         .into());
     }
+    let _room = hosted.append_room(command_bytes, context).await?;
     if context.remaining().is_zero() {
         return Err(NotExecuted::DeadlinePassed.into());
     }
-    let stored = match hosted.propose(encode_append(now, topic.id, &messages)).await? {
+    let stored = match hosted.propose(encode_append(hosted.now(), topic.id, &messages)).await? {
         Answer::Stored(stored) => stored,
         Answer::Refused(refusal) => return Err(refused(refusal, send.topic.as_str()).into()),
         other => return Err(unexpected("AppendMessages", &other)),

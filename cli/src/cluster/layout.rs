@@ -30,7 +30,9 @@ pub struct ClusterPlan {
     pub auto_create_topics: bool,
     /// `None` chooses free ports.
     pub port_base: Option<u16>,
-    /// Threads of each broker; 0 is one per core.
+    /// Threads of each broker; 0 is one per core. One by default: the brokers of such a cluster share
+    /// a machine, and with a pool each they mostly wake each other's threads (half the throughput on
+    /// two cores).
     pub worker_threads: usize,
     pub segment_size_bytes: u64,
     /// More settings for the brokers, as `--set` takes them.
@@ -50,7 +52,7 @@ impl ClusterPlan {
             groups: 1,
             auto_create_topics: true,
             port_base: None,
-            worker_threads: 0,
+            worker_threads: 1,
             segment_size_bytes: SEGMENT_SIZE_BYTES,
             broker_settings: Vec::new(),
             log: "info,openraft=error".to_owned(),

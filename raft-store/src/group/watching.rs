@@ -69,13 +69,16 @@ pub(super) async fn publish_fault(
     fault.send_replace(found);
 }
 
+/// The full metrics change with every turn of openraft's loop, so they are looked at only when the
+/// rarer ones change, or end: they end with the loop, and why it ended is published before.
 async fn stopped(raft: &Raft) -> String {
-    let mut metrics = raft.metrics();
+    let mut rare = raft.server_metrics();
     loop {
-        if let Err(fatal) = &metrics.borrow_watched().running_state {
+        let is_over = rare.changed().await.is_err();
+        if let Err(fatal) = &raft.metrics().borrow_watched().running_state {
             return format!("raft stopped: {fatal}");
         }
-        if metrics.changed().await.is_err() {
+        if is_over {
             return "raft is gone".to_owned();
         }
     }

@@ -18,7 +18,9 @@ use super::{DirectoryLock, Disk, DiskFile};
 
 /// Linux's IOV_MAX: more parts than this in one call are refused with EINVAL.
 const PARTS_PER_WRITE_MAX: usize = 1024;
-const ZERO_CHUNK_BYTES: usize = 256 * 1024;
+/// Small, because the page cache keeps what one call wrote as one folio, and every later sync of a
+/// few bytes walks the whole folio: 64 KiB costs an append nothing, 256 KiB 15 us.
+const ZERO_CHUNK_BYTES: usize = 64 * 1024;
 static ZEROS: [u8; ZERO_CHUNK_BYTES] = [0; ZERO_CHUNK_BYTES];
 const LOCK_FILE: &str = "lock";
 

@@ -9,8 +9,10 @@
 //! Every call has a deadline. A stream has none as a whole: it fails when answers are owed and none
 //! came for [`STALL_MS`].
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt};
@@ -22,17 +24,20 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 use openraft_rt::{BoxFuture, BoxStream};
+use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::links::{Links, PeerLinks};
 use super::state_machine::FinishedSnapshot;
-use super::vocabulary::{Consensus, Node, Vote};
+use super::vocabulary::{Consensus, LogId, Node, Vote};
 use super::wire::{self, Address};
 use crate::offload::Offload;
 use crate::snapshot::{PIECE_BYTES, SnapshotFile};
 
 /// Answers owed and none for so long: the stream is given up and opened again.
 const STALL_MS: u64 = 2_000;
+/// How long a commit index waits for entries to travel with.
+const BARE_COMMIT_WAIT: Duration = Duration::from_millis(10);
 /// Between two attempts to reach a peer that could not be reached.
 const BACKOFF_MS: u64 = 50;
 /// Pieces of a snapshot read ahead of the connection.
@@ -218,7 +223,7 @@ impl PeerClient {
             Some(first) => {
                 let counter = Arc::clone(&sent);
                 let to = self.to;
-                let requests = futures_util::stream::iter([first]).chain(input);
+                let requests = WithoutBareCommits::new(futures_util::stream::iter([first]).chain(input));
                 let outbound = requests.map(move |request| {
                     let is_first = counter.fetch_add(1, Ordering::AcqRel) == 0;
                     wire::append_to_wire(request, is_first.then_some(to))
@@ -276,6 +281,66 @@ impl PeerClient {
         fed?;
         let response = answered.map_err(unreachable)?.into_inner();
         Ok(SnapshotResponse::new(wire::vote_from_wire(response.ballot).map_err(malformed)?))
+    }
+}
+
+/// Appends that carry nothing but a newer commit index wait a moment for an append with entries,
+/// which carries it as well.
+///
+/// openraft sends one after every commit that meets no new entry. With one message in flight that
+/// was a second round of messages to both followers for each, and half of
+/// all wake-ups. So a follower learns of the last commit of a burst [`BARE_COMMIT_WAIT`] later; nobody
+/// waits for that: answers come from the leader, and a new leader commits what it holds by its own
+/// first entry.
+///
+/// One that is dropped is never answered: openraft takes an answer for everything before it.
+struct WithoutBareCommits<S> {
+    input: S,
+    sent_upto: Option<LogId>,
+    held: Option<AppendEntriesRequest<Consensus>>,
+    wait: Pin<Box<Sleep>>,
+}
+
+impl<S> WithoutBareCommits<S> {
+    fn new(input: S) -> Self {
+        Self { input, sent_upto: None, held: None, wait: Box::pin(tokio::time::sleep(BARE_COMMIT_WAIT)) }
+    }
+}
+
+impl<S> Stream for WithoutBareCommits<S>
+where
+    S: Stream<Item = AppendEntriesRequest<Consensus>> + Unpin,
+{
+    type Item = AppendEntriesRequest<Consensus>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match self.input.poll_next_unpin(context) {
+                // A probe names a place where nothing was sent yet, so it is never held.
+                Poll::Ready(Some(request))
+                    if request.entries.is_empty()
+                        && self.sent_upto.is_some()
+                        && request.prev_log_id == self.sent_upto =>
+                {
+                    if self.held.is_none() {
+                        self.wait.as_mut().reset(tokio::time::Instant::now() + BARE_COMMIT_WAIT);
+                    }
+                    self.held = Some(request);
+                }
+                Poll::Ready(Some(request)) => {
+                    self.held = None;
+                    self.sent_upto = request.entries.last().map(|entry| entry.log_id);
+                    return Poll::Ready(Some(request));
+                }
+                Poll::Ready(None) => return Poll::Ready(self.held.take()),
+                Poll::Pending => {
+                    if self.held.is_some() && self.wait.as_mut().poll(context).is_ready() {
+                        return Poll::Ready(self.held.take());
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
     }
 }
 

@@ -57,7 +57,6 @@ pub const TEMPORARY_NAME: &str = "segment.tmp";
 pub const SEGMENT_BYTES_MIN: u64 = 64 * 1024;
 
 const SUFFIX: &str = ".log";
-const FILL_PIECE_BYTES: u64 = 1 << 20;
 const CRC_AT: usize = HEADER_BYTES as usize - 4;
 const MAGIC: [u8; 8] = *b"LMQSEGMT";
 const VERSION: u32 = 1;
@@ -250,16 +249,23 @@ impl Segment {
         self.filled.load(Ordering::Acquire)
     }
 
-    /// Zero-fills up to `upto` (a position in the file). `after_piece` runs between the pieces and
-    /// may stop it.
-    pub fn fill_to(&self, upto: u64, mut after_piece: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    /// Zero-fills up to `upto` (a position in the file). `after_piece` runs between the pieces,
+    /// without the lock, and may stop it.
+    pub fn fill_to(
+        &self,
+        upto: u64,
+        piece_bytes: u64,
+        mut after_piece: impl FnMut() -> io::Result<bool>,
+    ) -> io::Result<()> {
         let upto = upto.min(self.header.segment_bytes);
         while self.filled() < upto {
-            let _filling = self.fill.lock();
-            let from = self.filled();
-            let piece = upto.saturating_sub(from).min(FILL_PIECE_BYTES);
-            self.fill_file.zero_fill(from, piece)?;
-            self.filled.store(from + piece, Ordering::Release);
+            {
+                let _filling = self.fill.lock();
+                let from = self.filled();
+                let piece = upto.saturating_sub(from).min(piece_bytes);
+                self.fill_file.zero_fill(from, piece)?;
+                self.filled.store(from + piece, Ordering::Release);
+            }
             if !after_piece()? {
                 break;
             }

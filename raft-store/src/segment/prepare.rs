@@ -15,27 +15,43 @@
 //! `examples/log_figures.rs` measures them on a disk at hand. O_DIRECT is not worth its alignment
 //! rules for 4 us, and O_DSYNC would sync each of a batch's calls by itself.
 //!
-//! Filling a whole segment at once would stall the start (1 GiB is seconds) and fight with the
-//! appends for the disk; so the space is reserved at once and zeros go in pieces of 1 MiB, each
-//! synced by itself, `fill_ahead_bytes` ahead of the appends. An append that overtakes the zeros
-//! fills the gap itself: slower, never wrong. Segments are not recycled, although that would save
-//! the zeros: a reader may hold mapped bytes of a released file, which must not change under it.
+//! Filling a whole segment at once would stall the start (1 GiB is seconds), and zeros written while
+//! appends go to the same file cost those appends a journal commit and a wait for the zeros. So:
+//!
+//! - the next segment is filled to its end while this one is in use: another inode, so its zeros
+//!   and its commits are not in the way of a sync of this one;
+//! - only a segment that had to be used before it was full of zeros (the first of a log, one found
+//!   at a start, one taken early) is filled behind the back of its appends, once, to its end;
+//! - filling keeps to [`FILL_BYTES_PER_S`] as long as there are [`FILL_MARGIN_BYTES`] of zeros ahead
+//!   of the appends, and hurries when there are not;
+//! - a segment that is needed is handed over at once, however little of it is filled. An append that
+//!   overtakes the zeros fills the gap itself: slower, never wrong.
+//!
+//! Segments are not recycled, although that would save the zeros: a reader may hold mapped bytes of
+//! a released file, which must not change under it.
 //!
 //! The simulation has no thread: there the writer does the work itself when it is due.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use ledgermq_common::PhysicalOffset;
+use parking_lot::{Condvar, Mutex};
 
-use super::{Segment, TEMPORARY_NAME};
+use super::{HEADER_BYTES, Segment, TEMPORARY_NAME};
 use crate::io::{Disk, DiskFile};
 use crate::store::{StoreConfig, StoreFault};
 use crate::superblock::fault;
+
+/// How fast zeros are written while nobody is short of them.
+const FILL_BYTES_PER_S: u64 = 128 << 20;
+/// With fewer zeros than this ahead of the appends, filling does not pause.
+const FILL_MARGIN_BYTES: u64 = 64 << 20;
+/// One write and sync of zeros. Small, because an append that syncs meanwhile waits for them.
+const FILL_PIECE_BYTES: u64 = 1 << 20;
 
 /// A file with space and zeros, under the temporary name.
 #[derive(Debug)]
@@ -70,39 +86,79 @@ pub struct Preparer {
     thread: Option<PrepareThread>,
     /// A file was asked for and not taken yet.
     requested: bool,
-    /// Up to where zeros were asked for, so that the thread is not asked again for each batch.
-    fill_asked: PhysicalOffset,
+    /// The segment (by its base) whose filling was asked for.
+    filling: Option<u64>,
 }
 
 #[derive(Debug)]
 struct PrepareThread {
     work: Option<mpsc::Sender<Work>>,
     ready: mpsc::Receiver<io::Result<Prepared>>,
-    stop: Arc<AtomicBool>,
+    pace: Arc<Pace>,
     join: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
 enum Work {
     Prepare,
-    Fill { segment: Arc<Segment>, upto: u64 },
+    Fill { segment: Arc<Segment> },
+}
+
+/// What the writer tells the thread while it works.
+#[derive(Debug, Default)]
+struct Pace {
+    told: Mutex<Told>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    stop: bool,
+    /// The writer waits for the next segment.
+    wanted: bool,
+    /// Where the appends are in the segment in use, and how far it can go.
+    written: u64,
+    segment_bytes: u64,
+}
+
+impl Pace {
+    fn tell(&self, change: impl FnOnce(&mut Told)) {
+        change(&mut self.told.lock());
+        self.changed.notify_one();
+    }
+
+    /// Waits out the pace after `piece` bytes that took `took`. `ahead` says how many zeros there
+    /// are ahead of the appends. False when the work is to be left as it is.
+    fn goes_on(&self, piece: u64, took: Duration, ahead: impl Fn(&Told) -> u64) -> bool {
+        let share = Duration::from_secs_f64(piece as f64 / FILL_BYTES_PER_S as f64);
+        let until = Instant::now() + share.saturating_sub(took);
+        let mut told = self.told.lock();
+        loop {
+            if told.stop || told.wanted {
+                return false;
+            }
+            if ahead(&told) < FILL_MARGIN_BYTES || self.changed.wait_until(&mut told, until).timed_out() {
+                return true;
+            }
+        }
+    }
 }
 
 impl Preparer {
     pub fn inline(disk: Arc<dyn Disk>, plan: PreparePlan) -> Self {
-        Self { disk, plan, thread: None, requested: false, fill_asked: PhysicalOffset(0) }
+        Self { disk, plan, thread: None, requested: false, filling: None }
     }
 
     pub fn threaded(disk: Arc<dyn Disk>, plan: PreparePlan, name: String) -> io::Result<Self> {
         let (work, work_queue) = mpsc::channel();
         let (ready_sender, ready) = mpsc::channel();
-        let stop = Arc::new(AtomicBool::new(false));
+        let pace = Arc::new(Pace::default());
         let join = std::thread::Builder::new().name(name).spawn({
-            let (disk, plan, stop) = (Arc::clone(&disk), plan.clone(), Arc::clone(&stop));
-            move || run(&*disk, &plan, &work_queue, &ready_sender, &stop)
+            let (disk, plan, pace) = (Arc::clone(&disk), plan.clone(), Arc::clone(&pace));
+            move || run(&*disk, &plan, &work_queue, &ready_sender, &pace)
         })?;
-        let thread = PrepareThread { work: Some(work), ready, stop, join: Some(join) };
-        Ok(Self { disk, plan, thread: Some(thread), requested: false, fill_asked: PhysicalOffset(0) })
+        let thread = PrepareThread { work: Some(work), ready, pace, join: Some(join) };
+        Ok(Self { disk, plan, thread: Some(thread), requested: false, filling: None })
     }
 
     /// Asks for the next segment, once.
@@ -115,12 +171,15 @@ impl Preparer {
         }
     }
 
-    /// The file that was asked for, or one made now.
+    /// The file that was asked for, as far as it is filled, or one made now.
     pub fn take(&mut self) -> Result<Prepared, StoreFault> {
         if std::mem::take(&mut self.requested)
             && let Some(thread) = &self.thread
         {
-            match thread.ready.recv() {
+            thread.pace.tell(|told| told.wanted = true);
+            let ready = thread.ready.recv();
+            thread.pace.tell(|told| told.wanted = false);
+            match ready {
                 Ok(Ok(prepared)) => return Ok(prepared),
                 // Nothing of the log was in it; the attempt below decides.
                 Ok(Err(error)) => tracing::warn!(%error, "preparing the next segment failed"),
@@ -132,24 +191,25 @@ impl Preparer {
 
     /// Called after each batch with the position in the file behind it.
     pub fn keep_ahead(&mut self, segment: &Arc<Segment>, written: u64) -> Result<(), StoreFault> {
-        let ahead = self.plan.fill_ahead_bytes;
-        let enough = (written + ahead / 2).min(segment.header.segment_bytes);
-        if segment.filled() >= enough {
+        let segment_bytes = segment.header.segment_bytes;
+        if let Some(PrepareThread { work: Some(work), pace, .. }) = &self.thread {
+            // Without a wake-up: the thread looks at it after each piece.
+            let mut told = pace.told.lock();
+            (told.written, told.segment_bytes) = (written, segment_bytes);
+            drop(told);
+            let base = segment.base().get();
+            if segment.filled() < segment_bytes && self.filling != Some(base) {
+                self.filling = Some(base);
+                // A thread that is gone only costs speed: the writer fills before it writes.
+                let _ = work.send(Work::Fill { segment: Arc::clone(segment) });
+            }
             return Ok(());
         }
-        let upto = written + ahead;
-        match &self.thread {
-            Some(PrepareThread { work: Some(work), .. }) => {
-                let base = segment.base().get();
-                if self.fill_asked.get() < base + enough {
-                    self.fill_asked = PhysicalOffset(base + upto);
-                    // A thread that is gone only costs speed: the writer fills before it writes.
-                    let _ = work.send(Work::Fill { segment: Arc::clone(segment), upto });
-                }
-                Ok(())
-            }
-            _ => segment.fill_to(upto, || Ok(true)).map_err(fault("write", &segment.path)),
+        let ahead = self.plan.fill_ahead_bytes;
+        if segment.filled() >= (written + ahead / 2).min(segment_bytes) {
+            return Ok(());
         }
+        segment.fill_to(written + ahead, FILL_PIECE_BYTES, || Ok(true)).map_err(fault("write", &segment.path))
     }
 
     /// Removes a file that was prepared and will not be used.
@@ -165,7 +225,7 @@ impl Preparer {
 impl Drop for PrepareThread {
     fn drop(&mut self) {
         // Joined, so that nobody touches the directory once its lock is gone.
-        self.stop.store(true, Ordering::Release);
+        self.pace.tell(|told| told.stop = true);
         self.work = None;
         if let Some(join) = self.join.take() {
             let _ = join.join();
@@ -175,12 +235,30 @@ impl Drop for PrepareThread {
 
 /// Makes a file for a segment and leaves the header to its user.
 pub fn prepare(disk: &dyn Disk, plan: &PreparePlan) -> io::Result<Prepared> {
+    prepare_while(disk, plan, |_, _| false)
+}
+
+/// Fills what a segment must have, and the rest of it as long as `goes_on` says so.
+fn prepare_while(
+    disk: &dyn Disk,
+    plan: &PreparePlan,
+    goes_on: impl Fn(u64, Duration) -> bool,
+) -> io::Result<Prepared> {
     let path = plan.directory.join(TEMPORARY_NAME);
     let file = disk.create(&path)?;
-    let filled = plan.fill_ahead_bytes.max(super::HEADER_BYTES).min(plan.segment_bytes);
+    let mut filled = plan.fill_ahead_bytes.max(HEADER_BYTES).min(plan.segment_bytes);
     file.reserve(plan.segment_bytes)?;
     file.zero_fill(0, filled)?;
     file.sync_data()?;
+    let mut took = Duration::ZERO;
+    while filled < plan.segment_bytes && goes_on(filled, took) {
+        let started = Instant::now();
+        let piece = FILL_PIECE_BYTES.min(plan.segment_bytes - filled);
+        file.zero_fill(filled, piece)?;
+        file.sync_data()?;
+        filled += piece;
+        took = started.elapsed();
+    }
     let fill_file = disk.open(&path)?;
     Ok(Prepared { file, fill_file, path, filled })
 }
@@ -190,22 +268,32 @@ fn run(
     plan: &PreparePlan,
     work: &mpsc::Receiver<Work>,
     ready: &mpsc::Sender<io::Result<Prepared>>,
-    stop: &AtomicBool,
+    pace: &Pace,
 ) {
     while let Ok(work) = work.recv() {
-        if stop.load(Ordering::Acquire) {
+        if pace.told.lock().stop {
             return;
         }
         match work {
             Work::Prepare => {
-                if ready.send(prepare(disk, plan)).is_err() {
+                let prepared = prepare_while(disk, plan, |filled, took| {
+                    pace.goes_on(FILL_PIECE_BYTES, took, |told| {
+                        told.segment_bytes.saturating_sub(told.written) + filled
+                    })
+                });
+                if ready.send(prepared).is_err() {
                     return;
                 }
             }
-            Work::Fill { segment, upto } => {
-                let filled = segment.fill_to(upto, || {
+            Work::Fill { segment } => {
+                let mut started = Instant::now();
+                let filled = segment.fill_to(segment.header.segment_bytes, FILL_PIECE_BYTES, || {
                     segment.fill_file.sync_data()?;
-                    Ok(!stop.load(Ordering::Acquire))
+                    let goes_on = pace.goes_on(FILL_PIECE_BYTES, started.elapsed(), |told| {
+                        segment.filled().saturating_sub(told.written)
+                    });
+                    started = Instant::now();
+                    Ok(goes_on)
                 });
                 if let Err(error) = filled {
                     // Not the end by itself. If bytes of the log were among what a sync failed

@@ -203,7 +203,7 @@ impl WriterCore {
         let active = &self.active;
         let end = active.file_position(self.batch.end());
         // Before the bytes, never after: whoever fills later must find them already covered.
-        active.fill_to(end, || Ok(true)).map_err(fault("write", &active.path))?;
+        active.fill_to(end, u64::MAX, || Ok(true)).map_err(fault("write", &active.path))?;
         let at = active.file_position(start);
         active.file.write_vectored_at(&self.batch.slices(), at).map_err(fault("write", &active.path))?;
         self.batch.clear();

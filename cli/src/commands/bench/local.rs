@@ -1,7 +1,7 @@
 //! `ledgermq bench local`: a cluster of its own on this machine, one row for each measure, beside
 //! the target and beside what the disk did in the same sitting.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::Args;
 use comfy_table::{Table, presets};
 use ledgermq_bench::consume::{self, ConsumeSpec};
-use ledgermq_bench::cost::{Cost, CostSample};
+use ledgermq_bench::cost::{Cost, CostSample, written_to_disk_of};
 use ledgermq_bench::disk;
 use ledgermq_bench::end_to_end::{self, EndToEndSpec};
 use ledgermq_bench::produce::{self, ProduceSpec};
@@ -23,8 +23,12 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(12);
 const IDLE_FOR: Duration = Duration::from_secs(5);
 const END_TO_END_MESSAGES: u32 = 1_000;
-/// Segments of the size production uses, or their preparation would weigh more than it does there.
-const SEGMENT_SIZE_BYTES: u64 = 256 * 1024 * 1024;
+/// As in production.
+const SEGMENT_SIZE_BYTES: u64 = 1024 * 1024 * 1024;
+/// The first segments are filled with zeros in the background; measuring begins when the disk has
+/// been given less than this for a second, or after this time.
+const QUIET_BYTES_PER_S: u64 = 4 * 1024 * 1024;
+const QUIET_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub struct LocalArgs {
@@ -37,7 +41,7 @@ pub struct LocalArgs {
     #[arg(long, default_value_t = 1, value_name = "SECONDS")]
     warm_up: u64,
     /// Threads of each broker; 0 is one per core.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 1)]
     worker_threads: usize,
     /// A setting of the brokers, as in `--set raft.heartbeat_ms=50`. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -85,6 +89,7 @@ const fn load(
 
 struct Bench {
     arguments: LocalArgs,
+    dir: PathBuf,
     endpoint: String,
     pids: Vec<u32>,
     rows: Vec<Value>,
@@ -107,7 +112,7 @@ pub async fn run(arguments: LocalArgs) -> anyhow::Result<ExitCode> {
     plan.log = "warn".to_owned();
     let mut cluster = Cluster::start(plan)?;
     let outcome = tokio::select! {
-        outcome = measure(&mut cluster, arguments) => outcome,
+        outcome = measure(&mut cluster, arguments, dir.path().to_owned()) => outcome,
         _ = crate::commands::asked_to_stop() => Err(anyhow::anyhow!("interrupted")),
     };
     let _ = cluster.stop(STOP_WITHIN).await;
@@ -132,7 +137,7 @@ pub async fn run(arguments: LocalArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(cluster: &mut Cluster, arguments: LocalArgs) -> anyhow::Result<Bench> {
+async fn measure(cluster: &mut Cluster, arguments: LocalArgs, dir: PathBuf) -> anyhow::Result<Bench> {
     cluster.wait_ready(READY_WITHIN).await?;
     // The leader first: the figures are of the broker, not of a hop that depends on luck.
     let leader = cluster.wait_leader(1, READY_WITHIN).await?;
@@ -152,7 +157,8 @@ async fn measure(cluster: &mut Cluster, arguments: LocalArgs) -> anyhow::Result<
         "MEMORY MiB",
         "TARGET",
     ]);
-    let mut bench = Bench { arguments, endpoint, pids, rows: Vec::new(), table };
+    wait_for_quiet(&dir).await;
+    let mut bench = Bench { arguments, dir, endpoint, pids, rows: Vec::new(), table };
     if bench.wants("idle") {
         bench.idle().await?;
     }
@@ -165,6 +171,19 @@ async fn measure(cluster: &mut Cluster, arguments: LocalArgs) -> anyhow::Result<
         bench.end_to_end().await?;
     }
     Ok(bench)
+}
+
+async fn wait_for_quiet(dir: &Path) {
+    let until = tokio::time::Instant::now() + QUIET_WITHIN;
+    let Some(mut before) = written_to_disk_of(dir) else { return };
+    while tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let Some(now) = written_to_disk_of(dir) else { return };
+        if now.saturating_sub(before) < QUIET_BYTES_PER_S {
+            return;
+        }
+        before = now;
+    }
 }
 
 impl Bench {
@@ -199,8 +218,8 @@ impl Bench {
                 options: ClientOptions::default(),
                 topic,
                 group: "bench-readers".to_owned(),
-                consumers: 4,
-                in_flight: if batch == 1 { 32 } else { 8 },
+                consumers: 8,
+                in_flight: if batch == 1 { 64 } else { 16 },
                 batch,
                 warm_up,
                 duration,
@@ -210,8 +229,8 @@ impl Bench {
         let (mut start, mut end) = (None, None);
         let produced = produce::run(
             &spec,
-            || start = Some(CostSample::take(&self.pids)),
-            || end = Some(CostSample::take(&self.pids)),
+            || start = Some(CostSample::take(&self.pids, Some(&self.dir))),
+            || end = Some(CostSample::take(&self.pids, Some(&self.dir))),
         )
         .await?;
         let cost = match (start, end) {
@@ -223,7 +242,8 @@ impl Bench {
             None => None,
         };
         let payload = produced.messages as f64 * load.size_bytes as f64;
-        let written_per_payload = (payload > 0.0).then(|| cost.written_bytes as f64 / payload);
+        let written_per_payload =
+            cost.written_bytes.filter(|_| payload > 0.0).map(|written| written as f64 / payload);
         self.table.add_row([
             load.name.to_owned(),
             format!("{:.0}", produced.messages_per_second),
@@ -248,9 +268,9 @@ impl Bench {
     }
 
     async fn idle(&mut self) -> anyhow::Result<()> {
-        let start = CostSample::take(&self.pids)?;
+        let start = CostSample::take(&self.pids, Some(&self.dir))?;
         tokio::time::sleep(IDLE_FOR).await;
-        let cost = start.until(&CostSample::take(&self.pids)?, 0);
+        let cost = start.until(&CostSample::take(&self.pids, Some(&self.dir))?, 0);
         let percent = cost.cpu_seconds / IDLE_FOR.as_secs_f64() * 100.0;
         let target = "≤ 1 % of a core, ≤ 64 MiB";
         let mut row = vec![format!("idle: {percent:.1} % of a core")];

@@ -282,7 +282,10 @@ impl Samples {
     fn both(&mut self) -> (impl FnOnce() + '_, impl FnOnce() + '_) {
         let Self { pids, start, end } = self;
         let pids = &*pids;
-        (move || *start = Some(CostSample::take(pids)), move || *end = Some(CostSample::take(pids)))
+        (
+            move || *start = Some(CostSample::take(pids, None)),
+            move || *end = Some(CostSample::take(pids, None)),
+        )
     }
 
     fn cost(self, messages: u64) -> anyhow::Result<Option<ledgermq_bench::cost::Cost>> {
