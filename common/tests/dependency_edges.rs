@@ -13,14 +13,16 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("ledgermq-common", &[] as &[&str]),
         ("ledgermq-proto", &[]),
+        ("ledgermq-filter", &[]),
         ("ledgermq-raft-store", &["ledgermq-common", "ledgermq-proto"]),
         ("ledgermq-listener", &["ledgermq-common"]),
-        ("ledgermq-edge", &["ledgermq-common", "ledgermq-proto", "ledgermq-listener"]),
+        ("ledgermq-edge", &["ledgermq-common", "ledgermq-proto", "ledgermq-filter", "ledgermq-listener"]),
         (
             "ledgermq-broker",
             &[
                 "ledgermq-common",
                 "ledgermq-proto",
+                "ledgermq-filter",
                 "ledgermq-raft-store",
                 "ledgermq-listener",
                 "ledgermq-edge",
