@@ -151,7 +151,7 @@ pub struct RaftSection {
     /// The least of the random time a follower waits beyond the leader's lease before it campaigns; at
     /// least two heartbeats.
     pub election_timeout_min_ms: u64,
-    /// The greatest of that time, and the length of the lease.
+    /// The greatest of that random time, and the length of the leader's lease.
     pub election_timeout_max_ms: u64,
 }
 
