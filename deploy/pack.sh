@@ -21,7 +21,8 @@ fi
 
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
-cp "$BINARY" "$context/ledgermq"
+# Line tables are five times the program; they stay with the binary that was built.
+strip --strip-debug -o "$context/ledgermq" "$BINARY" 2>/dev/null || cp "$BINARY" "$context/ledgermq"
 mkdir "$context/state"
 if readelf -l "$context/ledgermq" 2>/dev/null | grep -q INTERP && [ "${BASE_IMAGE:-scratch}" = scratch ]; then
   echo "$BINARY is linked dynamically and would not run on an empty image" >&2

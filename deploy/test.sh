@@ -55,7 +55,7 @@ wait_until() {
 }
 
 say "up, with $(compose version --short 2>/dev/null || echo compose)"
-compose up --detach --no-build >/dev/null 2>&1 || fail "compose up"
+compose up --detach --no-build >"$work/up" 2>&1 || fail "compose up: $(cat "$work/up")"
 wait_until "healthy containers" healthy
 
 brokers="127.0.0.1:$LEDGERMQ_PORT_BROKER_1;127.0.0.1:$LEDGERMQ_PORT_BROKER_2;127.0.0.1:$LEDGERMQ_PORT_BROKER_3"

@@ -30,6 +30,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ),
         ("ledgermq-nameserver", &["ledgermq-common", "ledgermq-proto", "ledgermq-listener", "ledgermq-edge"]),
         ("ledgermq-client", &["ledgermq-common", "ledgermq-proto"]),
+        ("ledgermq-checkers", &[]),
         ("ledgermq-bench", &["ledgermq-common", "ledgermq-client", "ledgermq-proto"]),
         (
             "ledgermq",
@@ -37,6 +38,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "ledgermq-common",
                 "ledgermq-proto",
                 "ledgermq-client",
+                "ledgermq-checkers",
                 "ledgermq-broker",
                 "ledgermq-nameserver",
                 "ledgermq-bench",

@@ -65,8 +65,7 @@ fn exposed(text: &str) -> BTreeSet<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rules_and_dashboards_name_metrics_that_exist() -> Result<()> {
     let rules = std::fs::read_to_string(deploy().join("prometheus/rules.yml"))?;
-    let mut expressions: Vec<String> =
-        expressions_of_rules(&rules).into_iter().map(str::to_owned).collect();
+    let mut expressions: Vec<String> = expressions_of_rules(&rules).into_iter().map(str::to_owned).collect();
     ensure!(expressions.len() == rules.matches("- alert:").count(), "each alert has one expression");
     let dashboards = deploy().join("grafana/dashboards");
     for entry in std::fs::read_dir(&dashboards)? {
