@@ -30,6 +30,8 @@ pub const GROUP_MEMBERS_MAX: usize = 9;
 pub const SEGMENT_SIZE_BYTES_MIN: u64 = 32 * 1024 * 1024;
 pub const SEGMENT_SIZE_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
 pub const WORKER_THREADS_MAX: usize = 256;
+/// The text of this module, from whose comments the manual is made.
+pub const SOURCE: &str = include_str!("config.rs");
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -47,20 +49,23 @@ pub struct BrokerConfig {
     pub tls: TlsSection,
     pub route: RouteSection,
     pub raft: RaftSection,
+    /// Every node of the cluster, this one among them.
     pub nodes: Vec<NodeEntry>,
+    /// Every broker group with its members; the same on all nodes.
     pub groups: Vec<GroupEntry>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClusterSection {
+    /// Which cluster the data belongs to; the same on all its nodes.
     pub name: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NodeSection {
-    /// Never reuse the id of a node whose data directory was lost.
+    /// The number of this node in `[[nodes]]`. Never reuse the id of a node whose data directory was lost.
     pub id: u64,
 }
 
@@ -87,7 +92,9 @@ pub struct AdvertiseSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StorageSection {
+    /// Where the log and everything derived from it lies; one process at a time.
     pub data_dir: PathBuf,
+    /// Size of one CommitLog file, prepared at full size; a multiple of 4096.
     pub segment_size_bytes: u64,
     /// A snapshot of the state is taken when this much log has been written since the last one.
     pub snapshot_interval_bytes: u64,
@@ -119,9 +126,12 @@ pub enum TlsModeSetting {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsSection {
+    /// What the client port speaks.
     pub mode: TlsModeSetting,
-    /// PEM files. Both empty: a self-signed certificate is made in the data directory.
+    /// PEM file of the certificate; empty together with `key`: a self-signed one is made in the data
+    /// directory.
     pub cert: String,
+    /// PEM file of the private key.
     pub key: String,
 }
 
@@ -136,14 +146,19 @@ pub struct RouteSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RaftSection {
+    /// How often a leader tells its followers that it lives.
     pub heartbeat_ms: u64,
+    /// The least of the random time a follower waits beyond the leader's lease before it campaigns; at
+    /// least two heartbeats.
     pub election_timeout_min_ms: u64,
+    /// The greatest of that random time, and the length of the leader's lease.
     pub election_timeout_max_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeEntry {
+    /// At least 1, once in the list.
     pub id: u64,
     /// `host:port` of its peer port.
     pub peer: String,
@@ -154,7 +169,9 @@ pub struct NodeEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupEntry {
+    /// At least 1, once in the list; it is part of receipt handles.
     pub id: u32,
+    /// The *broker name* in RocketMQ's routes.
     pub name: String,
     /// Node ids. A node carries the groups it is a member of.
     pub members: Vec<u64>,

@@ -12,4 +12,4 @@ pub mod process;
 pub mod state;
 
 pub use config::BrokerConfig;
-pub use process::{Broker, BrokerAddrs, RunError, StartError, run};
+pub use process::{Broker, BrokerAddrs, RunError, Stage, StartError, run};

@@ -5,11 +5,13 @@
 //! | [`cluster`] | clusters of child processes |
 //! | `commands` | one file per subcommand |
 //! | `logging` | tracing to standard error |
+//! | `supervisor` | the word to systemd |
 
 pub mod cluster;
 mod commands;
 mod logging;
 mod settings;
+mod supervisor;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -14,17 +14,35 @@ use tokio::time::Instant;
 use crate::error::{AckError, MalformedAnswer, ReceiveError, Refused};
 use crate::message::{ReceivedMessage, Unusable, duration};
 use crate::retry::{Budget, CallFailure, Verdict, call, judge, may_pass};
-use crate::session::{Session, messaging, tag_filter};
+use crate::session::{Session, messaging};
 
 /// A poll is given this much longer than it may wait, for the way there and back.
 const POLL_MARGIN: Duration = Duration::from_secs(3);
 const ROUTE_REFRESH: Duration = Duration::from_secs(30);
 
+/// Which messages of a topic a consumer wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Filter {
+    /// `*`, or tags joined by `||`.
+    Tags(String),
+    /// An SQL92 expression over the properties, for example `region = 'eu' AND amount > 10`.
+    Sql(String),
+}
+
+impl Filter {
+    pub(crate) fn to_wire(&self) -> wire::FilterExpression {
+        let (kind, expression) = match self {
+            Self::Tags(expression) => (wire::FilterType::Tag, expression),
+            Self::Sql(expression) => (wire::FilterType::Sql, expression),
+        };
+        wire::FilterExpression { r#type: kind as i32, expression: expression.clone() }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct ConsumerOptions {
     pub group: String,
-    /// Topic and tag expression: `*`, or tags joined by `||`.
-    pub subscriptions: Vec<(String, String)>,
+    pub subscriptions: Vec<(String, Filter)>,
     /// How long a receive waits for a first message.
     pub await_duration: Duration,
     /// How long a received message stays hidden from the rest of the group.
@@ -41,8 +59,14 @@ impl ConsumerOptions {
         }
     }
 
+    /// `expression` is `*`, or tags joined by `||`.
     pub fn subscribe(mut self, topic: impl Into<String>, expression: impl Into<String>) -> Self {
-        self.subscriptions.push((topic.into(), expression.into()));
+        self.subscriptions.push((topic.into(), Filter::Tags(expression.into())));
+        self
+    }
+
+    pub fn subscribe_sql(mut self, topic: impl Into<String>, expression: impl Into<String>) -> Self {
+        self.subscriptions.push((topic.into(), Filter::Sql(expression.into())));
         self
     }
 
@@ -95,11 +119,11 @@ impl SimpleConsumer {
         if subscriptions.is_empty() {
             return Err(ReceiveError::NoSubscription);
         }
-        let (topic, expression) = &subscriptions[turn % subscriptions.len()];
+        let (topic, filter) = &subscriptions[turn % subscriptions.len()];
         let brokers = self.brokers_of(topic).await?;
         let broker = &brokers[(turn / subscriptions.len()) % brokers.len()];
         let until = Instant::now() + self.options.await_duration;
-        let (batch, _) = self.poll(topic, expression, broker, count, until).await?;
+        let (batch, _) = self.poll(topic, filter, broker, count, until).await?;
         batch.usable()
     }
 
@@ -175,7 +199,7 @@ impl SimpleConsumer {
     async fn poll(
         &self,
         topic: &str,
-        expression: &str,
+        filter: &Filter,
         broker: &wire::Broker,
         count: u32,
         until: Instant,
@@ -196,7 +220,7 @@ impl SimpleConsumer {
                     broker: Some(broker.clone()),
                     accept_message_types: Vec::new(),
                 }),
-                filter_expression: Some(tag_filter(expression)),
+                filter_expression: Some(filter.to_wire()),
                 batch_size: i32::try_from(count.min(RECEIVE_BATCH_MESSAGES_MAX)).unwrap_or(1),
                 invisible_duration: Some(duration(self.options.invisible_duration)),
                 auto_renew: false,

@@ -39,7 +39,7 @@ mod tls;
 pub use access_point::{AccessPoint, AccessPoints};
 pub use admin::Admin;
 pub use client::Client;
-pub use consumer::{ConsumerOptions, SimpleConsumer};
+pub use consumer::{ConsumerOptions, Filter, SimpleConsumer};
 pub use error::{
     AccessPointSyntaxError, AckError, AdminError, BatchError, ConnectError, CorruptBody, MalformedAnswer,
     NoAnswerInTime, ReceiveError, Refused, SendError, TlsSetupError, UnreachableAccessPoint,

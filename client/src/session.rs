@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 
 use crate::connection::{Connections, LiveConnection};
+use crate::consumer::Filter;
 use crate::options::ClientOptions;
 use crate::retry::{Budget, CallFailure, call, judge};
 
@@ -43,7 +44,7 @@ pub(crate) struct Session {
 pub(crate) struct Role {
     pub client_type: wire::ClientType,
     pub group: Option<String>,
-    pub subscriptions: Vec<(String, String)>,
+    pub subscriptions: Vec<(String, Filter)>,
     pub long_polling: Duration,
 }
 
@@ -193,9 +194,9 @@ impl Session {
                     .role
                     .subscriptions
                     .iter()
-                    .map(|(topic, expression)| wire::SubscriptionEntry {
+                    .map(|(topic, filter)| wire::SubscriptionEntry {
                         topic: Some(self.resource(topic)),
-                        expression: Some(tag_filter(expression)),
+                        expression: Some(filter.to_wire()),
                     })
                     .collect(),
                 long_polling_timeout: Some(crate::message::duration(self.role.long_polling)),
@@ -232,10 +233,6 @@ impl Drop for Session {
 pub(crate) fn messaging(connection: LiveConnection) -> MessagingServiceClient<LiveConnection> {
     let origin = connection.origin();
     MessagingServiceClient::with_origin(connection, origin).max_decoding_message_size(ANSWER_BYTES_MAX)
-}
-
-pub(crate) fn tag_filter(expression: &str) -> wire::FilterExpression {
-    wire::FilterExpression { r#type: wire::FilterType::Tag as i32, expression: expression.to_owned() }
 }
 
 pub(crate) fn hostname() -> String {

@@ -13,14 +13,16 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("ledgermq-common", &[] as &[&str]),
         ("ledgermq-proto", &[]),
+        ("ledgermq-filter", &[]),
         ("ledgermq-raft-store", &["ledgermq-common", "ledgermq-proto"]),
         ("ledgermq-listener", &["ledgermq-common"]),
-        ("ledgermq-edge", &["ledgermq-common", "ledgermq-proto", "ledgermq-listener"]),
+        ("ledgermq-edge", &["ledgermq-common", "ledgermq-proto", "ledgermq-filter", "ledgermq-listener"]),
         (
             "ledgermq-broker",
             &[
                 "ledgermq-common",
                 "ledgermq-proto",
+                "ledgermq-filter",
                 "ledgermq-raft-store",
                 "ledgermq-listener",
                 "ledgermq-edge",
@@ -28,6 +30,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ),
         ("ledgermq-nameserver", &["ledgermq-common", "ledgermq-proto", "ledgermq-listener", "ledgermq-edge"]),
         ("ledgermq-client", &["ledgermq-common", "ledgermq-proto"]),
+        ("ledgermq-checkers", &[]),
         ("ledgermq-bench", &["ledgermq-common", "ledgermq-client", "ledgermq-proto"]),
         (
             "ledgermq",
@@ -35,6 +38,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "ledgermq-common",
                 "ledgermq-proto",
                 "ledgermq-client",
+                "ledgermq-checkers",
                 "ledgermq-broker",
                 "ledgermq-nameserver",
                 "ledgermq-bench",

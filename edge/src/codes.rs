@@ -76,7 +76,7 @@ impl From<Invalid> for Refused {
             Invalid::TypeConflict { .. } => Code::MessagePropertyConflictWithType,
             Invalid::InvisibleDuration { .. } => Code::IllegalInvisibleTime,
             Invalid::PollingTime { .. } => Code::IllegalPollingTime,
-            Invalid::Filter { .. } => Code::IllegalFilterExpression,
+            Invalid::Filter { .. } | Invalid::FilterSql { .. } => Code::IllegalFilterExpression,
             Invalid::ReceiptHandle(_) | Invalid::ReceiptHandleGroup { .. } => Code::InvalidReceiptHandle,
             Invalid::OrphanRecovery { .. }
             | Invalid::BatchSize { .. }

@@ -21,6 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, Term, TopicName};
+use ledgermq_filter::Expression;
 use ledgermq_proto::admin::ShowTopicResponse;
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
@@ -107,6 +108,8 @@ pub enum Filter {
     All,
     /// A message whose tag equals one of these. With none, nothing matches.
     Tags(Vec<String>),
+    /// A message whose properties make the expression true.
+    Sql(Arc<Expression>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

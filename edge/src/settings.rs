@@ -15,6 +15,7 @@
 //! |---|---|
 //! | no client id | one command with the status, then OK |
 //! | neither publishing nor subscription, illegal names, too many entries | INVALID_ARGUMENT |
+//! | a subscription with an illegal filter | one command with ILLEGAL_FILTER_EXPRESSION, then INVALID_ARGUMENT |
 
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ use tonic::Status;
 use crate::codes::ok;
 use crate::context::{CallContext, ClientLanguage};
 use crate::edge::Edge;
-use crate::group_call::{ConsumerGroupDescription, GroupRequest, GroupResponse};
+use crate::group_call::{ConsumerGroupDescription, GroupRequest, GroupResponse, Refused};
 use crate::validate;
 
 /// Replies waiting for a client that does not read. It has asked often enough then.
@@ -81,6 +82,13 @@ impl Edge {
                 // Answers to diagnostics we do not ask for.
                 continue;
             };
+            if let Err(refused) = check_filters(&settings) {
+                let ends = Status::invalid_argument(refused.to_string());
+                let status = Some(refused.into_status(context.language));
+                let _ = replies.try_send(Ok(TelemetryCommand { status, command: None }));
+                let _ = replies.try_send(Err(ends));
+                return;
+            }
             let reply = match self.settings(&context, settings).await {
                 Ok(settings) => {
                     Ok(TelemetryCommand { status: Some(ok()), command: Some(Command::Settings(settings)) })
@@ -167,6 +175,15 @@ impl Edge {
             _ => ConsumerGroupDescription::default(),
         }
     }
+}
+
+/// A consumer learns at its start that its filter is wrong, not at its first receive.
+fn check_filters(settings: &Settings) -> Result<(), Refused> {
+    let Some(PubSub::Subscription(subscription)) = &settings.pub_sub else { return Ok(()) };
+    for entry in subscription.subscriptions.iter().take(SETTINGS_ENTRIES_MAX) {
+        validate::filter(entry.expression.as_ref())?;
+    }
+    Ok(())
 }
 
 fn consumer_backoff(language: ClientLanguage, group: &ConsumerGroupDescription) -> RetryPolicy {

@@ -102,6 +102,8 @@ pub enum Invalid {
     PollingTime { given: String },
     #[error("filter expression {fault}")]
     Filter { fault: String },
+    #[error("filter expression \"{expression}\": {error}")]
+    FilterSql { expression: String, error: ledgermq_filter::FilterError },
     #[error("attempt_id has {bytes} bytes; the limit is {ATTEMPT_ID_BYTES_MAX}")]
     AttemptId { bytes: usize },
     #[error("no receipt to acknowledge: entries is empty")]
@@ -239,29 +241,32 @@ fn duration_text(duration: Option<&prost_types::Duration>) -> String {
     }
 }
 
-/// `A || B`: a message whose tag is A or B. Empty or `*`: every message.
+/// TAG, `A || B`: a message whose tag is A or B; empty or `*`: every message. SQL: an SQL92
+/// expression, which is never empty.
 pub fn filter(expression: Option<&FilterExpression>) -> Result<Filter, Invalid> {
     let Some(expression) = expression else {
         return Ok(Filter::All);
     };
-    if expression.expression.len() > FILTER_EXPRESSION_BYTES_MAX {
-        return Err(Invalid::Filter {
-            fault: format!(
-                "has {} bytes; the limit is {FILTER_EXPRESSION_BYTES_MAX}",
-                expression.expression.len()
-            ),
-        });
-    }
     match FilterType::try_from(expression.r#type) {
         Ok(FilterType::Unspecified | FilterType::Tag) => tag_filter(&expression.expression),
-        Ok(FilterType::Sql) => {
-            Err(Invalid::Filter { fault: "has type SQL; this server takes TAG".to_owned() })
-        }
+        Ok(FilterType::Sql) => sql_filter(&expression.expression),
         Err(_) => Err(Invalid::Filter { fault: format!("has unknown type {}", expression.r#type) }),
     }
 }
 
+/// Parsed at its first use; a consumer sends its expression with every receive.
+pub fn sql_filter(expression: &str) -> Result<Filter, Invalid> {
+    ledgermq_filter::parse_cached(expression)
+        .map(Filter::Sql)
+        .map_err(|error| Invalid::FilterSql { expression: excerpt(expression), error })
+}
+
 fn tag_filter(expression: &str) -> Result<Filter, Invalid> {
+    if expression.len() > FILTER_EXPRESSION_BYTES_MAX {
+        return Err(Invalid::Filter {
+            fault: format!("has {} bytes; the limit is {FILTER_EXPRESSION_BYTES_MAX}", expression.len()),
+        });
+    }
     if expression.is_empty() || expression == "*" {
         return Ok(Filter::All);
     }
@@ -496,6 +501,22 @@ mod tests {
         assert_eq!(parse("  "), Ok(Filter::Tags(vec![])));
         assert!(matches!(parse("||"), Err(Invalid::Filter { .. })));
         assert!(matches!(parse(&"x".repeat(5000)), Err(Invalid::Filter { .. })));
+    }
+
+    #[test]
+    fn sql_filters_are_parsed_or_refused_with_the_place_of_the_fault() {
+        let parse = |text: &str| {
+            filter(Some(&FilterExpression { r#type: FilterType::Sql.into(), expression: text.to_owned() }))
+        };
+        let Ok(Filter::Sql(expression)) = parse("a > 5 AND TAGS = 'x'") else { panic!("valid") };
+        assert!(expression.reads("TAGS"));
+        let error = parse("a > 5 AND b !").expect_err("a fault").to_string();
+        assert_eq!(error, "filter expression \"a > 5 AND b !\": line 1, column 13: unexpected character '!'");
+        for refused in ["", "*"] {
+            assert!(parse(refused).is_err(), "{refused:?} names no condition");
+        }
+        let long = parse(&"x".repeat(1 << 20)).expect_err("too long").to_string();
+        assert!(long.contains("1048576 bytes") && long.len() < 400, "{long}");
     }
 
     #[test]

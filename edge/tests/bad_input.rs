@@ -241,10 +241,46 @@ async fn each_wrong_receive_gets_its_code() {
             Box::new(|r| r.long_polling_timeout = Some(duration(-1))),
         ),
         (
-            "SQL",
+            "empty SQL",
             Code::IllegalFilterExpression,
             Box::new(move |r| {
-                r.filter_expression = filter(FilterType::Sql, "a > 1");
+                r.filter_expression = filter(FilterType::Sql, "");
+            }),
+        ),
+        (
+            "SQL with a syntax error",
+            Code::IllegalFilterExpression,
+            Box::new(move |r| {
+                r.filter_expression = filter(FilterType::Sql, "a > 1 AND");
+            }),
+        ),
+        (
+            "SQL with a function",
+            Code::IllegalFilterExpression,
+            Box::new(move |r| {
+                r.filter_expression = filter(FilterType::Sql, "upper(a) = 'X'");
+            }),
+        ),
+        (
+            "deep SQL",
+            Code::IllegalFilterExpression,
+            Box::new(move |r| {
+                let text = format!("{}a = 1{}", "(".repeat(200), ")".repeat(200));
+                r.filter_expression = filter(FilterType::Sql, &text);
+            }),
+        ),
+        (
+            "a megabyte of SQL",
+            Code::IllegalFilterExpression,
+            Box::new(move |r| {
+                r.filter_expression = filter(FilterType::Sql, &"a = 1 OR ".repeat(1 << 17));
+            }),
+        ),
+        (
+            "filter of an unknown type",
+            Code::IllegalFilterExpression,
+            Box::new(move |r| {
+                r.filter_expression = Some(rmq::FilterExpression { r#type: 99, expression: "a".to_owned() });
             }),
         ),
         (

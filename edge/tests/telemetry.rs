@@ -133,6 +133,34 @@ async fn settings_without_a_side_or_with_illegal_names_end_the_stream() {
 }
 
 #[tokio::test]
+async fn a_subscription_with_a_bad_filter_is_refused_with_its_code_and_column() {
+    let cluster = Cluster::start(1).await;
+    cluster.elect(Some(1));
+    let subscribing = |r#type: rmq::FilterType, text: &str| {
+        let mut settings = consumer();
+        let Some(PubSub::Subscription(subscription)) = &mut settings.pub_sub else { panic!("a consumer") };
+        subscription.subscriptions = vec![rmq::SubscriptionEntry {
+            topic: resource(TOPIC),
+            expression: Some(rmq::FilterExpression { r#type: r#type.into(), expression: text.to_owned() }),
+        }];
+        settings
+    };
+    for text in ["a > 5 AND TAGS = 'x'", "missing IS NULL"] {
+        exchange(&cluster, "JAVA", subscribing(rmq::FilterType::Sql, text)).await.expect("settings");
+    }
+    let mut client = client(cluster.node(1).client_addr).await;
+    let (commands, sent) = mpsc::channel(4);
+    commands.send(command(subscribing(rmq::FilterType::Sql, "a > 5 OR OR b"))).await.expect("open");
+    let stream = client.telemetry(request("JAVA", STREAM_DEADLINE, ReceiverStream::new(sent)));
+    let mut replies = stream.await.expect("a stream").into_inner();
+    let refused = replies.message().await.expect("a command").expect("a command");
+    assert_eq!(code_of(&refused.status), Code::IllegalFilterExpression);
+    assert!(refused.status.expect("a status").message.contains("line 1, column 10"), "the place is named");
+    let end = replies.message().await.expect_err("the stream ends");
+    assert_eq!(end.code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test]
 async fn a_stopping_node_ends_its_streams_with_ok() {
     let cluster = Cluster::start(1).await;
     cluster.elect(Some(1));

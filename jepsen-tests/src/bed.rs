@@ -11,9 +11,15 @@ use crate::python::build_folder;
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
+/// Runs the tests against this binary instead of the one of this build.
+const BINARY_VARIABLE: &str = "LEDGERMQ_BINARY";
+
 /// The `ledgermq` binary of this build; built here only where `cargo test` was asked for this
 /// package alone and nobody has built it yet.
 pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(BINARY_VARIABLE) {
+        return Ok(path.into());
+    }
     let path = build_folder()?.join("ledgermq");
     if !path.exists() {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

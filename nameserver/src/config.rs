@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use ledgermq_edge::route::{AdvertisedAddress, RouteEndpoints};
 use serde::{Deserialize, Serialize};
 
+/// The text of this module, from whose comments the manual is made.
+pub const SOURCE: &str = include_str!("config.rs");
+
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NameserverConfig {
@@ -62,9 +65,11 @@ pub enum TlsModeSetting {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsSection {
+    /// What the client port speaks.
     pub mode: TlsModeSetting,
-    /// PEM files. Both empty: a self-signed certificate.
+    /// PEM file of the certificate; empty together with `key`: a self-signed one.
     pub cert: String,
+    /// PEM file of the private key.
     pub key: String,
     /// Where the self-signed certificate is kept; empty makes a new one at each start.
     pub directory: PathBuf,

@@ -22,6 +22,7 @@ mod produce;
 mod receive;
 mod renewal;
 mod waiters;
+mod wanted;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -2,14 +2,15 @@
 //! granted.
 //!
 //! ```text
-//! plan ──► filter by exact tag ──► propose lease ──► granted? ──► read, build, answer
+//! plan ──► filter by the record ──► propose lease ──► granted? ──► read, build, answer
 //!   │ nothing                                           │ nothing (another leader's lease won)
 //!   ▼                                                   └──► plan again
 //! wait: arrival, end of a lease, loss of leadership, stop, end of the poll
 //! ```
 //!
-//! The index knows a tag by its hash code only, so the plan is compared with the tags themselves
-//! before it is proposed; what does not match counts as consumed by the same command.
+//! The index knows a tag by its hash code only and nothing of the properties, so the plan is compared
+//! with the records before it is proposed ([`super::wanted`]); what does not match counts as consumed
+//! by the same command.
 //!
 //! | Failure | What happens |
 //! |---|---|
@@ -24,7 +25,7 @@ use std::time::Duration;
 use ledgermq_common::limits::RECEIVE_BATCH_MESSAGES_MAX;
 use ledgermq_edge::codes::{self, topic_not_found};
 use ledgermq_edge::context::CallContext;
-use ledgermq_edge::group_call::{Filter, GroupResponse, NotExecuted, ReceiveRequest, Received, Refused};
+use ledgermq_edge::group_call::{GroupResponse, NotExecuted, ReceiveRequest, Received, Refused};
 use ledgermq_proto::rocketmq::{Code, Message, Resource, Status};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -32,9 +33,10 @@ use tokio::time::Instant;
 use super::delivery::{Delivery, delivered};
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::waiters::Place;
+use super::wanted::{SQL_EXAMINED_MAX, SQL_SKIPPED_MIN, Wanted};
 use crate::state::{
     self, Answer, AttemptHash, ChangeInvisible, ClientHash, Command, ConsumerGroupView, Granted, IndexEntry,
-    LeasePlan, QueueChoice, StoredMessage, TagFilter, TopicView,
+    LeasePlan, QueueChoice, StoredMessage, TopicView,
 };
 
 /// Bodies of one answer together; a single message may be larger. The answer may travel from the
@@ -54,7 +56,7 @@ struct Poll<'a> {
     topic: TopicView,
     consumer_group: ConsumerGroupView,
     client: ClientHash,
-    filter: TagFilter,
+    wanted: Wanted,
 }
 
 pub async fn receive(
@@ -73,11 +75,8 @@ pub async fn receive(
     let consumer_group = hosted.consumer_group_or_create(&request.consumer_group).await?;
     let client = ClientHash::of(&context.client_id);
     hosted.liveness.heard_of(client);
-    let filter = match &request.filter {
-        Filter::All => TagFilter::All,
-        Filter::Tags(tags) => TagFilter::tags(tags.iter().map(String::as_str)),
-    };
-    let poll = Poll { hosted, request, topic, consumer_group, client, filter };
+    let wanted = Wanted::of(&request.filter);
+    let poll = Poll { hosted, request, topic, consumer_group, client, wanted };
     let repeated = poll.repeated();
     let messages = if repeated.is_empty() { poll.until(ends).await? } else { repeated };
     let body_bytes = messages.iter().map(|message| message.body.len()).sum();
@@ -127,7 +126,7 @@ impl Poll<'_> {
             }
             leadership.borrow_and_update();
             self.hosted.leader_still()?;
-            match self.look().await? {
+            match self.look(SQL_SKIPPED_MIN).await? {
                 Look::Delivered { messages, more } => {
                     if more {
                         self.hosted.waiters.leases_released(self.consumer_group.id, self.topic.id);
@@ -141,8 +140,11 @@ impl Poll<'_> {
                 }
                 Look::Again | Look::Nothing => {}
             }
-            if Instant::now() >= ends || *stopping.borrow_and_update() {
+            if *stopping.borrow_and_update() {
                 return Ok(Vec::new());
+            }
+            if Instant::now() >= ends {
+                return self.last_look().await;
             }
             let Some(place) = &place else {
                 let taken = self.hosted.waiters.wait_in_line(self.topic.id, self.consumer_group.id);
@@ -151,7 +153,7 @@ impl Poll<'_> {
                 continue;
             };
             // What this filter does not want, another consumer may.
-            if !matches!(self.filter, TagFilter::All) {
+            if !self.wanted.is_everything() {
                 place.pass_on();
             }
             tokio::select! {
@@ -173,11 +175,29 @@ impl Poll<'_> {
         Instant::now() + wait.max(EXPIRY_WAIT_MIN)
     }
 
-    async fn look(&self) -> Result<Look, Ended> {
+    /// At the end of a poll even a few unwanted messages are put behind the consumer group.
+    async fn last_look(&self) -> Result<Vec<Message>, Ended> {
+        match self.wanted {
+            Wanted::Tags(_) => Ok(Vec::new()),
+            Wanted::Sql(_) => match self.look(1).await? {
+                Look::Delivered { messages, .. } => Ok(messages),
+                Look::Again | Look::Nothing => Ok(Vec::new()),
+            },
+        }
+    }
+
+    /// Unwanted messages alone are put behind the group from `skipped_min` on.
+    async fn look(&self, skipped_min: usize) -> Result<Look, Ended> {
         let Some(mut plan) = self.plan() else { return Ok(Look::Nothing) };
         let mut records = Records::default();
-        if !matches!(self.filter, TagFilter::All) {
-            self.compare_tags(&mut plan, &mut records);
+        if !self.wanted.is_everything() {
+            let found = self.compare(&mut plan, &mut records);
+            if found == 0 && matches!(self.wanted, Wanted::Sql(_)) && plan.messages().len() < skipped_min {
+                // Nobody is woken for it: two such receives would wake each other for ever. The next
+                // in line is asked by passing on.
+                plan.settle();
+                return Ok(Look::Nothing);
+            }
         }
         let planned: Vec<_> = plan.messages().iter().map(|m| ((m.queue, m.offset), m.entry)).collect();
         let more = planned.len() >= self.request.batch_size as usize
@@ -197,7 +217,10 @@ impl Poll<'_> {
 
     /// A plan whose bodies fit into one answer.
     fn plan(&self) -> Option<LeasePlan> {
-        let mut messages_max = self.request.batch_size.clamp(1, RECEIVE_BATCH_MESSAGES_MAX);
+        let mut messages_max = match self.wanted {
+            Wanted::Tags(_) => self.request.batch_size.clamp(1, RECEIVE_BATCH_MESSAGES_MAX),
+            Wanted::Sql(_) => SQL_EXAMINED_MAX,
+        };
         loop {
             let plan = self.hosted.state.plan_receive(&state::ReceiveRequest {
                 consumer_group: self.consumer_group.id,
@@ -205,8 +228,11 @@ impl Poll<'_> {
                 queues: QueueChoice::All,
                 messages_max,
                 now: self.hosted.now(),
-                filter: self.filter.clone(),
+                filter: self.wanted.tags(),
             })?;
+            if matches!(self.wanted, Wanted::Sql(_)) {
+                return Some(plan);
+            }
             let bytes: u64 = plan.messages().iter().map(|m| u64::from(m.entry.record_bytes)).sum();
             if bytes <= RECEIVE_BYTES_MAX || messages_max == 1 {
                 return Some(plan);
@@ -215,17 +241,31 @@ impl Poll<'_> {
         }
     }
 
-    fn compare_tags(&self, plan: &mut LeasePlan, records: &mut Records) {
+    /// Judges what is planned, in its order, until the batch is full, and returns how many are to be
+    /// delivered. The rest leaves the plan.
+    fn compare(&self, plan: &mut LeasePlan, records: &mut Records) -> usize {
         let planned: Vec<_> = plan.messages().iter().map(|m| (m.queue, m.offset, m.entry)).collect();
-        for (queue, offset, entry) in planned {
-            // One that cannot be read now is leased all the same, and tried again by its expiry.
-            let Some(stored) = read_record(self.hosted, entry) else { continue };
-            if self.filter.matches(stored.properties.tag.as_deref()) {
-                records.0.push(((queue, offset), stored));
-            } else {
-                plan.reject(queue, offset);
+        let batch = self.request.batch_size.clamp(1, RECEIVE_BATCH_MESSAGES_MAX) as usize;
+        let (mut found, mut bytes) = (0, 0);
+        for (position, (queue, offset, entry)) in planned.into_iter().enumerate() {
+            let record_bytes = u64::from(entry.record_bytes);
+            if found >= batch || (found > 0 && bytes + record_bytes > RECEIVE_BYTES_MAX) {
+                plan.keep_first(position);
+                break;
             }
+            match read_record(self.hosted, entry) {
+                Some(stored) if !self.wanted.wants(&stored) => {
+                    plan.reject_nth(position);
+                    continue;
+                }
+                Some(stored) => records.0.push(((queue, offset), stored)),
+                // One that cannot be read now is leased all the same, and tried again by its expiry.
+                None => {}
+            }
+            found += 1;
+            bytes += record_bytes;
         }
+        found
     }
 
     /// Proposes the lease in a task of its own: a client that goes away meanwhile must not take

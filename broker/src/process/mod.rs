@@ -89,6 +89,15 @@ pub enum RunError {
     Signals(std::io::Error),
 }
 
+/// What a process that runs a broker may want to tell its supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The ports accept connections.
+    Serving,
+    /// SIGTERM or SIGINT arrived.
+    Stopping,
+}
+
 /// A running broker. Dropping it without [`Broker::shutdown`] stops its tasks without ceremony.
 pub struct Broker {
     addrs: BrokerAddrs,
@@ -243,7 +252,9 @@ impl Drop for Broker {
 
 /// The whole life of a broker process: builds the runtime `config` asks for, runs until SIGTERM or
 /// SIGINT, shuts down. A fault of a group ends the process from inside with a status other than 0.
-pub fn run(config: BrokerConfig) -> Result<(), RunError> {
+///
+/// `reached` is told of each stage, inside the runtime.
+pub fn run(config: BrokerConfig, reached: impl Fn(Stage)) -> Result<(), RunError> {
     config.validate().map_err(StartError::from)?;
     let runtime = match config.worker_threads {
         1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
@@ -256,11 +267,13 @@ pub fn run(config: BrokerConfig) -> Result<(), RunError> {
         let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
         let broker = Broker::start(config).await?;
+        reached(Stage::Serving);
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping");
+        reached(Stage::Stopping);
         broker.shutdown().await;
         Ok(())
     });

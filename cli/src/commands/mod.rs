@@ -7,6 +7,7 @@ mod config;
 mod connection;
 mod demo;
 mod dev;
+mod health;
 mod nameserver;
 mod receive;
 mod send;
@@ -34,7 +35,9 @@ enum Command {
     Broker(broker::BrokerArgs),
     /// Run a nameserver.
     Nameserver(nameserver::NameserverArgs),
-    /// Check a configuration file, or show the defaults.
+    /// Ask a running process whether it is well.
+    Health(health::HealthArgs),
+    /// Check a configuration file, show the defaults, print the manual.
     #[command(subcommand)]
     Config(config::ConfigCommand),
     /// Run a nameserver and three brokers on this machine to develop against.
@@ -67,6 +70,7 @@ impl Cli {
         match self.command {
             Command::Broker(arguments) => broker::run(&arguments, below),
             Command::Nameserver(arguments) => nameserver::run(&arguments, below),
+            Command::Health(arguments) => block_on(health::run(arguments)),
             Command::Config(command) => config::run(&command),
             Command::Dev(arguments) => block_on(dev::run(arguments)),
             Command::Demo(arguments) => block_on(demo::run(arguments)),

@@ -21,6 +21,9 @@ pub struct ReceiveArgs {
     /// Tags joined by `||`.
     #[arg(long, default_value = "*")]
     filter: String,
+    /// An SQL92 expression over the properties instead, for example "region = 'eu' AND amount > 10".
+    #[arg(long, conflicts_with = "filter")]
+    sql: Option<String>,
     /// Stop after this many messages.
     #[arg(long, default_value_t = 1)]
     count: usize,
@@ -37,9 +40,11 @@ pub struct ReceiveArgs {
 
 pub async fn run(arguments: ReceiveArgs) -> anyhow::Result<ExitCode> {
     let wait = Duration::from_millis(arguments.wait_ms);
-    let options = ConsumerOptions::new(&arguments.group)
-        .subscribe(&arguments.topic, &arguments.filter)
-        .await_duration(wait.min(Duration::from_secs(20)));
+    let options = ConsumerOptions::new(&arguments.group).await_duration(wait.min(Duration::from_secs(20)));
+    let options = match &arguments.sql {
+        Some(sql) => options.subscribe_sql(&arguments.topic, sql),
+        None => options.subscribe(&arguments.topic, &arguments.filter),
+    };
     let consumer = arguments.connection.connect().await?.simple_consumer(options);
     let mut received = 0;
     let mut deadline = Instant::now() + wait;

@@ -26,6 +26,7 @@
 
 mod known;
 mod read;
+mod reference;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ use serde::de::DeserializeOwned;
 
 pub use known::{KnownKey, defaults_as_toml, known_keys};
 use read::ReadFailure;
+pub use reference::{DescribedKey, described_keys, reference_as_markdown};
 use tree::Node;
 
 /// A file larger than this is no configuration of ours.

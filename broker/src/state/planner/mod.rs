@@ -140,6 +140,38 @@ impl LeasePlan {
         }
     }
 
+    /// As [`Self::reject`], for the message at this position of [`Self::messages`].
+    pub fn reject_nth(&mut self, position: usize) {
+        if let Some(choice) = self.choices.get_mut(position) {
+            choice.decision = Decision::Reject;
+        }
+    }
+
+    /// Gives up all but the first `count` messages; other receives may plan them at once.
+    pub fn keep_first(&mut self, count: usize) {
+        if count >= self.messages.len() {
+            return;
+        }
+        let dropped = self.messages.split_off(count);
+        let choices = self.choices.split_off(count);
+        let mut ended = 0;
+        for (message, choice) in dropped.iter().zip(&choices) {
+            match choice.part.and_then(|part| self.parts.get_mut(part)) {
+                Some(part) => part.to = part.to.min(message.offset.get()),
+                None => ended += 1,
+            }
+        }
+        // Redeliveries are planned before unseen messages and in the order they are reserved.
+        let freed_ended = self.reserved.ended.split_off(self.reserved.ended.len() - ended);
+        let kept: Vec<_> = self.parts.iter().map(|part| (part.queue.get(), part.from, part.to)).collect();
+        {
+            let lane = self.state.reservations().lane(self.consumer_group, self.topic);
+            lane.lock().cut(&freed_ended, &kept);
+        }
+        self.reserved.unseen = kept.into_iter().filter(|(_, from, to)| from < to).collect();
+        self.state.observer().leases_released(self.consumer_group, self.topic);
+    }
+
     pub fn is_rejected(&self, queue: QueueId, offset: QueueOffset) -> bool {
         self.messages.iter().zip(&self.choices).any(|(message, choice)| {
             message.queue == queue && message.offset == offset && choice.decision == Decision::Reject
@@ -172,6 +204,7 @@ impl LeasePlan {
                 }
             }
         }
+        let parts = parts.into_iter().filter(|part| part.from < part.to);
         let parts = again.into_values().chain(parts).collect();
         Command::LeaseMessages(LeaseMessages {
             consumer_group: self.consumer_group,

@@ -96,6 +96,20 @@ impl Lane {
         }
     }
 
+    /// Frees these redeliveries, and what of each range lies behind its new end.
+    pub(super) fn cut(&mut self, ended: &[(u32, u64)], unseen: &[(u32, u64, u64)]) {
+        for ended in ended {
+            self.ended.remove(ended);
+        }
+        for &(queue, from, to) in unseen {
+            if from < to {
+                self.unseen.insert((queue, from), to);
+            } else {
+                self.unseen.remove(&(queue, from));
+            }
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.ended.is_empty() && self.unseen.is_empty()
     }

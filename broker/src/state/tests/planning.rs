@@ -101,6 +101,41 @@ fn tags_with_one_code_are_told_apart_after_reading_and_the_wrong_one_is_consumed
 }
 
 #[test]
+fn what_a_plan_gives_up_is_free_for_others_and_not_consumed() {
+    let messages: Vec<NewMessage> =
+        (0..6).flat_map(|n| [message(0, &format!("a{n}")), message(1, &format!("b{n}"))]).collect();
+    let (mut replica, group, topic) = topic_with(2, &messages);
+    let mut first = replica.state.plan_receive(&replica.request(group, topic, 2)).expect("messages");
+    propose(&mut replica, &first);
+    first.keep_first(9);
+    let leased = planned(&first);
+    drop(first);
+    replica.pass_ms(60_000);
+    // Two redeliveries, then unseen messages of two queues.
+    let mut plan = replica.state.plan_receive(&replica.request(group, topic, 12)).expect("messages");
+    let all = planned(&plan);
+    assert_eq!((all.len(), &all[..2]), (12, leased.as_slice()));
+    for keep in [11, 5, 3, 1] {
+        plan.keep_first(keep);
+        assert_eq!(planned(&plan), all[..keep]);
+        let rest = replica.state.plan_receive(&replica.request(group, topic, 20)).expect("the rest");
+        let (mut found, mut expected) = (planned(&rest), all[keep..].to_vec());
+        found.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(found, expected, "keeping {keep}");
+    }
+    plan.reject_nth(0);
+    assert_eq!(propose(&mut replica, &plan), [], "the one that is left is rejected");
+    drop(plan);
+    let rest = replica.state.plan_receive(&replica.request(group, topic, 20)).expect("the rest");
+    let mut granted = offsets(&propose(&mut replica, &rest));
+    granted.sort_unstable();
+    let mut expected = all[1..].to_vec();
+    expected.sort_unstable();
+    assert_eq!(granted, expected);
+}
+
+#[test]
 fn a_long_stretch_without_a_match_is_worth_an_entry_of_its_own() {
     let messages: Vec<NewMessage> =
         (0..PLAN_SCAN_ENTRIES_MAX + 10).map(|n| tagged(0, &format!("{n}"), Some("red"))).collect();

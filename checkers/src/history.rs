@@ -1,0 +1,354 @@
+//! A history: who asked for what, when, and what came of it.
+//!
+//! A *process* is one logical client; it has at most one operation open. An event is an invocation
+//! or a completion, as in Jepsen:
+//!
+//! | Kind | Meaning |
+//! |---|---|
+//! | `invoke` | the process asked |
+//! | `ok` | it happened, between the two events |
+//! | `fail` | it did not happen and never will |
+//! | `info` | nobody knows: it may take effect at any later time |
+//!
+//! Faults are events of their own ([`Operation::Fault`]) by the process [`NEMESIS`], `info` when they
+//! begin and when they end.
+//!
+//! # File
+//!
+//! Lines of JSON. The first is `{"ledgermq_history":1,"scenario":…,"seed":…}`; each further line is an
+//! event in the order of the recorder's clock: `{"t":NANOSECONDS,"p":PROCESS,"k":"invoke","op":{…}}`.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Write};
+
+use serde::{Deserialize, Serialize};
+
+pub const FORMAT_VERSION: u32 = 1;
+/// The process of faults.
+pub const NEMESIS: u32 = u32::MAX;
+/// A longer line is no event of ours.
+const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Where a message is stored: broker group, queue, offset.
+pub type Place = (String, u32, u64);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Invoke,
+    Ok,
+    Fail,
+    Info,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "f", rename_all = "snake_case")]
+pub enum Operation {
+    /// A message with a number that no other message of the history has.
+    Send(Sending),
+    /// The answer to a receive; at its invocation the list is empty.
+    Receive(Receiving),
+    /// One message taken from the group for good.
+    Ack {
+        group: String,
+        number: u64,
+    },
+    /// The outcome a producer (or a check) asks for a half message.
+    End {
+        number: u64,
+        commit: bool,
+    },
+    /// A delayed message is called back.
+    Recall {
+        number: u64,
+    },
+    Read {
+        key: String,
+        value: Option<i64>,
+    },
+    Write {
+        key: String,
+        value: i64,
+    },
+    Cas {
+        key: String,
+        from: i64,
+        to: i64,
+    },
+    Fault {
+        name: String,
+        target: String,
+        begins: bool,
+    },
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sending {
+    pub number: u64,
+    /// Known from the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<(String, u32)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message_group: Option<String>,
+    /// A half message: invisible until an `End` commits it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub half: bool,
+    /// Not to be delivered before this time of the history's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_ns: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Receiving {
+    /// The consumer group.
+    pub group: String,
+    pub lease_ns: u64,
+    pub messages: Vec<Delivery>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Delivery {
+    pub number: u64,
+    pub id: String,
+    pub queue: (String, u32),
+    pub offset: u64,
+    /// From 1.
+    pub attempt: u32,
+}
+
+impl Delivery {
+    pub fn place(&self) -> Place {
+        (self.queue.0.clone(), self.queue.1, self.offset)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    #[serde(rename = "t")]
+    pub at_ns: u64,
+    #[serde(rename = "p")]
+    pub process: u32,
+    #[serde(rename = "k")]
+    pub kind: Kind,
+    pub op: Operation,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct History {
+    pub scenario: String,
+    pub seed: u64,
+    pub events: Vec<Event>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Header {
+    ledgermq_history: u32,
+    scenario: String,
+    seed: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    #[error("line {line}: {source}")]
+    Line { line: usize, source: serde_json::Error },
+    #[error("line {line} has {bytes} bytes; the limit is {LINE_BYTES_MAX}")]
+    LineTooLong { line: usize, bytes: usize },
+    #[error("the file has no header line")]
+    NoHeader,
+    #[error("the history has format {version}; this program knows {FORMAT_VERSION}")]
+    Version { version: u32 },
+    #[error("event {index}: process {process} {fault}")]
+    Malformed { index: usize, process: u32, fault: &'static str },
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// An operation from its invocation to what came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Span<'a> {
+    pub process: u32,
+    pub invoked_ns: u64,
+    /// `None` while nobody knows: unknown outcomes end never.
+    pub completed_ns: Option<u64>,
+    pub kind: Kind,
+    pub asked: &'a Operation,
+    /// What the completion says; what was asked where there is none.
+    pub answered: &'a Operation,
+}
+
+impl History {
+    pub fn read(reader: impl BufRead) -> Result<Self, HistoryError> {
+        let mut history: Option<Self> = None;
+        for (position, line) in reader.lines().enumerate() {
+            let (line, number) = (line?, position + 1);
+            if line.len() > LINE_BYTES_MAX {
+                return Err(HistoryError::LineTooLong { line: number, bytes: line.len() });
+            }
+            let wrong = |source| HistoryError::Line { line: number, source };
+            match &mut history {
+                None => {
+                    let header: Header = serde_json::from_str(&line).map_err(wrong)?;
+                    if header.ledgermq_history != FORMAT_VERSION {
+                        return Err(HistoryError::Version { version: header.ledgermq_history });
+                    }
+                    let (scenario, seed) = (header.scenario, header.seed);
+                    history = Some(Self { scenario, seed, events: Vec::new() });
+                }
+                Some(history) => history.events.push(serde_json::from_str(&line).map_err(wrong)?),
+            }
+        }
+        let history = history.ok_or(HistoryError::NoHeader)?;
+        history.spans()?;
+        Ok(history)
+    }
+
+    pub fn write(&self, mut out: impl Write) -> Result<(), HistoryError> {
+        let (scenario, seed) = (self.scenario.clone(), self.seed);
+        let header = Header { ledgermq_history: FORMAT_VERSION, scenario, seed };
+        let json = |source| HistoryError::Line { line: 0, source };
+        writeln!(out, "{}", serde_json::to_string(&header).map_err(json)?)?;
+        for event in &self.events {
+            writeln!(out, "{}", serde_json::to_string(event).map_err(json)?)?;
+        }
+        Ok(())
+    }
+
+    /// Every operation but the faults, in the order of the invocations.
+    pub fn spans(&self) -> Result<Vec<Span<'_>>, HistoryError> {
+        let mut spans: Vec<Span<'_>> = Vec::new();
+        let mut open: BTreeMap<u32, usize> = BTreeMap::new();
+        let mut now = 0;
+        for (index, event) in self.events.iter().enumerate() {
+            let malformed = |fault| Err(HistoryError::Malformed { index, process: event.process, fault });
+            if event.at_ns < now {
+                return malformed("goes back in time");
+            }
+            now = event.at_ns;
+            if event.process == NEMESIS {
+                continue;
+            }
+            match (event.kind, open.remove(&event.process)) {
+                (Kind::Invoke, None) => {
+                    open.insert(event.process, spans.len());
+                    spans.push(Span {
+                        process: event.process,
+                        invoked_ns: event.at_ns,
+                        completed_ns: None,
+                        kind: Kind::Info,
+                        asked: &event.op,
+                        answered: &event.op,
+                    });
+                }
+                (Kind::Invoke, Some(_)) => return malformed("asks while it waits for an answer"),
+                (_, None) => return malformed("gets an answer without having asked"),
+                (kind, Some(position)) => {
+                    if let Some(span) = spans.get_mut(position) {
+                        span.kind = kind;
+                        span.answered = &event.op;
+                        span.completed_ns = (kind != Kind::Info).then_some(event.at_ns);
+                    }
+                }
+            }
+        }
+        Ok(spans)
+    }
+
+    /// When faults began and ended, with their names.
+    pub fn faults(&self) -> impl Iterator<Item = (u64, &str, &str, bool)> {
+        self.events.iter().filter_map(|event| match &event.op {
+            Operation::Fault { name, target, begins } => {
+                Some((event.at_ns, name.as_str(), target.as_str(), *begins))
+            }
+            _ => None,
+        })
+    }
+}
+
+/// The sends and deliveries of a history, as most checkers want them.
+#[derive(Debug, Default)]
+pub(crate) struct Messages<'a> {
+    pub sends: BTreeMap<u64, Sent<'a>>,
+    /// By consumer group, in the order of the answers.
+    pub deliveries: BTreeMap<&'a str, Vec<Delivered<'a>>>,
+    /// (consumer group, number) → when an ack that succeeded was answered, the first.
+    pub acked: BTreeMap<(&'a str, u64), u64>,
+    /// (consumer group, number) → when an ack was first asked for, whatever came of it.
+    pub ack_invoked: BTreeMap<(&'a str, u64), u64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Sent<'a> {
+    pub process: u32,
+    pub invoked_ns: u64,
+    pub completed_ns: Option<u64>,
+    pub kind: Kind,
+    pub answer: &'a Sending,
+}
+
+#[derive(Debug)]
+pub(crate) struct Delivered<'a> {
+    pub process: u32,
+    pub invoked_ns: u64,
+    pub at_ns: u64,
+    pub lease_ns: u64,
+    /// Which answer it came in.
+    pub batch: usize,
+    pub delivery: &'a Delivery,
+}
+
+impl<'a> Messages<'a> {
+    pub fn of(spans: &[Span<'a>]) -> Self {
+        let mut messages = Self::default();
+        for (batch, span) in spans.iter().enumerate() {
+            match (span.asked, span.answered) {
+                (Operation::Send(asked), Operation::Send(answer)) => {
+                    let (process, invoked_ns, completed_ns) =
+                        (span.process, span.invoked_ns, span.completed_ns);
+                    messages.sends.entry(asked.number).or_insert(Sent {
+                        process,
+                        invoked_ns,
+                        completed_ns,
+                        kind: span.kind,
+                        answer,
+                    });
+                }
+                (_, Operation::Receive(answer)) if span.kind == Kind::Ok => {
+                    let of_group = messages.deliveries.entry(&answer.group).or_default();
+                    of_group.extend(answer.messages.iter().map(|delivery| Delivered {
+                        process: span.process,
+                        invoked_ns: span.invoked_ns,
+                        at_ns: span.completed_ns.unwrap_or(u64::MAX),
+                        lease_ns: answer.lease_ns,
+                        batch,
+                        delivery,
+                    }));
+                }
+                (Operation::Ack { group, number }, _) if span.kind != Kind::Fail => {
+                    let key = (group.as_str(), *number);
+                    messages.ack_invoked.entry(key).or_insert(span.invoked_ns);
+                    if let (Kind::Ok, Some(at)) = (span.kind, span.completed_ns) {
+                        let first = messages.acked.entry(key).or_insert(at);
+                        *first = at.min(*first);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for deliveries in messages.deliveries.values_mut() {
+            deliveries.sort_by_key(|delivered| delivered.at_ns);
+        }
+        messages
+    }
+
+    pub fn count_acknowledged(&self) -> usize {
+        self.sends.values().filter(|sent| sent.kind == Kind::Ok).count()
+    }
+
+    pub fn count_deliveries(&self) -> usize {
+        self.deliveries.values().map(Vec::len).sum()
+    }
+}

@@ -1,0 +1,110 @@
+#!/bin/sh
+# Brings the compose cluster up from the image, sends and receives from the host and from inside the
+# network while the leader's container is killed, and tears everything down again.
+#
+#   deploy/test.sh                 with the image ledgermq:local (deploy/pack.sh makes it)
+#   LEDGERMQ=path/to/ledgermq      the command line tool on the host; default: from the image's build
+#
+# Ends with status 0 only when every acknowledged message arrived and no send failed.
+set -eu
+cd "$(dirname "$0")"
+ledgermq=${LEDGERMQ:-../target/release/ledgermq}
+messages=${MESSAGES:-3000}
+project=ledgermq-test-$$
+work=$(mktemp -d)
+LEDGERMQ_PORT_NAMESERVER=${LEDGERMQ_PORT_NAMESERVER:-29876}
+LEDGERMQ_PORT_BROKER_1=${LEDGERMQ_PORT_BROKER_1:-28081}
+LEDGERMQ_PORT_BROKER_2=${LEDGERMQ_PORT_BROKER_2:-28181}
+LEDGERMQ_PORT_BROKER_3=${LEDGERMQ_PORT_BROKER_3:-28281}
+export LEDGERMQ_PORT_NAMESERVER LEDGERMQ_PORT_BROKER_1 LEDGERMQ_PORT_BROKER_2 LEDGERMQ_PORT_BROKER_3
+
+if docker compose version >/dev/null 2>&1; then
+  compose() { docker compose --project-name "$project" "$@"; }
+else
+  compose() { docker-compose --project-name "$project" "$@"; }
+fi
+container() { compose ps -q "$1"; }
+say() { echo "--- $*"; }
+fail() {
+  echo "FAILED: $*" >&2
+  compose ps >&2 || true
+  compose logs --tail 20 >&2 || true
+  exit 1
+}
+cleanup() {
+  compose down --volumes --timeout 15 >/dev/null 2>&1 || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 1' INT TERM
+
+healthy() {
+  for service in nameserver broker-1 broker-2 broker-3; do
+    state=$(docker inspect --format '{{.State.Health.Status}}' "$(container "$service")" 2>/dev/null || true)
+    [ "$state" = healthy ] || return 1
+  done
+}
+wait_until() {
+  what=$1
+  shift
+  deadline=$(($(date +%s) + 90))
+  until "$@"; do
+    [ "$(date +%s)" -lt "$deadline" ] || fail "$what did not happen within 90 s"
+    sleep 0.5
+  done
+}
+
+say "up, with $(compose version --short 2>/dev/null || echo compose)"
+compose up --detach --no-build >"$work/up" 2>&1 || fail "compose up: $(cat "$work/up")"
+wait_until "healthy containers" healthy
+
+brokers="127.0.0.1:$LEDGERMQ_PORT_BROKER_1;127.0.0.1:$LEDGERMQ_PORT_BROKER_2;127.0.0.1:$LEDGERMQ_PORT_BROKER_3"
+for service in broker-1 nameserver; do
+  id=$(container "$service")
+  [ "$(docker inspect --format '{{.HostConfig.ReadonlyRootfs}} {{.Config.User}}' "$id")" = "true 65532:65532" ] \
+    || fail "$service is not a user without rights on a read-only root"
+done
+
+say "from the host, through the nameserver and through the brokers"
+"$ledgermq" admin --endpoint "$brokers" topic create orders --queues 8 >/dev/null || fail "topic create"
+"$ledgermq" send --endpoint "127.0.0.1:$LEDGERMQ_PORT_NAMESERVER" --topic orders --body hello >/dev/null \
+  || fail "send through the nameserver"
+[ "$("$ledgermq" receive --endpoint "$brokers" --topic orders --group first --wait-ms 20000)" = hello ] \
+  || fail "receive"
+say "between containers, by service name"
+inside() { docker run --rm --network "${project}_default" ledgermq:local "$@"; }
+inside send --endpoint "nameserver:9876" --topic orders --body inside >/dev/null || fail "send inside"
+[ "$(inside receive --endpoint "broker-1:8081;broker-2:8081;broker-3:8081" --topic orders --group first \
+  --wait-ms 20000)" = inside ] || fail "receive inside"
+
+say "$messages messages from the host while the leader's container is killed"
+"$ledgermq" admin --endpoint "$brokers" topic create load --queues 8 >/dev/null
+"$ledgermq" send --endpoint "$brokers" --topic load --body payload --count "$messages" --timeout-ms 30000 \
+  >"$work/sent" 2>"$work/send-errors" &
+sender=$!
+some_sent() { [ "$(wc -l <"$work/sent")" -ge $((messages / 10)) ]; }
+wait_until "a tenth of the messages" some_sent
+leader=$("$ledgermq" admin --endpoint "$brokers" --json cluster status |
+  tr -d ' \n' | sed -n 's/.*"leader":\([0-9]*\).*/\1/p')
+[ -n "$leader" ] || fail "no leader is known"
+say "broker-$leader leads after $(wc -l <"$work/sent") messages: kill -9"
+docker kill "$(container "broker-$leader")" >/dev/null
+wait "$sender" || fail "a send failed: $(cat "$work/send-errors")"
+[ "$(wc -l <"$work/sent")" -eq "$messages" ] || fail "only $(wc -l <"$work/sent") were acknowledged"
+"$ledgermq" receive --endpoint "$brokers" --topic load --group second --count "$messages" --json \
+  --timeout-ms 30000 >"$work/received" || fail "receive after the kill"
+sed -n 's/.*"message_id":"\([^"]*\)".*/\1/p' "$work/received" | sort >"$work/received-ids"
+sort "$work/sent" >"$work/sent-ids"
+cmp -s "$work/sent-ids" "$work/received-ids" \
+  || fail "sent and received differ: $(diff "$work/sent-ids" "$work/received-ids" | head -5)"
+
+say "the killed broker comes back with its volume"
+docker start "$(container "broker-$leader")" >/dev/null
+wait_until "healthy containers" healthy
+say "orderly stop"
+compose stop --timeout 15 >/dev/null 2>&1
+for service in broker-1 broker-2 broker-3 nameserver; do
+  code=$(docker inspect --format '{{.State.ExitCode}}' "$(compose ps -aq "$service" 2>/dev/null || container "$service")")
+  [ "$code" = 0 ] || fail "$service ended with status $code"
+done
+say "passed: $messages sent, $messages received, 0 lost, 0 failed, broker-$leader killed and back"

@@ -1,0 +1,99 @@
+//! SQL92 filters through real processes: the Python SDK with a simple and a push consumer, our own
+//! client with the leader killed in the middle, and groups that move past what they do not want.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ledgermq::cluster::Member;
+use ledgermq_client::{Client, ClientOptions, ConsumerOptions, Message};
+use ledgermq_jepsen_tests::bed::Bed;
+use ledgermq_jepsen_tests::python::{interpreter, programs};
+use ledgermq_proto::admin::ShowTopicRequest;
+
+const WITHIN: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_python_sdk_gets_what_its_expression_wants_and_nothing_else() -> Result<()> {
+    let Some(interpreter) = interpreter()? else {
+        eprintln!("left out: this machine has no python3");
+        return Ok(());
+    };
+    let bed = Bed::make(|_| {}).await?;
+    for consumer in ["simple", "push"] {
+        let output = Command::new(&interpreter)
+            .arg(programs().join("sql_filter.py"))
+            .args(["--endpoints", &bed.cluster.access_point(Member::Broker(1))?, "--consumer", consumer])
+            .args(["--topic", &format!("sql-{consumer}"), "--group", &format!("sql-{consumer}")])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        println!("{consumer}: {}", said.trim());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{consumer}: {}\n{said}\n{errors}", output.status);
+    }
+    bed.passed().await
+}
+
+/// Messages that a group did not want, of which it must not owe anything in the end.
+async fn ready_messages(client: &Client, topic: &str, group: &str) -> Result<u64> {
+    let request = ShowTopicRequest { name: topic.to_owned() };
+    let shown = client.admin().show_topic(request).await?;
+    Ok(shown
+        .consumptions
+        .iter()
+        .filter(|consumption| consumption.consumer_group == group)
+        .map(|consumption| consumption.ready + consumption.inflight)
+        .sum())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_neither_loses_what_is_wanted_nor_brings_back_what_is_not() -> Result<()> {
+    let mut bed = Bed::make(|_| {}).await?;
+    let points = bed.cluster.broker_access_points();
+    let options = ClientOptions { total_deadline: Duration::from_secs(30), ..ClientOptions::default() };
+    let client = Client::connect(&points, options).await?;
+    let producer = client.producer();
+    let consumer = client.simple_consumer(
+        ConsumerOptions::new("sql-readers")
+            .subscribe_sql("sql", "kind IN ('wanted') AND number >= 0")
+            .await_duration(Duration::from_millis(500)),
+    );
+    let mut wanted = BTreeSet::new();
+    let mut received = BTreeSet::new();
+    let deadline = Instant::now() + WITHIN;
+    for round in 0..3u32 {
+        // Long stretches without a match, beyond what one look reads.
+        for number in 0..700u32 {
+            let kind = if number % 100 == 7 { "wanted" } else { "other" };
+            let body = format!("{round}-{number}");
+            let message = Message::new("sql", body.clone())
+                .property("kind", kind)
+                .property("number", number.to_string());
+            producer.send(message).await?;
+            if kind == "wanted" {
+                wanted.insert(body);
+            }
+        }
+        if round == 1 {
+            let leader = bed.cluster.wait_leader(1, WITHIN).await?;
+            bed.cluster.kill(leader)?;
+        }
+        while received.len() < wanted.len() {
+            ensure!(Instant::now() < deadline, "received {} of {}", received.len(), wanted.len());
+            for message in consumer.receive(16).await? {
+                let body = String::from_utf8(message.body.to_vec())?;
+                ensure!(wanted.contains(&body), "{body} was not wanted");
+                ensure!(received.insert(body) || message.delivery_attempt > 1, "twice in a first attempt");
+                consumer.ack(&message).await?;
+            }
+        }
+    }
+    // Polls that find nothing put the group behind the rest.
+    while ready_messages(&client, "sql", "sql-readers").await? > 0 {
+        ensure!(Instant::now() < deadline, "the group still owes messages it does not want");
+        let more = consumer.receive(16).await?;
+        ensure!(more.is_empty(), "received {} more", more.len());
+    }
+    bed.passed().await.context("stopping")
+}
