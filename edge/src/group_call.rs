@@ -21,10 +21,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, Term, TopicName};
-use ledgermq_proto::admin::ShowTopicResponse;
+use ledgermq_proto::admin::{GroupOperation, GroupOperationResult, ShowTopicResponse};
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
-    ClientType, Code, Message, MessageType, SendMessageRequest, SendMessageResponse, Status,
+    ClientType, Code, ForwardMessageToDeadLetterQueueRequest, Message, MessageType, SendMessageRequest,
+    SendMessageResponse, Status,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -78,6 +79,10 @@ pub enum GroupRequest {
     DescribeConsumerGroup(ConsumerGroupName),
     ClientHeartbeat(ClientHeartbeat),
     ClientTermination(ClientTermination),
+    /// With a handle it parsed and names the group that is asked; without one the message id says which.
+    DeadLetter(ForwardMessageToDeadLetterQueueRequest),
+    /// An administrator's, for this group.
+    Operation(GroupOperation),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -145,7 +150,8 @@ pub enum GroupResponse {
     Topics(Vec<TopicDescription>),
     ShowTopic(ShowTopicResponse),
     ConsumerGroup(ConsumerGroupDescription),
-    /// DeleteTopic, ClientHeartbeat, ClientTermination.
+    Operation(GroupOperationResult),
+    /// DeleteTopic, ClientHeartbeat, ClientTermination, DeadLetter.
     Done,
     /// The leader looked at the request and says no.
     Refused(Refused),

@@ -23,6 +23,7 @@
 mod clients;
 pub mod codes;
 pub mod context;
+mod dead_letters;
 pub mod edge;
 pub mod forward;
 pub mod group_call;

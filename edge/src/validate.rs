@@ -377,6 +377,11 @@ fn check_message_id(index: usize, id: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// An id that stands for a message that was sent before.
+pub fn message_id(id: &str) -> Result<(), Invalid> {
+    check_message_id(0, id)
+}
+
 fn check_delivery(index: usize, system: &SystemProperties, now_ms: u64) -> Result<(), Invalid> {
     if let Some(recovery) = &system.orphaned_transaction_recovery_duration
         && system.message_type() == MessageType::Transaction

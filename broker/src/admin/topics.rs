@@ -5,7 +5,6 @@
 //! because a topic that is there with the same settings counts as created.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use ledgermq_common::{GroupName, TopicName};
 use ledgermq_edge::context::CallContext;
@@ -182,8 +181,7 @@ fn groups_to_use(cluster: &Cluster, wanted: &[String]) -> Result<Vec<GroupName>,
 }
 
 fn all_groups(cluster: &Cluster) -> Result<Vec<GroupName>, Status> {
-    let view: Arc<_> = cluster.view()?;
-    Ok(view.groups.keys().cloned().collect())
+    cluster.all_groups()
 }
 
 fn topic_name(name: &str) -> Result<TopicName, Status> {

@@ -5,7 +5,9 @@
 //! | [`produce`] | Send |
 //! | [`receive`] | Receive; [`waiters`] holds the long polls |
 //! | [`acknowledge`] | Ack, ChangeInvisible |
+//! | [`dead_letters`] | ForwardToDeadLetterQueue; messages delivered too often |
 //! | [`naming`] | topics, consumer groups |
+//! | [`operations`] | what administrators ask of one group |
 //! | [`renewal`] | leases renewed by the server; [`clients`] says for whom |
 //!
 //! Everything a client observes goes through the log. What is read here without it (a topic's
@@ -14,10 +16,12 @@
 
 mod acknowledge;
 mod clients;
+mod dead_letters;
 mod delivery;
 mod hosted_group;
 mod intake;
 mod naming;
+mod operations;
 mod produce;
 mod receive;
 mod renewal;
@@ -35,6 +39,7 @@ use ledgermq_edge::group_call::{
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+pub use dead_letters::bury_exhausted;
 pub use hosted_group::{Consumption, HostedGroup, Parts, Settings};
 pub use naming::{consumer_group as describe_consumer_group, describe_view as describe_topic};
 pub use renewal::renew_leases;
@@ -123,6 +128,8 @@ async fn execute(
             Ok(GroupResponse::Done)
         }
         GroupRequest::ClientTermination(termination) => terminate(hosted, context, termination).await,
+        GroupRequest::DeadLetter(forward) => dead_letters::forward(hosted, forward).await,
+        GroupRequest::Operation(operation) => operations::execute(hosted, operation).await,
     }
 }
 
@@ -172,6 +179,8 @@ fn name_of(request: &GroupRequest) -> &'static str {
         GroupRequest::DescribeConsumerGroup(_) => "describe_consumer_group",
         GroupRequest::ClientHeartbeat(_) => "heartbeat",
         GroupRequest::ClientTermination(_) => "client_termination",
+        GroupRequest::DeadLetter(_) => "forward_message_to_dead_letter_queue",
+        GroupRequest::Operation(_) => "admin_operation",
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 255 refused |
+//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 40 dead-lettered, 41 redriven, 255 refused |
 //! | 1 | … | by kind, in the order of the fields below |
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -36,6 +36,14 @@ pub enum Answer {
     Extended(Vec<DeliveryOutcome>),
     /// How many leases were given back.
     Released(u32),
+    /// One per letter of the command, in its order.
+    DeadLettered {
+        /// This entry made the dead-letter topic.
+        created: bool,
+        outcomes: Vec<DeliveryOutcome>,
+    },
+    /// One per letter of the command, in its order.
+    Redriven(Vec<DeliveryOutcome>),
     Refused(Refusal),
 }
 
@@ -158,6 +166,15 @@ impl Answer {
                 out.put_u8(9);
                 out.put_u32_le(*leases);
             }
+            Self::DeadLettered { created, outcomes } => {
+                out.put_u8(40);
+                out.put_u8(u8::from(*created));
+                put_list(&mut out, outcomes, |out, outcome| out.put_u8(*outcome as u8));
+            }
+            Self::Redriven(outcomes) => {
+                out.put_u8(41);
+                put_list(&mut out, outcomes, |out, outcome| out.put_u8(*outcome as u8));
+            }
             Self::Refused(refusal) => {
                 out.put_u8(255);
                 out.put_u8(*refusal as u8);
@@ -197,6 +214,11 @@ impl Answer {
             7 => Self::Changed(read_change(reader)?),
             8 => Self::Extended(reader.list(1, "outcomes", read_outcome)?),
             9 => Self::Released(reader.u32("leases")?),
+            40 => Self::DeadLettered {
+                created: reader.bool("created")?,
+                outcomes: reader.list(1, "outcomes", read_outcome)?,
+            },
+            41 => Self::Redriven(reader.list(1, "outcomes", read_outcome)?),
             255 => {
                 let number = reader.u8("refusal")?;
                 Self::Refused(Refusal::from_number(number).ok_or_else(|| reader.malformed("refusal"))?)

@@ -7,6 +7,7 @@
 //!
 //! | [`applied`] | the applied state and what each command does to it |
 //! | [`consume_queue`] | queue offset → place in the CommitLog, for a million queues |
+//! | [`dead_letters`] | questions about messages given up |
 //! | [`planner`] | which messages a receive is to lease |
 //! | [`records`] | the state as records, for checkpoints and snapshots |
 //! | [`checkpoint`], [`meta_store`] | the state on disk, derived |
@@ -18,6 +19,7 @@ mod applied;
 mod checkpoint;
 pub mod command;
 mod consume_queue;
+mod dead_letters;
 mod digest;
 mod machine;
 mod meta_store;
@@ -31,12 +33,13 @@ pub use answer::{Answer, ChangeOutcome, DeliveryOutcome, Granted, Refusal, Store
 pub use applied::QueueRange;
 pub use command::{
     AckEntry, AckMessages, Backoff, ChangeInvisible, Command, CommandError, ConsumerGroupSettings,
-    CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic, ExtendLeases, LeaseExtension,
-    LeaseMessages, LeasePart, MessageProperties, MessageRecordError, NewMessage, ReleaseClient,
-    StoredMessage, TopicSettings, UpdateConsumerGroup, UpdateTopic, encode_append, encoded_append_bytes,
-    tag_code,
+    CreateConsumerGroup, CreateTopic, DeadLetter, DeadLetterReason, DeadLetterRecord, DeleteConsumerGroup,
+    DeleteTopic, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart, Letter, MessageProperties,
+    MessageRecordError, NewMessage, RedriveDeadLetters, RedrivenLetter, ReleaseClient, StoredMessage,
+    TopicSettings, UpdateConsumerGroup, UpdateTopic, encode_append, encoded_append_bytes, tag_code,
 };
 pub use consume_queue::IndexEntry;
+pub use dead_letters::{DeliveryState, EndedDelivery};
 pub use digest::StateDigest;
 pub use machine::{
     ApplyObserver, BrokerState, CheckpointError, CheckpointMode, NobodyWaits, OpenStateError, StateConfig,

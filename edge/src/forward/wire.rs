@@ -83,6 +83,8 @@ fn write_content(request: &GroupRequest, now: Instant) -> Request {
         GroupRequest::ClientTermination(termination) => Request::ClientTermination(pb::ClientTermination {
             consumer_group: termination.consumer_group.as_ref().map(|group| group.as_str().to_owned()),
         }),
+        GroupRequest::DeadLetter(forward) => Request::DeadLetter(forward.clone()),
+        GroupRequest::Operation(operation) => Request::Operation(operation.clone()),
     }
 }
 
@@ -149,6 +151,8 @@ fn read_content(content: Request, now: Instant) -> Result<GroupRequest, Refused>
         Request::ClientTermination(termination) => GroupRequest::ClientTermination(ClientTermination {
             consumer_group: termination.consumer_group.as_deref().map(consumer_group).transpose()?,
         }),
+        Request::DeadLetter(forward) => GroupRequest::DeadLetter(forward),
+        Request::Operation(operation) => GroupRequest::Operation(operation),
     })
 }
 
@@ -171,6 +175,7 @@ pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardRe
             max_attempts: description.max_attempts,
             backoff_ms: description.backoff.into_iter().map(millis).collect(),
         }),
+        Ok(GroupResponse::Operation(result)) => Reply::Operation(result),
         Ok(GroupResponse::Done) => Reply::Done(pb::Done {}),
         Ok(GroupResponse::Refused(refusal)) => return refused(&refusal),
         Err(not_executed) => Reply::NotExecuted(write_not_executed(not_executed)),
@@ -209,6 +214,7 @@ pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotEx
             max_attempts: group.max_attempts,
             backoff: group.backoff_ms.into_iter().map(Duration::from_millis).collect(),
         }),
+        Reply::Operation(result) => GroupResponse::Operation(result),
         Reply::Done(pb::Done {}) => GroupResponse::Done,
         Reply::Refused(status) => GroupResponse::Refused(Refused {
             code: Code::try_from(status.code).unwrap_or(Code::InternalServerError),

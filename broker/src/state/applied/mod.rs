@@ -7,6 +7,7 @@
 //! - Every change marks the records it touches as dirty, so that a checkpoint writes them.
 
 pub(crate) mod apply;
+pub(crate) mod dead_letters;
 pub(crate) mod leases;
 pub(crate) mod progress;
 pub(crate) mod window;
@@ -56,6 +57,8 @@ pub(crate) struct Subscription {
     pub(crate) ends: BTreeSet<(UnixMillis, u32, u64)>,
     /// The leases by the receive that made them: (receive, queue, offset). Derived from `queues`.
     pub(crate) receives: BTreeSet<(AttemptHash, u32, u64)>,
+    /// The leases by attempt: (attempt, queue, offset). Derived from `queues`.
+    pub(crate) attempts: BTreeSet<(u32, u32, u64)>,
 }
 
 /// The single numbers of the state.

@@ -28,6 +28,7 @@ use ledgermq_common::QueueId;
 use ledgermq_common::clock::UnixMillis;
 use prost::Message as _;
 
+use super::dead_letter::DeadLetterRecord;
 use super::wire::{FieldReader, MalformedField};
 use crate::state::names::{BodyEncoding, MessageType, TopicId};
 
@@ -119,6 +120,8 @@ pub struct StoredMessage {
     pub tag_code: u32,
     pub properties: MessageProperties,
     pub body: Bytes,
+    /// Where it came from, when it was read from a dead-letter queue.
+    pub dead_letter: Option<Box<DeadLetterRecord>>,
 }
 
 impl StoredMessage {
@@ -144,6 +147,7 @@ impl StoredMessage {
             tag_code: head.tag_code,
             properties,
             body,
+            dead_letter: None,
         })
     }
 }

@@ -19,6 +19,7 @@
 //! Persisted numbers (version, kinds, enum values) never change their meaning.
 
 mod append;
+mod dead_letter;
 mod delivery;
 mod message;
 mod naming;
@@ -28,6 +29,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_common::clock::UnixMillis;
 
 pub use append::{AppendMessages, AppendedMessage, encode_append, encoded_append_bytes};
+pub use dead_letter::{
+    DeadLetter, DeadLetterReason, DeadLetterRecord, Letter, RedriveDeadLetters, RedrivenLetter,
+};
 pub use delivery::{
     AckEntry, AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart,
     ReleaseClient,
@@ -59,6 +63,8 @@ enum Kind {
     ChangeInvisible = 10,
     ExtendLeases = 11,
     ReleaseClient = 12,
+    DeadLetter = 40,
+    RedriveDeadLetters = 41,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +81,8 @@ pub enum Command {
     ChangeInvisible(ChangeInvisible),
     ExtendLeases(ExtendLeases),
     ReleaseClient(ReleaseClient),
+    DeadLetter(DeadLetter),
+    RedriveDeadLetters(RedriveDeadLetters),
 }
 
 /// Why bytes are no command.
@@ -119,6 +127,8 @@ impl Command {
             Self::ChangeInvisible(body) => body.put(&mut out),
             Self::ExtendLeases(body) => body.put(&mut out),
             Self::ReleaseClient(body) => body.put(&mut out),
+            Self::DeadLetter(body) => body.put(&mut out),
+            Self::RedriveDeadLetters(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -150,6 +160,8 @@ impl Command {
             Kind::ChangeInvisible => Self::ChangeInvisible(ChangeInvisible::read(reader)?),
             Kind::ExtendLeases => Self::ExtendLeases(ExtendLeases::read(reader)?),
             Kind::ReleaseClient => Self::ReleaseClient(ReleaseClient::read(reader)?),
+            Kind::DeadLetter => Self::DeadLetter(DeadLetter::read(reader)?),
+            Kind::RedriveDeadLetters => Self::RedriveDeadLetters(RedriveDeadLetters::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -175,6 +187,8 @@ impl Command {
             Self::ChangeInvisible(_) => Kind::ChangeInvisible,
             Self::ExtendLeases(_) => Kind::ExtendLeases,
             Self::ReleaseClient(_) => Kind::ReleaseClient,
+            Self::DeadLetter(_) => Kind::DeadLetter,
+            Self::RedriveDeadLetters(_) => Kind::RedriveDeadLetters,
         }
     }
 }
@@ -194,6 +208,8 @@ impl Kind {
             10 => Self::ChangeInvisible,
             11 => Self::ExtendLeases,
             12 => Self::ReleaseClient,
+            40 => Self::DeadLetter,
+            41 => Self::RedriveDeadLetters,
             _ => return None,
         })
     }

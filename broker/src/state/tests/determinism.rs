@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::dead_letters::letter;
 use super::*;
 
 /// What a leader and its clients may do next, in numbers that are given a meaning when it is done.
@@ -29,6 +30,9 @@ pub(super) enum Step {
     Ack(Vec<usize>),
     Change(usize, u64),
     Extend(usize, u64),
+    GiveUp(Vec<usize>, bool),
+    Redrive(u64, usize),
+    SetAttempts(u8, u32),
     Release {
         group: u32,
         client: u8,
@@ -58,6 +62,10 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         6 => proptest::collection::vec(any::<usize>(), 1..4).prop_map(Step::Ack),
         3 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Change(which, ms)),
         2 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Extend(which, ms)),
+        2 => (proptest::collection::vec(any::<usize>(), 1..3), any::<bool>())
+            .prop_map(|(which, forwarded)| Step::GiveUp(which, forwarded)),
+        1 => (0u64..4, any::<usize>()).prop_map(|(letter, which)| Step::Redrive(letter, which)),
+        1 => (0u8..3, 1u32..4).prop_map(|(name, attempts)| Step::SetAttempts(name, attempts)),
         1 => (1u32..4, 0u8..3).prop_map(|(group, client)| Step::Release { group, client }),
         2 => (0u8..4, 1u32..4).prop_map(|(name, queues)| Step::CreateTopic(name, queues)),
         1 => (0u8..4, 1u32..90).prop_map(|(name, queues)| Step::GrowTopic(name, queues)),
@@ -177,6 +185,40 @@ impl Leader {
                         keep_renewing: invisible_ms % 2 == 0,
                     }],
                 }));
+            }
+            Step::GiveUp(which, forwarded) => {
+                let Some((consumer_group, topic, _)) = self.pick(which[0]) else { return };
+                let reason = if *forwarded {
+                    DeadLetterReason::Forwarded
+                } else {
+                    DeadLetterReason::AttemptsExhausted
+                };
+                let letters = which
+                    .iter()
+                    .filter_map(|which| self.pick(*which))
+                    .map(|(_, _, lease)| letter(topic, lease, reason))
+                    .collect();
+                self.propose_command(&Command::DeadLetter(DeadLetter { consumer_group, topic, letters }));
+            }
+            Step::Redrive(letter, which) => {
+                let Some((consumer_group, topic, lease)) = self.pick(*which) else { return };
+                let letter = RedrivenLetter {
+                    letter: QueueOffset(*letter),
+                    topic,
+                    queue: lease.queue,
+                    offset: lease.offset,
+                };
+                let letters = vec![letter];
+                self.propose_command(&Command::RedriveDeadLetters(RedriveDeadLetters {
+                    consumer_group,
+                    letters,
+                }));
+            }
+            Step::SetAttempts(name, attempts_max) => {
+                let settings =
+                    ConsumerGroupSettings { attempts_max: *attempts_max, ..ConsumerGroupSettings::default() };
+                let name = format!("group-{name}");
+                self.propose_command(&Command::UpdateConsumerGroup(UpdateConsumerGroup { name, settings }));
             }
             Step::Release { group, client } => self.propose_command(&Command::ReleaseClient(ReleaseClient {
                 consumer_group: ConsumerGroupId(*group),
