@@ -24,8 +24,8 @@ use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, Term, TopicName};
 use ledgermq_proto::admin::{GroupOperation, GroupOperationResult, ShowTopicResponse};
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
-    ClientType, Code, ForwardMessageToDeadLetterQueueRequest, Message, MessageType, SendMessageRequest,
-    SendMessageResponse, Status,
+    ClientType, Code, ForwardMessageToDeadLetterQueueRequest, Message, MessageType, RecallMessageRequest,
+    RecallMessageResponse, SendMessageRequest, SendMessageResponse, Status,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -81,6 +81,8 @@ pub enum GroupRequest {
     ClientTermination(ClientTermination),
     /// With a handle it parsed and names the group that is asked; without one the message id says which.
     DeadLetter(ForwardMessageToDeadLetterQueueRequest),
+    /// The handle parsed and names the group that is asked.
+    Recall(RecallMessageRequest),
     /// An administrator's, for this group.
     Operation(GroupOperation),
 }
@@ -150,6 +152,7 @@ pub enum GroupResponse {
     Topics(Vec<TopicDescription>),
     ShowTopic(ShowTopicResponse),
     ConsumerGroup(ConsumerGroupDescription),
+    Recalled(RecallMessageResponse),
     Operation(GroupOperationResult),
     /// DeleteTopic, ClientHeartbeat, ClientTermination, DeadLetter.
     Done,

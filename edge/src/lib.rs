@@ -30,6 +30,7 @@ pub mod group_call;
 pub mod hold;
 pub mod leaders;
 pub mod messaging;
+mod recall;
 mod receipts;
 mod receive;
 pub mod registry_client;

@@ -199,8 +199,12 @@ impl MessagingService for Messaging {
         &self,
         request: Request<RecallMessageRequest>,
     ) -> Result<Response<RecallMessageResponse>, Status> {
-        let status = Some(missing("RecallMessage", request));
-        Ok(Response::new(RecallMessageResponse { status, ..RecallMessageResponse::default() }))
+        let (context, request) = open(request);
+        let answer = async { self.edge.recall_message(&context.clone()?, request).await }.await;
+        Ok(Response::new(answer.unwrap_or_else(|refused| RecallMessageResponse {
+            status: Some(status(&context, refused)),
+            ..RecallMessageResponse::default()
+        })))
     }
 
     async fn update_offset(

@@ -23,9 +23,10 @@ pub async fn create(
     let name = topic_name(&request.name)?;
     let message_type = match MessageType::try_from(request.message_type) {
         Ok(MessageType::Unspecified | MessageType::Normal) => MessageType::Normal,
+        Ok(MessageType::Delay) => MessageType::Delay,
         Ok(other) => {
             return Err(Status::invalid_argument(format!(
-                "message_type = {}: this version has topics of type NORMAL only",
+                "message_type = {}: this version has topics of type NORMAL and DELAY only",
                 other.as_str_name()
             )));
         }

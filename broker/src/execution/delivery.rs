@@ -60,6 +60,7 @@ pub fn delivered(stored: StoredMessage, delivery: Delivery<'_>) -> Message {
         delivery_attempt: Some(i32::try_from(delivery.attempt.max(1)).unwrap_or(i32::MAX)),
         message_group: properties.message_group,
         trace_context: properties.trace_context,
+        delivery_timestamp: properties.deliver_at_ms.map(|at_ms| timestamp(UnixMillis(at_ms))),
         dead_letter_queue,
         ..SystemProperties::default()
     };

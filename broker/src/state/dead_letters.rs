@@ -5,6 +5,7 @@ use ledgermq_common::names::dead_letter_topic;
 use ledgermq_common::{QueueId, QueueOffset};
 
 use super::applied::dead_letters::{DEAD_LETTER_QUEUE, REDRIVE_CONSUMER_GROUP};
+use super::applied::timers::TIMER_QUEUE;
 use super::applied::window::window_key;
 use super::machine::BrokerState;
 use super::names::{ConsumerGroupId, DeliveryEpoch, TopicId};
@@ -99,7 +100,8 @@ impl BrokerState {
     /// Where a message id of the window was stored.
     pub fn place_of_id(&self, topic: TopicId, id: &str) -> Option<(QueueId, QueueOffset)> {
         let found = self.applied_state().window.find(window_key(topic, id.as_bytes()))?;
-        Some((QueueId(found.queue), QueueOffset(found.offset)))
+        // A delayed message has no place before it fires.
+        (found.queue != TIMER_QUEUE).then_some((QueueId(found.queue), QueueOffset(found.offset)))
     }
 
     /// Every delivery of a consumer group in a topic that is not consumed, at most `max`.

@@ -2,6 +2,7 @@
 
 mod admin;
 mod dead_letters;
+mod delayed;
 mod one_node;
 mod start;
 mod support;

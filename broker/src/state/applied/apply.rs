@@ -80,6 +80,9 @@ impl Applied {
             Command::ReleaseClient(command) => Ok(Answer::Released(self.release_client(command, effects))),
             Command::DeadLetter(command) => self.dead_letter(&command, payload_at, effects),
             Command::RedriveDeadLetters(command) => self.redrive(&command, effects),
+            Command::AppendDelayed(command) => self.append_delayed(&command, payload_at, effects),
+            Command::FireTimers(command) => Ok(self.fire(command, effects)),
+            Command::RecallTimer(command) => Ok(self.recall(command)),
         };
         result.unwrap_or_else(Answer::Refused)
     }

@@ -162,6 +162,8 @@ impl Applied {
             auto_renew: false,
         };
         let subscription = self.subscriptions.entry((group, letter.topic)).or_default();
+        // Also where the next line makes the progress of a queue and nothing more.
+        self.dirty.insert(RecordKey::Progress(group, letter.topic, queue));
         let progress = subscription.progress_mut(queue, range.min);
         // A group that was reset has it before it again, or has it leased: nothing is lost.
         if progress.is_unseen(letter.offset.get()) || progress.leases.contains_key(&letter.offset.get()) {
@@ -170,7 +172,6 @@ impl Applied {
         progress.leases.insert(letter.offset.get(), lease);
         subscription.index_lease(queue, letter.offset.get(), &lease);
         self.scalars.next_epoch += 1;
-        self.dirty.insert(RecordKey::Progress(group, letter.topic, queue));
         effects.released.insert((group, letter.topic));
         DeliveryOutcome::Done
     }

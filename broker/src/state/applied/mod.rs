@@ -10,6 +10,7 @@ pub(crate) mod apply;
 pub(crate) mod dead_letters;
 pub(crate) mod leases;
 pub(crate) mod progress;
+pub(crate) mod timers;
 pub(crate) mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,11 +20,12 @@ use hashbrown::HashSet;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_raft_store::EntryId;
 
-use super::checkpoint::Cut;
+use super::checkpoint::{Cut, TimerCut};
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::consume_queue::ConsumeQueueIndex;
 use super::names::{AttemptHash, ConsumerGroupId, TopicId};
 use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
+use super::timers::{TimerProgress, Timers};
 use progress::Progress;
 use window::MessageIdWindow;
 
@@ -88,6 +90,7 @@ pub(crate) struct Applied {
     pub(crate) subscriptions: BTreeMap<(ConsumerGroupId, TopicId), Subscription>,
     pub(crate) window: MessageIdWindow,
     pub(crate) index: ConsumeQueueIndex,
+    pub(crate) timers: Timers,
     /// Records changed since the last checkpoint began.
     pub(crate) dirty: HashSet<RecordKey>,
     pub(crate) since_checkpoint: SinceCheckpoint,
@@ -124,6 +127,13 @@ impl Applied {
                 let subscription = self.subscriptions.get(&(group, topic))?;
                 subscription.queues.get(&queue).map(|progress| RecordValue::Progress(Arc::clone(progress)))
             }
+            RecordKey::Timers => {
+                let progress = self.timers.progress();
+                (progress != TimerProgress::default()).then_some(RecordValue::Timers(progress))
+            }
+            RecordKey::Recalled(key) => {
+                self.timers.recalled().contains(&key).then_some(RecordValue::Recalled)
+            }
         }
     }
 
@@ -140,6 +150,11 @@ impl Applied {
             records,
             tails: self.index.freeze().tails.clone(),
             ids,
+            timers: TimerCut {
+                tails: self.timers.freeze().tails.clone(),
+                fired_through: self.timers.progress().fired_through,
+                recalled: self.timers.recalled().clone(),
+            },
             topics: self.topics.keys().copied().collect(),
         }
     }
@@ -166,7 +181,9 @@ impl Applied {
         let progress = self.subscriptions.iter().flat_map(|(&(group, topic), subscription)| {
             subscription.queues.keys().map(move |&queue| RecordKey::Progress(group, topic, queue))
         });
-        topics.chain(queues).chain(groups).chain(progress)
+        let timers = self.record(RecordKey::Timers).map(|_| RecordKey::Timers);
+        let recalled = self.timers.recalled().iter().map(|&key| RecordKey::Recalled(key));
+        topics.chain(queues).chain(groups).chain(progress).chain(timers).chain(recalled)
     }
 
     /// Puts a record where it belongs, when the state is loaded. The order of records is free.
@@ -201,6 +218,8 @@ impl Applied {
                 }
                 subscription.queues.insert(queue, progress);
             }
+            (RecordKey::Timers, RecordValue::Timers(progress)) => self.timers.load_progress(progress),
+            (RecordKey::Recalled(key), RecordValue::Recalled) => self.timers.load_recalled(key),
             (key, _) => return Err(MisplacedRecord { key }),
         }
         Ok(())

@@ -50,6 +50,9 @@ pub struct MessageProperties {
     pub trace_context: Option<String>,
     #[prost(string, tag = "6")]
     pub born_host: String,
+    /// Of a delayed message: not visible before.
+    #[prost(uint64, optional, tag = "41")]
+    pub deliver_at_ms: Option<u64>,
 }
 
 /// A message on its way into the log; the leader has chosen its queue.

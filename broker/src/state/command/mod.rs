@@ -23,6 +23,7 @@ mod dead_letter;
 mod delivery;
 mod message;
 mod naming;
+mod timer;
 pub(crate) mod wire;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -41,6 +42,7 @@ pub use naming::{
     Backoff, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic,
     TopicSettings, UpdateConsumerGroup, UpdateTopic,
 };
+pub use timer::{AppendDelayed, FireTimers, RecallTimer, encode_delayed, encoded_delayed_bytes};
 use wire::FieldReader;
 pub use wire::MalformedField;
 
@@ -65,6 +67,9 @@ enum Kind {
     ReleaseClient = 12,
     DeadLetter = 40,
     RedriveDeadLetters = 41,
+    AppendDelayed = 42,
+    FireTimers = 43,
+    RecallTimer = 44,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +88,9 @@ pub enum Command {
     ReleaseClient(ReleaseClient),
     DeadLetter(DeadLetter),
     RedriveDeadLetters(RedriveDeadLetters),
+    AppendDelayed(AppendDelayed),
+    FireTimers(FireTimers),
+    RecallTimer(RecallTimer),
 }
 
 /// Why bytes are no command.
@@ -129,6 +137,9 @@ impl Command {
             Self::ReleaseClient(body) => body.put(&mut out),
             Self::DeadLetter(body) => body.put(&mut out),
             Self::RedriveDeadLetters(body) => body.put(&mut out),
+            Self::AppendDelayed(body) => body.put(&mut out),
+            Self::FireTimers(body) => body.put(&mut out),
+            Self::RecallTimer(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -162,6 +173,9 @@ impl Command {
             Kind::ReleaseClient => Self::ReleaseClient(ReleaseClient::read(reader)?),
             Kind::DeadLetter => Self::DeadLetter(DeadLetter::read(reader)?),
             Kind::RedriveDeadLetters => Self::RedriveDeadLetters(RedriveDeadLetters::read(reader)?),
+            Kind::AppendDelayed => Self::AppendDelayed(AppendDelayed::read(reader)?),
+            Kind::FireTimers => Self::FireTimers(FireTimers::read(reader)?),
+            Kind::RecallTimer => Self::RecallTimer(RecallTimer::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -189,6 +203,9 @@ impl Command {
             Self::ReleaseClient(_) => Kind::ReleaseClient,
             Self::DeadLetter(_) => Kind::DeadLetter,
             Self::RedriveDeadLetters(_) => Kind::RedriveDeadLetters,
+            Self::AppendDelayed(_) => Kind::AppendDelayed,
+            Self::FireTimers(_) => Kind::FireTimers,
+            Self::RecallTimer(_) => Kind::RecallTimer,
         }
     }
 }
@@ -210,6 +227,9 @@ impl Kind {
             12 => Self::ReleaseClient,
             40 => Self::DeadLetter,
             41 => Self::RedriveDeadLetters,
+            42 => Self::AppendDelayed,
+            43 => Self::FireTimers,
+            44 => Self::RecallTimer,
             _ => return None,
         })
     }

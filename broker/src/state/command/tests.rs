@@ -33,6 +33,7 @@ fn new_messages() -> impl Strategy<Value = Vec<NewMessage>> {
                     message_group: None,
                     trace_context: None,
                     born_host: "10.0.0.1:1".to_owned(),
+                    deliver_at_ms: None,
                 },
                 body: Bytes::from(body),
             })
@@ -182,6 +183,15 @@ fn commands() -> impl Strategy<Value = Command> {
                     .collect(),
             })
         }),
+        (any::<u32>(), any::<u64>()).prop_map(|(max, through)| {
+            Command::FireTimers(FireTimers { through: UnixMillis(through), max })
+        }),
+        (any::<u64>(), any::<u64>()).prop_map(|(deliver_at, physical)| {
+            Command::RecallTimer(RecallTimer {
+                deliver_at: UnixMillis(deliver_at),
+                physical: PhysicalOffset(physical),
+            })
+        }),
         (any::<u32>(), any::<u64>()).prop_map(|(id, client)| {
             Command::ReleaseClient(ReleaseClient {
                 consumer_group: ConsumerGroupId(id),
@@ -213,6 +223,25 @@ proptest! {
             prop_assert_eq!(&read.properties, &sent.properties);
             prop_assert_eq!(&read.body, &sent.body);
             prop_assert_eq!(read.body.as_ptr_range().end, record.as_ptr_range().end, "body is a slice");
+        }
+    }
+
+    #[test]
+    fn delayed_messages_come_back_as_they_were_sent(messages in new_messages(), stamp: u64, topic: u32) {
+        let delayed: Vec<(UnixMillis, NewMessage)> =
+            messages.into_iter().map(|message| (UnixMillis(stamp ^ 5), message)).collect();
+        let bytes = encode_delayed(UnixMillis(stamp), TopicId(topic), &delayed);
+        prop_assert_eq!(bytes.len(), encoded_delayed_bytes(&delayed));
+        let (stamped_at, command) = Command::decode(&bytes).expect("our own encoding");
+        prop_assert_eq!(command.encode(stamped_at), bytes.clone());
+        let Command::AppendDelayed(append) = command else { panic!("kind") };
+        for ((deliver_at, stored), (_, sent)) in append.messages.iter().zip(&delayed) {
+            let at = stored.record_at as usize;
+            let read = StoredMessage::decode(&bytes.slice(at..at + stored.record.len())).expect("our own record");
+            prop_assert_eq!((*deliver_at, read.id), (UnixMillis(stamp ^ 5), sent.id.clone()));
+        }
+        for end in 0..bytes.len() {
+            prop_assert!(Command::decode(&bytes.slice(..end)).is_err());
         }
     }
 

@@ -6,8 +6,10 @@ mod delivery;
 mod determinism;
 mod durability;
 mod million_queues;
+mod million_timers;
 mod planning;
 mod sending;
+mod timers;
 
 use std::io;
 use std::path::Path;

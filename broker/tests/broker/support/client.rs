@@ -9,7 +9,8 @@ use ledgermq_proto::rocketmq::{
     AckMessageEntry, AckMessageRequest, Broker, ChangeInvisibleDurationRequest,
     ChangeInvisibleDurationResponse, Code, Encoding, FilterExpression, FilterType,
     ForwardMessageToDeadLetterQueueRequest, Message, MessageQueue, NotifyClientTerminationRequest,
-    ReceiveMessageRequest, Resource, SendMessageRequest, SendMessageResponse, SystemProperties,
+    RecallMessageRequest, RecallMessageResponse, ReceiveMessageRequest, Resource, SendMessageRequest,
+    SendMessageResponse, SystemProperties,
 };
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
@@ -160,6 +161,13 @@ impl Client {
         let request = self.request(request, UNARY_DEADLINE);
         let response = self.stub.clone().forward_message_to_dead_letter_queue(request).await;
         code(response.expect("an answer").into_inner().status.as_ref())
+    }
+
+    pub async fn recall(&self, topic: &str, recall_handle: &str) -> RecallMessageResponse {
+        let request =
+            RecallMessageRequest { topic: Some(resource(topic)), recall_handle: recall_handle.to_owned() };
+        let request = self.request(request, UNARY_DEADLINE);
+        self.stub.clone().recall_message(request).await.expect("an answer").into_inner()
     }
 
     pub async fn terminate(&self, group: &str) -> Code {
