@@ -73,12 +73,16 @@ impl From<Invalid> for Refused {
             | Invalid::MessageIdControlCharacter { .. } => Code::IllegalMessageId,
             Invalid::MessageGroupTooLong { .. } | Invalid::MessageGroup { .. } => Code::IllegalMessageGroup,
             Invalid::DeliveryTooFar { .. } => Code::IllegalDeliveryTime,
-            Invalid::TypeConflict { .. } => Code::MessagePropertyConflictWithType,
+            Invalid::TypeConflict { .. } | Invalid::RecallFromType { .. } => {
+                Code::MessagePropertyConflictWithType
+            }
             Invalid::InvisibleDuration { .. } => Code::IllegalInvisibleTime,
             Invalid::PollingTime { .. } => Code::IllegalPollingTime,
             Invalid::Filter { .. } | Invalid::FilterSql { .. } => Code::IllegalFilterExpression,
             Invalid::ReceiptHandle(_) | Invalid::ReceiptHandleGroup { .. } => Code::InvalidReceiptHandle,
             Invalid::OrphanRecovery { .. }
+            | Invalid::RecallHandle(_)
+            | Invalid::RecallHandleGroup { .. }
             | Invalid::BatchSize { .. }
             | Invalid::AttemptId { .. }
             | Invalid::NoAckEntries => Code::BadRequest,

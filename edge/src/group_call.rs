@@ -22,10 +22,11 @@ use async_trait::async_trait;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, Term, TopicName};
 use ledgermq_filter::Expression;
-use ledgermq_proto::admin::ShowTopicResponse;
+use ledgermq_proto::admin::{GroupOperation, GroupOperationResult, ShowTopicResponse};
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
-    ClientType, Code, Message, MessageType, SendMessageRequest, SendMessageResponse, Status,
+    ClientType, Code, ForwardMessageToDeadLetterQueueRequest, Message, MessageType, RecallMessageRequest,
+    RecallMessageResponse, SendMessageRequest, SendMessageResponse, Status,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -79,6 +80,12 @@ pub enum GroupRequest {
     DescribeConsumerGroup(ConsumerGroupName),
     ClientHeartbeat(ClientHeartbeat),
     ClientTermination(ClientTermination),
+    /// With a handle it parsed and names the group that is asked; without one the message id says which.
+    DeadLetter(ForwardMessageToDeadLetterQueueRequest),
+    /// The handle parsed and names the group that is asked.
+    Recall(RecallMessageRequest),
+    /// An administrator's, for this group.
+    Operation(GroupOperation),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -148,7 +155,9 @@ pub enum GroupResponse {
     Topics(Vec<TopicDescription>),
     ShowTopic(ShowTopicResponse),
     ConsumerGroup(ConsumerGroupDescription),
-    /// DeleteTopic, ClientHeartbeat, ClientTermination.
+    Recalled(RecallMessageResponse),
+    Operation(GroupOperationResult),
+    /// DeleteTopic, ClientHeartbeat, ClientTermination, DeadLetter.
     Done,
     /// The leader looked at the request and says no.
     Refused(Refused),

@@ -23,12 +23,14 @@
 mod clients;
 pub mod codes;
 pub mod context;
+mod dead_letters;
 pub mod edge;
 pub mod forward;
 pub mod group_call;
 pub mod hold;
 pub mod leaders;
 pub mod messaging;
+mod recall;
 mod receipts;
 mod receive;
 pub mod registry_client;

@@ -53,7 +53,7 @@ impl Edge {
         let chosen = choose(&hosted, request.messages.first().map_or("", id_of));
         let accepted = chosen.description.message_type;
         validate::message_type_fits(&topic, accepted, &request.messages)?;
-        if accepted != MessageType::Normal {
+        if !matches!(accepted, MessageType::Normal | MessageType::Delay) {
             return Err(not_implemented(&format!(
                 "SendMessage to a topic of type {}",
                 accepted.as_str_name()

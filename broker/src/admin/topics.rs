@@ -5,7 +5,6 @@
 //! because a topic that is there with the same settings counts as created.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use ledgermq_common::{GroupName, TopicName};
 use ledgermq_edge::context::CallContext;
@@ -24,9 +23,10 @@ pub async fn create(
     let name = topic_name(&request.name)?;
     let message_type = match MessageType::try_from(request.message_type) {
         Ok(MessageType::Unspecified | MessageType::Normal) => MessageType::Normal,
+        Ok(MessageType::Delay) => MessageType::Delay,
         Ok(other) => {
             return Err(Status::invalid_argument(format!(
-                "message_type = {}: this version has topics of type NORMAL only",
+                "message_type = {}: this version has topics of type NORMAL and DELAY only",
                 other.as_str_name()
             )));
         }
@@ -182,8 +182,7 @@ fn groups_to_use(cluster: &Cluster, wanted: &[String]) -> Result<Vec<GroupName>,
 }
 
 fn all_groups(cluster: &Cluster) -> Result<Vec<GroupName>, Status> {
-    let view: Arc<_> = cluster.view()?;
-    Ok(view.groups.keys().cloned().collect())
+    cluster.all_groups()
 }
 
 fn topic_name(name: &str) -> Result<TopicName, Status> {

@@ -5,6 +5,7 @@
 //! | topic unknown, creation by first use off | TOPIC_NOT_FOUND |
 //! | message type is not the topic's | MESSAGE_PROPERTY_CONFLICT_WITH_TYPE |
 //! | topic not writable | FORBIDDEN |
+//! | topic of delayed messages | see [`timers`] |
 //! | [`APPEND_BYTES_MAX`] of messages are being appended | waits its turn, until its deadline |
 //! | the client has stopped waiting | not proposed: it would cost an fsync for nobody |
 //! | the message id is in the window | OK with the first place; nothing is stored again |
@@ -18,8 +19,8 @@ use ledgermq_proto::rocketmq::{Code, SendMessageResponse, SendResultEntry};
 #[cfg(doc)]
 use super::hosted_group::APPEND_BYTES_MAX;
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
-use super::{delivery, intake};
-use crate::state::{Answer, StoredAt, encode_append, encoded_append_bytes};
+use super::{delivery, intake, timers};
+use crate::state::{Answer, MessageType, StoredAt, encode_append, encoded_append_bytes};
 
 pub async fn send(
     hosted: &HostedGroup,
@@ -31,6 +32,9 @@ pub async fn send(
     validate::message_type_fits(&send.topic, topic_type, &send.request.messages).map_err(Refused::from)?;
     if !topic.settings.permission.may_write() {
         return Err(Refused::new(Code::Forbidden, format!("topic {} is not writable", send.topic)).into());
+    }
+    if topic.settings.message_type == MessageType::Delay {
+        return timers::send(hosted, context, send, &topic).await;
     }
     let now = hosted.now();
     let messages = intake::new_messages(&send.request, hosted.next_queue(&topic), now, context.peer);

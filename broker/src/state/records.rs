@@ -4,8 +4,10 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress |
+//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer |
 //! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`) |
+//! | 1 | 8 | `d`: delivery time of the recalled timer |
+//! | 9 | 8 | `d`: its physical offset |
 //! | 5 | 4 | `q`: block of queues; `p`: topic |
 //! | 9 | 4 | `p`: queue |
 //!
@@ -17,13 +19,15 @@
 //! | queues | list of (min u64, max u64): [`QUEUES_PER_RECORD`] queues of one topic, fewer in its last block |
 //! | consumer group | name, settings as in `CreateConsumerGroup`, created u64 ms |
 //! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, receive u64, attempt u32, renewal u32, auto-renew u8) |
+//! | timers | fired through: delivery time u64 ms, physical offset u64; pending u64 |
+//! | recalled timer | none |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{LogIndex, Term};
+use ledgermq_common::{LogIndex, PhysicalOffset, Term};
 use ledgermq_raft_store::EntryId;
 
 use super::applied::progress::{Lease, Progress};
@@ -31,6 +35,7 @@ use super::applied::{ConsumerGroup, QueueRange, Scalars};
 use super::command::wire::{FieldReader, MalformedField, put_count, put_list, put_text};
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::names::{AttemptHash, ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
+use super::timers::{TimerKey, TimerProgress};
 
 /// A message to one queue rewrites the record of this many; a topic has so many fewer records.
 pub(crate) const QUEUES_PER_RECORD: usize = 64;
@@ -42,6 +47,8 @@ pub(crate) enum RecordKey {
     Queues(TopicId, u32),
     ConsumerGroup(ConsumerGroupId),
     Progress(ConsumerGroupId, TopicId, u32),
+    Timers,
+    Recalled(TimerKey),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +57,8 @@ pub(crate) enum RecordValue {
     Queues(Vec<QueueRange>),
     ConsumerGroup(Arc<ConsumerGroup>),
     Progress(Arc<Progress>),
+    Timers(TimerProgress),
+    Recalled,
 }
 
 impl RecordKey {
@@ -79,6 +88,12 @@ impl RecordKey {
                 out.put_u32(topic.get());
                 out.put_u32(queue);
             }
+            Self::Timers => out.put_u8(b'd'),
+            Self::Recalled(key) => {
+                out.put_u8(b'd');
+                out.put_u64(key.deliver_at.get());
+                out.put_u64(key.physical.get());
+            }
         }
         out
     }
@@ -92,6 +107,12 @@ impl RecordKey {
             (b'q', 9) => Some(Self::Queues(TopicId(number(1)?), number(5)?)),
             (b'g', 5) => Some(Self::ConsumerGroup(ConsumerGroupId(number(1)?))),
             (b'p', 13) => Some(Self::Progress(ConsumerGroupId(number(1)?), TopicId(number(5)?), number(9)?)),
+            (b'd', 1) => Some(Self::Timers),
+            (b'd', 17) => {
+                let wide = |at: usize| Some((u64::from(number(at)?) << 32) | u64::from(number(at + 4)?));
+                let (deliver_at, physical) = (UnixMillis(wide(1)?), PhysicalOffset(wide(9)?));
+                Some(Self::Recalled(TimerKey { deliver_at, physical }))
+            }
             _ => None,
         }
     }
@@ -136,6 +157,12 @@ impl RecordValue {
                     out.put_u8(u8::from(lease.auto_renew));
                 }
             }
+            Self::Timers(progress) => {
+                out.put_u64_le(progress.fired_through.deliver_at.get());
+                out.put_u64_le(progress.fired_through.physical.get());
+                out.put_u64_le(progress.pending);
+            }
+            Self::Recalled => {}
         }
         out.freeze()
     }
@@ -162,6 +189,14 @@ impl RecordValue {
                 created_at: UnixMillis(reader.u64("created")?),
             })),
             RecordKey::Progress(..) => Self::Progress(Arc::new(read_progress(reader)?)),
+            RecordKey::Timers => Self::Timers(TimerProgress {
+                fired_through: TimerKey {
+                    deliver_at: UnixMillis(reader.u64("fired through")?),
+                    physical: PhysicalOffset(reader.u64("fired through offset")?),
+                },
+                pending: reader.u64("pending timers")?,
+            }),
+            RecordKey::Recalled(_) => Self::Recalled,
         };
         reader.end("end of the value")?;
         Ok(value)

@@ -1,6 +1,8 @@
 //! Brokers as a client and an operator see them: real logs, real ports, one process.
 
 mod admin;
+mod dead_letters;
+mod delayed;
 mod one_node;
 mod start;
 mod support;

@@ -9,6 +9,8 @@ use ledgermq_proto::admin as wire;
 use ledgermq_proto::rocketmq::MessageType;
 use serde_json::{Value, json};
 
+use super::admin_dead_letters::{self, DeadLetterCommand};
+use super::admin_groups::{self, GroupCommand};
 use super::connection::ConnectionArgs;
 
 #[derive(Debug, Args)]
@@ -28,6 +30,12 @@ enum Area {
     Topic(TopicCommand),
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Consumer groups.
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Messages that consumer groups gave up.
+    #[command(subcommand)]
+    Dlq(DeadLetterCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,6 +81,8 @@ pub async fn run(arguments: AdminArgs) -> anyhow::Result<ExitCode> {
     let admin = arguments.connection.connect().await?.admin();
     let (text, value) = match arguments.area {
         Area::Topic(command) => topic(&admin, command).await?,
+        Area::Group(command) => admin_groups::run(&admin, command).await?,
+        Area::Dlq(command) => admin_dead_letters::run(&admin, command).await?,
         Area::Cluster(ClusterCommand::Status) => {
             let status = admin.cluster_status(wire::ClusterStatusRequest {}).await?;
             (status_as_text(&status), status_as_json(&status))
@@ -139,7 +149,7 @@ impl TopicType {
     }
 }
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header.iter().map(|name| name.to_uppercase()));
     table

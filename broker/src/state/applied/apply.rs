@@ -78,6 +78,11 @@ impl Applied {
             }
             Command::ExtendLeases(command) => Ok(Answer::Extended(self.extend(&command))),
             Command::ReleaseClient(command) => Ok(Answer::Released(self.release_client(command, effects))),
+            Command::DeadLetter(command) => self.dead_letter(&command, payload_at, effects),
+            Command::RedriveDeadLetters(command) => self.redrive(&command, effects),
+            Command::AppendDelayed(command) => self.append_delayed(&command, payload_at, effects),
+            Command::FireTimers(command) => Ok(self.fire(command, effects)),
+            Command::RecallTimer(command) => Ok(self.recall(command)),
         };
         result.unwrap_or_else(Answer::Refused)
     }
@@ -128,7 +133,7 @@ impl Applied {
         Ok(Answer::Stored(stored))
     }
 
-    fn create_topic(&mut self, command: CreateTopic) -> Result<Answer, Refusal> {
+    pub(super) fn create_topic(&mut self, command: CreateTopic) -> Result<Answer, Refusal> {
         if let Some(&id) = self.topic_names.get(&command.name) {
             return Ok(Answer::Topic { id, created: false });
         }
@@ -174,7 +179,7 @@ impl Applied {
         Answer::Deleted(true)
     }
 
-    fn create_consumer_group(&mut self, command: CreateConsumerGroup) -> Answer {
+    pub(super) fn create_consumer_group(&mut self, command: CreateConsumerGroup) -> Answer {
         if let Some(&id) = self.consumer_group_names.get(&command.name) {
             return Answer::ConsumerGroup { id, created: false };
         }

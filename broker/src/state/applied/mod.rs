@@ -7,8 +7,10 @@
 //! - Every change marks the records it touches as dirty, so that a checkpoint writes them.
 
 pub(crate) mod apply;
+pub(crate) mod dead_letters;
 pub(crate) mod leases;
 pub(crate) mod progress;
+pub(crate) mod timers;
 pub(crate) mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,11 +20,12 @@ use hashbrown::HashSet;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_raft_store::EntryId;
 
-use super::checkpoint::Cut;
+use super::checkpoint::{Cut, TimerCut};
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::consume_queue::ConsumeQueueIndex;
 use super::names::{AttemptHash, ConsumerGroupId, TopicId};
 use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
+use super::timers::{TimerProgress, Timers};
 use progress::Progress;
 use window::MessageIdWindow;
 
@@ -56,6 +59,8 @@ pub(crate) struct Subscription {
     pub(crate) ends: BTreeSet<(UnixMillis, u32, u64)>,
     /// The leases by the receive that made them: (receive, queue, offset). Derived from `queues`.
     pub(crate) receives: BTreeSet<(AttemptHash, u32, u64)>,
+    /// The leases by attempt: (attempt, queue, offset). Derived from `queues`.
+    pub(crate) attempts: BTreeSet<(u32, u32, u64)>,
 }
 
 /// The single numbers of the state.
@@ -85,6 +90,7 @@ pub(crate) struct Applied {
     pub(crate) subscriptions: BTreeMap<(ConsumerGroupId, TopicId), Subscription>,
     pub(crate) window: MessageIdWindow,
     pub(crate) index: ConsumeQueueIndex,
+    pub(crate) timers: Timers,
     /// Records changed since the last checkpoint began.
     pub(crate) dirty: HashSet<RecordKey>,
     pub(crate) since_checkpoint: SinceCheckpoint,
@@ -121,6 +127,13 @@ impl Applied {
                 let subscription = self.subscriptions.get(&(group, topic))?;
                 subscription.queues.get(&queue).map(|progress| RecordValue::Progress(Arc::clone(progress)))
             }
+            RecordKey::Timers => {
+                let progress = self.timers.progress();
+                (progress != TimerProgress::default()).then_some(RecordValue::Timers(progress))
+            }
+            RecordKey::Recalled(key) => {
+                self.timers.recalled().contains(&key).then_some(RecordValue::Recalled)
+            }
         }
     }
 
@@ -137,6 +150,11 @@ impl Applied {
             records,
             tails: self.index.freeze().tails.clone(),
             ids,
+            timers: TimerCut {
+                tails: self.timers.freeze().tails.clone(),
+                fired_through: self.timers.progress().fired_through,
+                recalled: self.timers.recalled().clone(),
+            },
             topics: self.topics.keys().copied().collect(),
         }
     }
@@ -163,7 +181,9 @@ impl Applied {
         let progress = self.subscriptions.iter().flat_map(|(&(group, topic), subscription)| {
             subscription.queues.keys().map(move |&queue| RecordKey::Progress(group, topic, queue))
         });
-        topics.chain(queues).chain(groups).chain(progress)
+        let timers = self.record(RecordKey::Timers).map(|_| RecordKey::Timers);
+        let recalled = self.timers.recalled().iter().map(|&key| RecordKey::Recalled(key));
+        topics.chain(queues).chain(groups).chain(progress).chain(timers).chain(recalled)
     }
 
     /// Puts a record where it belongs, when the state is loaded. The order of records is free.
@@ -198,6 +218,8 @@ impl Applied {
                 }
                 subscription.queues.insert(queue, progress);
             }
+            (RecordKey::Timers, RecordValue::Timers(progress)) => self.timers.load_progress(progress),
+            (RecordKey::Recalled(key), RecordValue::Recalled) => self.timers.load_recalled(key),
             (key, _) => return Err(MisplacedRecord { key }),
         }
         Ok(())

@@ -19,15 +19,20 @@
 //! Persisted numbers (version, kinds, enum values) never change their meaning.
 
 mod append;
+mod dead_letter;
 mod delivery;
 mod message;
 mod naming;
+mod timer;
 pub(crate) mod wire;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_common::clock::UnixMillis;
 
 pub use append::{AppendMessages, AppendedMessage, encode_append, encoded_append_bytes};
+pub use dead_letter::{
+    DeadLetter, DeadLetterReason, DeadLetterRecord, Letter, RedriveDeadLetters, RedrivenLetter,
+};
 pub use delivery::{
     AckEntry, AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart,
     ReleaseClient,
@@ -37,6 +42,7 @@ pub use naming::{
     Backoff, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic,
     TopicSettings, UpdateConsumerGroup, UpdateTopic,
 };
+pub use timer::{AppendDelayed, FireTimers, RecallTimer, encode_delayed, encoded_delayed_bytes};
 use wire::FieldReader;
 pub use wire::MalformedField;
 
@@ -59,6 +65,11 @@ enum Kind {
     ChangeInvisible = 10,
     ExtendLeases = 11,
     ReleaseClient = 12,
+    DeadLetter = 40,
+    RedriveDeadLetters = 41,
+    AppendDelayed = 42,
+    FireTimers = 43,
+    RecallTimer = 44,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +86,11 @@ pub enum Command {
     ChangeInvisible(ChangeInvisible),
     ExtendLeases(ExtendLeases),
     ReleaseClient(ReleaseClient),
+    DeadLetter(DeadLetter),
+    RedriveDeadLetters(RedriveDeadLetters),
+    AppendDelayed(AppendDelayed),
+    FireTimers(FireTimers),
+    RecallTimer(RecallTimer),
 }
 
 /// Why bytes are no command.
@@ -119,6 +135,11 @@ impl Command {
             Self::ChangeInvisible(body) => body.put(&mut out),
             Self::ExtendLeases(body) => body.put(&mut out),
             Self::ReleaseClient(body) => body.put(&mut out),
+            Self::DeadLetter(body) => body.put(&mut out),
+            Self::RedriveDeadLetters(body) => body.put(&mut out),
+            Self::AppendDelayed(body) => body.put(&mut out),
+            Self::FireTimers(body) => body.put(&mut out),
+            Self::RecallTimer(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -150,6 +171,11 @@ impl Command {
             Kind::ChangeInvisible => Self::ChangeInvisible(ChangeInvisible::read(reader)?),
             Kind::ExtendLeases => Self::ExtendLeases(ExtendLeases::read(reader)?),
             Kind::ReleaseClient => Self::ReleaseClient(ReleaseClient::read(reader)?),
+            Kind::DeadLetter => Self::DeadLetter(DeadLetter::read(reader)?),
+            Kind::RedriveDeadLetters => Self::RedriveDeadLetters(RedriveDeadLetters::read(reader)?),
+            Kind::AppendDelayed => Self::AppendDelayed(AppendDelayed::read(reader)?),
+            Kind::FireTimers => Self::FireTimers(FireTimers::read(reader)?),
+            Kind::RecallTimer => Self::RecallTimer(RecallTimer::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -175,6 +201,11 @@ impl Command {
             Self::ChangeInvisible(_) => Kind::ChangeInvisible,
             Self::ExtendLeases(_) => Kind::ExtendLeases,
             Self::ReleaseClient(_) => Kind::ReleaseClient,
+            Self::DeadLetter(_) => Kind::DeadLetter,
+            Self::RedriveDeadLetters(_) => Kind::RedriveDeadLetters,
+            Self::AppendDelayed(_) => Kind::AppendDelayed,
+            Self::FireTimers(_) => Kind::FireTimers,
+            Self::RecallTimer(_) => Kind::RecallTimer,
         }
     }
 }
@@ -194,6 +225,11 @@ impl Kind {
             10 => Self::ChangeInvisible,
             11 => Self::ExtendLeases,
             12 => Self::ReleaseClient,
+            40 => Self::DeadLetter,
+            41 => Self::RedriveDeadLetters,
+            42 => Self::AppendDelayed,
+            43 => Self::FireTimers,
+            44 => Self::RecallTimer,
             _ => return None,
         })
     }
