@@ -8,7 +8,9 @@ pub mod ids;
 pub mod limits;
 pub mod names;
 pub mod receipt_handle;
+pub mod transaction_id;
 
 pub use ids::{GroupId, LogIndex, NodeId, PhysicalOffset, QueueId, QueueOffset, Term};
 pub use names::{ConsumerGroupName, GroupName, TopicName};
 pub use receipt_handle::ReceiptHandle;
+pub use transaction_id::TransactionId;

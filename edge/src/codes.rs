@@ -73,7 +73,10 @@ impl From<Invalid> for Refused {
             | Invalid::MessageIdControlCharacter { .. } => Code::IllegalMessageId,
             Invalid::MessageGroupTooLong { .. } | Invalid::MessageGroup { .. } => Code::IllegalMessageGroup,
             Invalid::DeliveryTooFar { .. } => Code::IllegalDeliveryTime,
-            Invalid::TypeConflict { .. } => Code::MessagePropertyConflictWithType,
+            Invalid::TypeConflict { .. } | Invalid::TransactionWith { .. } => {
+                Code::MessagePropertyConflictWithType
+            }
+            Invalid::TransactionId(_) | Invalid::TransactionGroup { .. } => Code::InvalidTransactionId,
             Invalid::InvisibleDuration { .. } => Code::IllegalInvisibleTime,
             Invalid::PollingTime { .. } => Code::IllegalPollingTime,
             Invalid::Filter { .. } | Invalid::FilterSql { .. } => Code::IllegalFilterExpression,

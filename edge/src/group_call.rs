@@ -10,7 +10,7 @@
 //! |---|---|
 //! | edge | names, sizes, durations and filters of a request have passed every check that needs no state |
 //! | edge | a request may be executed twice, on two leaders; never with different content |
-//! | edge | drops the future of a Receive when the client has gone; lets every other request finish |
+//! | edge | drops the future of a long poll when the client has gone; lets every other request finish |
 //! | executor | `Ok` only after the command is committed, applied and durable on a majority |
 //! | executor | `NotLeader`, `Overloaded`, `DeadlinePassed`, `Stopping`, `NotHosted`: no effect, now or later |
 //! | executor | returns at once when leadership is lost; holding is the edge's work |
@@ -20,9 +20,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::transaction_id::TransactionId;
 use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, Term, TopicName};
 use ledgermq_filter::Expression;
-use ledgermq_proto::admin::ShowTopicResponse;
+use ledgermq_proto::admin::{ListTransactionsRequest, ListTransactionsResponse, ShowTopicResponse, ShowTransactionResponse};
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
     ClientType, Code, Message, MessageType, SendMessageRequest, SendMessageResponse, Status,
@@ -31,6 +32,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::context::CallContext;
+use crate::transactions::{AskedTransaction, AwaitTransactionChecks, EndTransaction, TransactionCheck};
 
 /// Executes requests for the groups whose replicas live in this process.
 #[async_trait]
@@ -79,6 +81,18 @@ pub enum GroupRequest {
     DescribeConsumerGroup(ConsumerGroupName),
     ClientHeartbeat(ClientHeartbeat),
     ClientTermination(ClientTermination),
+    EndTransaction(EndTransaction),
+    AwaitTransactionChecks(AwaitTransactionChecks),
+    TransactionsAsked(Vec<AskedTransaction>),
+    ListTransactions(ListTransactionsRequest),
+    ShowTransaction(TransactionId),
+}
+
+impl GroupRequest {
+    /// It waits for something to happen; whoever asked may go away meanwhile.
+    pub fn is_long_poll(&self) -> bool {
+        matches!(self, Self::Receive(_) | Self::AwaitTransactionChecks(_))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -148,7 +162,10 @@ pub enum GroupResponse {
     Topics(Vec<TopicDescription>),
     ShowTopic(ShowTopicResponse),
     ConsumerGroup(ConsumerGroupDescription),
-    /// DeleteTopic, ClientHeartbeat, ClientTermination.
+    TransactionChecks(Vec<TransactionCheck>),
+    Transactions(ListTransactionsResponse),
+    Transaction(ShowTransactionResponse),
+    /// DeleteTopic, ClientHeartbeat, ClientTermination, EndTransaction, TransactionsAsked.
     Done,
     /// The leader looked at the request and says no.
     Refused(Refused),

@@ -16,6 +16,7 @@ use ledgermq_raft_store::{Group, ProposeError};
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
+use super::check_back::CheckBack;
 use super::clients::Liveness;
 use super::waiters::Waiters;
 use crate::metrics::Metrics;
@@ -38,6 +39,16 @@ pub struct Settings {
     pub default_queues: u32,
     /// What delivered messages name as the host that stored them.
     pub store_host: String,
+    pub transactions: TransactionSettings,
+}
+
+/// When producers are asked for the outcome of a transaction they left open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransactionSettings {
+    /// How long a half waits for its outcome before the first check, unless its producer asks for more.
+    pub timeout_ms: u64,
+    pub check_interval_ms: u64,
+    pub checks_max: u32,
 }
 
 pub struct HostedGroup {
@@ -48,6 +59,7 @@ pub struct HostedGroup {
     pub(super) state: Arc<BrokerState>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) liveness: Liveness,
+    pub(super) check_back: Arc<CheckBack>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: Settings,
     pub(super) metrics: Arc<Metrics>,
@@ -127,6 +139,7 @@ impl HostedGroup {
             state: parts.state,
             waiters: parts.waiters,
             liveness: Liveness::default(),
+            check_back: Arc::default(),
             clock: parts.clock,
             settings: parts.settings,
             metrics: parts.metrics,
@@ -365,6 +378,10 @@ pub fn refused(refusal: Refusal, topic: &str) -> Refused {
         Refusal::QueueUnknown | Refusal::QueueCount | Refusal::QueuesCannotShrink => {
             Refused::new(Code::BadRequest, refusal.to_string())
         }
+        Refusal::TransactionUnknown | Refusal::TransactionOfOtherTopic => {
+            Refused::new(Code::InvalidTransactionId, refusal.to_string())
+        }
+        Refusal::TooManyTransactions => Refused::new(Code::TooManyRequests, refusal.to_string()),
         Refusal::Malformed => Refused::new(Code::InternalServerError, refusal.to_string()),
     }
 }

@@ -5,6 +5,7 @@
 //! | [`produce`] | Send |
 //! | [`receive`] | Receive; [`waiters`] holds the long polls |
 //! | [`acknowledge`] | Ack, ChangeInvisible |
+//! | [`transaction`] | half messages, EndTransaction; [`check_back`] asks for those left open |
 //! | [`naming`] | topics, consumer groups |
 //! | [`renewal`] | leases renewed by the server; [`clients`] says for whom |
 //!
@@ -13,6 +14,7 @@
 //! state this leader has applied in its own term.
 
 mod acknowledge;
+mod check_back;
 mod clients;
 mod delivery;
 mod hosted_group;
@@ -21,6 +23,7 @@ mod naming;
 mod produce;
 mod receive;
 mod renewal;
+mod transaction;
 mod waiters;
 mod wanted;
 
@@ -36,7 +39,8 @@ use ledgermq_edge::group_call::{
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use hosted_group::{Consumption, HostedGroup, Parts, Settings};
+pub use check_back::check_transactions;
+pub use hosted_group::{Consumption, HostedGroup, Parts, Settings, TransactionSettings};
 pub use naming::{consumer_group as describe_consumer_group, describe_view as describe_topic};
 pub use renewal::renew_leases;
 pub use waiters::{PollingFull, WaiterCount, Waiters};
@@ -124,6 +128,11 @@ async fn execute(
             Ok(GroupResponse::Done)
         }
         GroupRequest::ClientTermination(termination) => terminate(hosted, context, termination).await,
+        GroupRequest::EndTransaction(end) => transaction::end(hosted, end).await,
+        GroupRequest::AwaitTransactionChecks(wait) => check_back::wait(hosted, wait).await,
+        GroupRequest::TransactionsAsked(asked) => check_back::count(hosted, asked).await,
+        GroupRequest::ListTransactions(list) => transaction::list(hosted, list),
+        GroupRequest::ShowTransaction(id) => transaction::show(hosted, id),
     }
 }
 
@@ -173,6 +182,11 @@ fn name_of(request: &GroupRequest) -> &'static str {
         GroupRequest::DescribeConsumerGroup(_) => "describe_consumer_group",
         GroupRequest::ClientHeartbeat(_) => "heartbeat",
         GroupRequest::ClientTermination(_) => "client_termination",
+        GroupRequest::EndTransaction(_) => "end_transaction",
+        GroupRequest::AwaitTransactionChecks(_) => "await_transaction_checks",
+        GroupRequest::TransactionsAsked(_) => "transactions_asked",
+        GroupRequest::ListTransactions(_) => "list_transactions",
+        GroupRequest::ShowTransaction(_) => "show_transaction",
     }
 }
 

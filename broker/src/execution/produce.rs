@@ -9,17 +9,19 @@
 //! | the client has stopped waiting | not proposed: it would cost an fsync for nobody |
 //! | the message id is in the window | OK with the first place; nothing is stored again |
 
+use ledgermq_common::limits::COMMAND_BYTES_MAX;
 use ledgermq_edge::codes;
 use ledgermq_edge::context::CallContext;
 use ledgermq_edge::group_call::{GroupResponse, NotExecuted, Refused, SendRequest};
 use ledgermq_edge::validate;
 use ledgermq_proto::rocketmq::{Code, SendMessageResponse, SendResultEntry};
+use tokio::sync::SemaphorePermit;
 
 #[cfg(doc)]
 use super::hosted_group::APPEND_BYTES_MAX;
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
-use super::{delivery, intake};
-use crate::state::{Answer, StoredAt, encode_append, encoded_append_bytes};
+use super::{delivery, intake, transaction};
+use crate::state::{Answer, MessageType, StoredAt, encode_append, encoded_append_bytes};
 
 pub async fn send(
     hosted: &HostedGroup,
@@ -32,23 +34,12 @@ pub async fn send(
     if !topic.settings.permission.may_write() {
         return Err(Refused::new(Code::Forbidden, format!("topic {} is not writable", send.topic)).into());
     }
+    if topic.settings.message_type == MessageType::Transaction {
+        return transaction::send_halves(hosted, context, send, &topic).await;
+    }
     let now = hosted.now();
     let messages = intake::new_messages(&send.request, hosted.next_queue(&topic), now, context.peer);
-    let command_bytes = encoded_append_bytes(&messages);
-    if command_bytes > ledgermq_common::limits::COMMAND_BYTES_MAX {
-        return Err(Refused::new(
-            Code::PayloadTooLarge,
-            format!(
-                "the messages take {command_bytes} bytes in the log; the limit is {}",
-                ledgermq_common::limits::COMMAND_BYTES_MAX
-            ),
-        )
-        .into());
-    }
-    let _room = hosted.append_room(command_bytes, context).await?;
-    if context.remaining().is_zero() {
-        return Err(NotExecuted::DeadlinePassed.into());
-    }
+    let _room = check_command(hosted, encoded_append_bytes(&messages), context).await?;
     let stored = match hosted.propose(encode_append(hosted.now(), topic.id, &messages)).await? {
         Answer::Stored(stored) => stored,
         Answer::Refused(refusal) => return Err(refused(refusal, send.topic.as_str()).into()),
@@ -59,6 +50,27 @@ pub async fn send(
     hosted.metrics.messages_in(send.topic.as_str(), new.map(|(message, _)| message.body.len()));
     let entries = messages.into_iter().zip(stored).map(|(message, at)| entry(message.id, at)).collect();
     Ok(GroupResponse::Send(SendMessageResponse { status: Some(codes::ok()), entries }))
+}
+
+/// What keeps a command of messages from being proposed at all; else its room, to be held until it
+/// is answered.
+pub(super) async fn check_command<'a>(
+    hosted: &'a HostedGroup,
+    command_bytes: usize,
+    context: &CallContext,
+) -> Result<SemaphorePermit<'a>, Ended> {
+    if command_bytes > COMMAND_BYTES_MAX {
+        return Err(Refused::new(
+            Code::PayloadTooLarge,
+            format!("the messages take {command_bytes} bytes in the log; the limit is {COMMAND_BYTES_MAX}"),
+        )
+        .into());
+    }
+    let room = hosted.append_room(command_bytes, context).await?;
+    if context.remaining().is_zero() {
+        return Err(NotExecuted::DeadlinePassed.into());
+    }
+    Ok(room)
 }
 
 fn entry(message_id: String, at: StoredAt) -> SendResultEntry {

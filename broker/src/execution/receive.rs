@@ -363,7 +363,7 @@ impl Records {
     }
 }
 
-fn read_record(hosted: &HostedGroup, entry: IndexEntry) -> Option<StoredMessage> {
+pub(super) fn read_record(hosted: &HostedGroup, entry: IndexEntry) -> Option<StoredMessage> {
     let bytes = match hosted.group.read(entry.physical, entry.record_bytes) {
         Ok(bytes) => bytes,
         Err(error) => {

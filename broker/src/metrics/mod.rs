@@ -28,6 +28,7 @@ const RPC_LATENCY_MS: &[u64] = &[1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 3_00
 pub struct Metrics {
     topics: Series<String, TopicIn>,
     consumers: Series<(String, String), TopicOut>,
+    transactions: Series<String, Ends>,
     rpcs: Series<RpcKey, Rpc>,
 }
 
@@ -42,6 +43,13 @@ struct TopicIn {
 struct TopicOut {
     messages: AtomicU64,
     bytes: AtomicU64,
+}
+
+/// Ends of transactions.
+#[derive(Debug, Default)]
+struct Ends {
+    committed: AtomicU64,
+    rolled_back: AtomicU64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,6 +97,12 @@ impl Metrics {
         series.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    pub fn transaction_ended(&self, topic: &str, committed: bool) {
+        let ends = self.transactions.get(topic, || topic.to_owned(), || OTHER.to_owned());
+        let count = if committed { &ends.committed } else { &ends.rolled_back };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub fn rpc(&self, request: &'static str, result: &'static str, took: Duration) {
         let key = RpcKey { request, result };
         let series = self.rpcs.get(&key, || key, || RpcKey { request: OTHER, result });
@@ -116,6 +130,14 @@ impl Metrics {
         out.family("rocketmq_throughput_out_total", Kind::Counter, "Bytes of message bodies delivered.");
         for ((topic, group), series) in self.consumers.all() {
             out.sample(&consumer_labels(&topic, &group), series.bytes.load(Ordering::Relaxed));
+        }
+        out.family("rocketmq_commit_messages_total", Kind::Counter, "Transactions committed.");
+        for (topic, ends) in self.transactions.all() {
+            out.sample(&[("topic", topic.as_str())], ends.committed.load(Ordering::Relaxed));
+        }
+        out.family("rocketmq_rollback_messages_total", Kind::Counter, "Transactions rolled back.");
+        for (topic, ends) in self.transactions.all() {
+            out.sample(&[("topic", topic.as_str())], ends.rolled_back.load(Ordering::Relaxed));
         }
         out.family("rocketmq_rpc_latency", Kind::Histogram, "Milliseconds at the leader of a group.");
         for (key, series) in self.rpcs.all() {

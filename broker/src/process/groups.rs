@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::StartError;
 use super::data_dir::DataDir;
 use crate::config::{BrokerConfig, GroupEntry};
-use crate::execution::{HostedGroup, Parts, Settings, WaiterCount, Waiters, WakeLongPolls};
+use crate::execution::{HostedGroup, Parts, Settings, TransactionSettings, WaiterCount, Waiters, WakeLongPolls};
 use crate::metrics::Metrics;
 use crate::state::{BrokerState, CheckpointMode, StateConfig};
 
@@ -87,6 +87,11 @@ pub async fn open(
             auto_create_topics: config.topics.auto_create,
             default_queues: config.topics.default_queues,
             store_host: config.advertised_client(),
+            transactions: TransactionSettings {
+                timeout_ms: config.transactions.timeout_ms,
+                check_interval_ms: config.transactions.check_interval_ms,
+                checks_max: config.transactions.checks_max,
+            },
         },
         metrics: Arc::clone(&shared.metrics),
         stopping: shared.stopping.clone(),

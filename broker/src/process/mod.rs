@@ -40,7 +40,7 @@ use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 
 use crate::config::{BrokerConfig, InvalidValue};
-use crate::execution::{Executor, WaiterCount, renew_leases};
+use crate::execution::{Executor, WaiterCount, check_transactions, renew_leases};
 use crate::metrics::Metrics;
 use crate::{admin, http};
 use data_dir::DataDir;
@@ -191,6 +191,7 @@ impl Broker {
         for hosted in executor.groups() {
             tasks.spawn(groups::end_process_on_fault(Arc::clone(hosted)));
             tasks.spawn(renew_leases(Arc::downgrade(hosted)));
+            tasks.spawn(check_transactions(Arc::downgrade(hosted)));
             tasks.spawn(announce::announce(
                 Arc::downgrade(hosted),
                 announce::Subject::of(

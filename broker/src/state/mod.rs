@@ -11,7 +11,7 @@
 //! | [`records`] | the state as records, for checkpoints and snapshots |
 //! | [`checkpoint`], [`meta_store`] | the state on disk, derived |
 //! | [`snapshot`], [`digest`] | the state as a stream, and as a number to compare |
-//! | [`machine`], [`questions`] | [`BrokerState`], the whole as the log and the executor see it |
+//! | [`machine`], [`questions`], [`transaction_questions`] | [`BrokerState`], the whole as the log and the executor see it |
 
 pub mod answer;
 mod applied;
@@ -26,8 +26,9 @@ mod planner;
 mod questions;
 mod records;
 mod snapshot;
+mod transaction_questions;
 
-pub use answer::{Answer, ChangeOutcome, DeliveryOutcome, Granted, Refusal, StoredAt};
+pub use answer::{Answer, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, Refusal, StoredAt, TransactionEnd};
 pub use applied::QueueRange;
 pub use command::{
     AckEntry, AckMessages, Backoff, ChangeInvisible, Command, CommandError, ConsumerGroupSettings,
@@ -36,13 +37,18 @@ pub use command::{
     StoredMessage, TopicSettings, UpdateConsumerGroup, UpdateTopic, encode_append, encoded_append_bytes,
     tag_code,
 };
+pub use command::{
+    CountTransactionChecks, DecisionSource, EndTransaction, NewHalf, ParkTransactions, TransactionCheck,
+    encode_halves, encoded_halves_bytes,
+};
 pub use consume_queue::IndexEntry;
 pub use digest::StateDigest;
 pub use machine::{
     ApplyObserver, BrokerState, CheckpointError, CheckpointMode, NobodyWaits, OpenStateError, StateConfig,
 };
 pub use names::{
-    AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, MessageType, Permission, TopicId,
+    AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash, MessageType,
+    Permission, TopicId,
 };
 pub use planner::{
     LeasePlan, PLAN_SCAN_ENTRIES_MAX, PLAN_SKIPPED_ENTRIES_MIN, PlannedMessage, QueueChoice, ReceiveRequest,
@@ -51,6 +57,7 @@ pub use planner::{
 pub use questions::{
     ConsumerGroupView, HandleRefusal, HandleTarget, Lag, RenewableLease, RepeatedDelivery, TopicView,
 };
+pub use transaction_questions::{OpenTransaction, TransactionQuery, TransactionState};
 
 #[cfg(test)]
 mod tests;

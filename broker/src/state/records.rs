@@ -4,10 +4,12 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress |
+//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `x` transactions |
 //! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`) |
 //! | 5 | 4 | `q`: block of queues; `p`: topic |
 //! | 9 | 4 | `p`: queue |
+//! | 1 | 1 | `x`: 1 an undecided transaction, 2 outcomes |
+//! | 2 | 8 | `x`: physical offset of the half's record, or number of the chunk of outcomes |
 //!
 //! Value (little endian): version u8 (1), then
 //!
@@ -16,6 +18,8 @@
 //! | topic | name, settings as in `CreateTopic`, created u64 ms |
 //! | queues | list of (min u64, max u64): [`QUEUES_PER_RECORD`] queues of one topic, fewer in its last block |
 //! | consumer group | name, settings as in `CreateConsumerGroup`, created u64 ms |
+//! | transaction | topic u32, queue u32, record bytes u32, tag code u32, message id hash u64, store time u64, next check u64, checks u32, parked u8, parked at u64 |
+//! | outcomes | list of (transaction u64, message id hash u64, topic u32, decision u8, queue u32, offset u64, decided at u64), oldest first |
 //! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, receive u64, attempt u32, renewal u32, auto-renew u8) |
 
 use std::collections::BTreeMap;
@@ -23,14 +27,17 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{LogIndex, Term};
+use ledgermq_common::{LogIndex, PhysicalOffset, QueueId, QueueOffset, Term};
 use ledgermq_raft_store::EntryId;
 
 use super::applied::progress::{Lease, Progress};
+use super::applied::transactions::{Outcome, Transaction};
 use super::applied::{ConsumerGroup, QueueRange, Scalars};
 use super::command::wire::{FieldReader, MalformedField, put_count, put_list, put_text};
 use super::command::{ConsumerGroupSettings, TopicSettings};
-use super::names::{AttemptHash, ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
+use super::names::{
+    AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash, TopicId,
+};
 
 /// A message to one queue rewrites the record of this many; a topic has so many fewer records.
 pub(crate) const QUEUES_PER_RECORD: usize = 64;
@@ -42,6 +49,9 @@ pub(crate) enum RecordKey {
     Queues(TopicId, u32),
     ConsumerGroup(ConsumerGroupId),
     Progress(ConsumerGroupId, TopicId, u32),
+    Transaction(PhysicalOffset),
+    /// A chunk of outcomes, by number.
+    TransactionOutcomes(u64),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +60,8 @@ pub(crate) enum RecordValue {
     Queues(Vec<QueueRange>),
     ConsumerGroup(Arc<ConsumerGroup>),
     Progress(Arc<Progress>),
+    Transaction(Transaction),
+    TransactionOutcomes(Arc<Vec<Outcome>>),
 }
 
 impl RecordKey {
@@ -79,6 +91,14 @@ impl RecordKey {
                 out.put_u32(topic.get());
                 out.put_u32(queue);
             }
+            Self::Transaction(id) => {
+                out.put_slice(&[b'x', 1]);
+                out.put_u64(id.get());
+            }
+            Self::TransactionOutcomes(number) => {
+                out.put_slice(&[b'x', 2]);
+                out.put_u64(number);
+            }
         }
         out
     }
@@ -87,11 +107,19 @@ impl RecordKey {
         let number = |at: usize| {
             key.get(at..).and_then(|rest| rest.first_chunk::<4>()).map(|bytes| u32::from_be_bytes(*bytes))
         };
+        let long = |at: usize| {
+            key.get(at..).and_then(|rest| rest.first_chunk::<8>()).map(|bytes| u64::from_be_bytes(*bytes))
+        };
         match (key.first()?, key.len()) {
             (b't', 5) => Some(Self::Topic(TopicId(number(1)?))),
             (b'q', 9) => Some(Self::Queues(TopicId(number(1)?), number(5)?)),
             (b'g', 5) => Some(Self::ConsumerGroup(ConsumerGroupId(number(1)?))),
             (b'p', 13) => Some(Self::Progress(ConsumerGroupId(number(1)?), TopicId(number(5)?), number(9)?)),
+            (b'x', 10) => match key.get(1)? {
+                1 => Some(Self::Transaction(PhysicalOffset(long(2)?))),
+                2 => Some(Self::TransactionOutcomes(long(2)?)),
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -136,6 +164,8 @@ impl RecordValue {
                     out.put_u8(u8::from(lease.auto_renew));
                 }
             }
+            Self::Transaction(open) => put_transaction(&mut out, open),
+            Self::TransactionOutcomes(outcomes) => put_list(&mut out, outcomes, put_outcome),
         }
         out.freeze()
     }
@@ -162,10 +192,68 @@ impl RecordValue {
                 created_at: UnixMillis(reader.u64("created")?),
             })),
             RecordKey::Progress(..) => Self::Progress(Arc::new(read_progress(reader)?)),
+            RecordKey::Transaction(_) => Self::Transaction(read_transaction(reader)?),
+            RecordKey::TransactionOutcomes(_) => {
+                Self::TransactionOutcomes(Arc::new(reader.list(41, "outcomes", read_outcome)?))
+            }
         };
         reader.end("end of the value")?;
         Ok(value)
     }
+}
+
+fn put_transaction(out: &mut BytesMut, open: &Transaction) {
+    out.put_u32_le(open.topic.get());
+    out.put_u32_le(open.queue.get());
+    out.put_u32_le(open.record_bytes);
+    out.put_u32_le(open.tag_code);
+    out.put_u64_le(open.message.get());
+    out.put_u64_le(open.halved_at.get());
+    out.put_u64_le(open.next_check_at.get());
+    out.put_u32_le(open.checks);
+    out.put_u8(u8::from(open.parked_at.is_some()));
+    out.put_u64_le(open.parked_at.map_or(0, UnixMillis::get));
+}
+
+fn read_transaction(reader: &mut FieldReader<'_>) -> Result<Transaction, MalformedField> {
+    let mut open = Transaction {
+        topic: TopicId(reader.u32("topic")?),
+        queue: QueueId(reader.u32("queue")?),
+        record_bytes: reader.u32("record length")?,
+        tag_code: reader.u32("tag code")?,
+        message: MessageIdHash(reader.u64("message id hash")?),
+        halved_at: UnixMillis(reader.u64("store time")?),
+        next_check_at: UnixMillis(reader.u64("next check")?),
+        checks: reader.u32("checks")?,
+        parked_at: None,
+    };
+    let is_parked = reader.bool("parked")?;
+    let parked_at = UnixMillis(reader.u64("parked at")?);
+    open.parked_at = is_parked.then_some(parked_at);
+    Ok(open)
+}
+
+fn put_outcome(out: &mut BytesMut, outcome: &Outcome) {
+    out.put_u64_le(outcome.transaction.get());
+    out.put_u64_le(outcome.message.get());
+    out.put_u32_le(outcome.topic.get());
+    out.put_u8(outcome.decision.number());
+    out.put_u32_le(outcome.queue.get());
+    out.put_u64_le(outcome.offset.get());
+    out.put_u64_le(outcome.decided_at.get());
+}
+
+fn read_outcome(reader: &mut FieldReader<'_>) -> Result<Outcome, MalformedField> {
+    Ok(Outcome {
+        transaction: PhysicalOffset(reader.u64("transaction")?),
+        message: MessageIdHash(reader.u64("message id hash")?),
+        topic: TopicId(reader.u32("topic")?),
+        decision: Decision::from_number(reader.u8("decision")?)
+            .ok_or_else(|| reader.malformed("decision"))?,
+        queue: QueueId(reader.u32("queue")?),
+        offset: QueueOffset(reader.u64("offset")?),
+        decided_at: UnixMillis(reader.u64("decided at")?),
+    })
 }
 
 fn read_progress(reader: &mut FieldReader<'_>) -> Result<Progress, MalformedField> {

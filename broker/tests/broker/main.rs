@@ -5,3 +5,4 @@ mod one_node;
 mod start;
 mod support;
 mod three_nodes;
+mod transactions;

@@ -10,6 +10,7 @@ use ledgermq_proto::rocketmq::MessageType;
 use serde_json::{Value, json};
 
 use super::connection::ConnectionArgs;
+use super::transaction::{TransactionCommand, transaction};
 
 #[derive(Debug, Args)]
 pub struct AdminArgs {
@@ -26,6 +27,8 @@ pub struct AdminArgs {
 enum Area {
     #[command(subcommand)]
     Topic(TopicCommand),
+    #[command(subcommand)]
+    Transaction(TransactionCommand),
     #[command(subcommand)]
     Cluster(ClusterCommand),
 }
@@ -73,6 +76,7 @@ pub async fn run(arguments: AdminArgs) -> anyhow::Result<ExitCode> {
     let admin = arguments.connection.connect().await?.admin();
     let (text, value) = match arguments.area {
         Area::Topic(command) => topic(&admin, command).await?,
+        Area::Transaction(command) => transaction(&admin, command).await?,
         Area::Cluster(ClusterCommand::Status) => {
             let status = admin.cluster_status(wire::ClusterStatusRequest {}).await?;
             (status_as_text(&status), status_as_json(&status))
@@ -139,7 +143,7 @@ impl TopicType {
     }
 }
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header.iter().map(|name| name.to_uppercase()));
     table

@@ -11,6 +11,7 @@ mod health;
 mod nameserver;
 mod receive;
 mod send;
+mod transaction;
 
 use std::process::ExitCode;
 

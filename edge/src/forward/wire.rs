@@ -13,6 +13,7 @@ use ledgermq_proto::rocketmq::{ClientType, Code, MessageType, Status};
 use tokio::time::Instant;
 
 use crate::context::{CallContext, ClientLanguage};
+use super::wire_transactions as transactions;
 use crate::group_call::{
     ClientHeartbeat, ClientTermination, ConsumerGroupDescription, CreateTopic, DescribeTopic, Filter,
     GroupRequest, GroupResponse, NotExecuted, ReceiveRequest, Received, Refused, SendRequest,
@@ -87,6 +88,17 @@ fn write_content(request: &GroupRequest, now: Instant) -> Request {
         GroupRequest::ClientTermination(termination) => Request::ClientTermination(pb::ClientTermination {
             consumer_group: termination.consumer_group.as_ref().map(|group| group.as_str().to_owned()),
         }),
+        GroupRequest::EndTransaction(end) => Request::EndTransaction(transactions::write_end(end)),
+        GroupRequest::AwaitTransactionChecks(wait) => {
+            Request::AwaitTransactionChecks(transactions::write_await(wait, now))
+        }
+        GroupRequest::TransactionsAsked(asked) => {
+            Request::TransactionsAsked(transactions::write_asked(asked))
+        }
+        GroupRequest::ListTransactions(list) => Request::ListTransactions(list.clone()),
+        GroupRequest::ShowTransaction(id) => {
+            Request::ShowTransaction(pb::ShowTransaction { transaction_id: id.encode() })
+        }
     }
 }
 
@@ -157,6 +169,17 @@ fn read_content(content: Request, now: Instant) -> Result<GroupRequest, Refused>
         Request::ClientTermination(termination) => GroupRequest::ClientTermination(ClientTermination {
             consumer_group: termination.consumer_group.as_deref().map(consumer_group).transpose()?,
         }),
+        Request::EndTransaction(end) => GroupRequest::EndTransaction(transactions::read_end(&end)?),
+        Request::AwaitTransactionChecks(wait) => {
+            GroupRequest::AwaitTransactionChecks(transactions::read_await(&wait, now)?)
+        }
+        Request::TransactionsAsked(asked) => {
+            GroupRequest::TransactionsAsked(transactions::read_asked(&asked)?)
+        }
+        Request::ListTransactions(list) => GroupRequest::ListTransactions(list),
+        Request::ShowTransaction(show) => {
+            GroupRequest::ShowTransaction(transactions::transaction_id(&show.transaction_id)?)
+        }
     })
 }
 
@@ -179,6 +202,11 @@ pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardRe
             max_attempts: description.max_attempts,
             backoff_ms: description.backoff.into_iter().map(millis).collect(),
         }),
+        Ok(GroupResponse::TransactionChecks(checks)) => {
+            Reply::TransactionChecks(transactions::write_checks(checks))
+        }
+        Ok(GroupResponse::Transactions(listed)) => Reply::Transactions(listed),
+        Ok(GroupResponse::Transaction(shown)) => Reply::Transaction(shown),
         Ok(GroupResponse::Done) => Reply::Done(pb::Done {}),
         Ok(GroupResponse::Refused(refusal)) => return refused(&refusal),
         Err(not_executed) => Reply::NotExecuted(write_not_executed(not_executed)),
@@ -217,6 +245,11 @@ pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotEx
             max_attempts: group.max_attempts,
             backoff: group.backoff_ms.into_iter().map(Duration::from_millis).collect(),
         }),
+        Reply::TransactionChecks(checks) => GroupResponse::TransactionChecks(
+            transactions::read_checks(checks).ok_or_else(|| unknown("a transaction"))?,
+        ),
+        Reply::Transactions(listed) => GroupResponse::Transactions(listed),
+        Reply::Transaction(shown) => GroupResponse::Transaction(shown),
         Reply::Done(pb::Done {}) => GroupResponse::Done,
         Reply::Refused(status) => GroupResponse::Refused(Refused {
             code: Code::try_from(status.code).unwrap_or(Code::InternalServerError),
@@ -281,7 +314,7 @@ fn read_topic(topic: pb::Topic) -> Result<TopicDescription, NameError> {
     })
 }
 
-fn topic(name: &str) -> Result<TopicName, Refused> {
+pub(super) fn topic(name: &str) -> Result<TopicName, Refused> {
     TopicName::parse(name).map_err(bad_name)
 }
 
@@ -294,11 +327,11 @@ fn bad_name(error: NameError) -> Refused {
     Refused::new(Code::BadRequest, format!("in a forwarded request: {error}"))
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A length of time from the wire, small enough to add to any instant.
-fn bounded(ms: u64) -> Duration {
+pub(super) fn bounded(ms: u64) -> Duration {
     Duration::from_millis(ms.min(crate::context::DEADLINE_MS_MAX))
 }

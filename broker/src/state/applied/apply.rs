@@ -1,4 +1,5 @@
-//! What each command does to the state, leases apart (see [`leases`](super::leases)).
+//! What each command does to the state, leases and transactions apart (see [`leases`](super::leases),
+//! [`transactions`](super::transactions)).
 //!
 //! | Failure | Consequence |
 //! |---|---|
@@ -78,6 +79,10 @@ impl Applied {
             }
             Command::ExtendLeases(command) => Ok(Answer::Extended(self.extend(&command))),
             Command::ReleaseClient(command) => Ok(Answer::Released(self.release_client(command, effects))),
+            Command::AppendHalves(command) => self.append_halves(&command, payload_at),
+            Command::EndTransaction(command) => self.end_transaction(&command, effects),
+            Command::CountTransactionChecks(command) => Ok(self.count_checks(&command)),
+            Command::ParkTransactions(command) => Ok(self.park(&command)),
         };
         result.unwrap_or_else(Answer::Refused)
     }
@@ -171,6 +176,7 @@ impl Applied {
         for subscription in subscriptions {
             self.drop_subscription(subscription);
         }
+        self.drop_transactions(id);
         Answer::Deleted(true)
     }
 

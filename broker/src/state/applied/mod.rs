@@ -9,6 +9,7 @@
 pub(crate) mod apply;
 pub(crate) mod leases;
 pub(crate) mod progress;
+pub(crate) mod transactions;
 pub(crate) mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,7 @@ use super::consume_queue::ConsumeQueueIndex;
 use super::names::{AttemptHash, ConsumerGroupId, TopicId};
 use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
 use progress::Progress;
+use transactions::Transactions;
 use window::MessageIdWindow;
 
 /// The messages a queue has: `min..max`.
@@ -83,6 +85,7 @@ pub(crate) struct Applied {
     pub(crate) consumer_groups: BTreeMap<ConsumerGroupId, Arc<ConsumerGroup>>,
     pub(crate) consumer_group_names: BTreeMap<String, ConsumerGroupId>,
     pub(crate) subscriptions: BTreeMap<(ConsumerGroupId, TopicId), Subscription>,
+    pub(crate) transactions: Transactions,
     pub(crate) window: MessageIdWindow,
     pub(crate) index: ConsumeQueueIndex,
     /// Records changed since the last checkpoint began.
@@ -120,6 +123,13 @@ impl Applied {
             RecordKey::Progress(group, topic, queue) => {
                 let subscription = self.subscriptions.get(&(group, topic))?;
                 subscription.queues.get(&queue).map(|progress| RecordValue::Progress(Arc::clone(progress)))
+            }
+            RecordKey::Transaction(id) => {
+                self.transactions.undecided().get(&id).copied().map(RecordValue::Transaction)
+            }
+            RecordKey::TransactionOutcomes(number) => {
+                let chunk = self.transactions.outcomes.chunk(number)?;
+                Some(RecordValue::TransactionOutcomes(Arc::clone(chunk)))
             }
         }
     }
@@ -163,7 +173,9 @@ impl Applied {
         let progress = self.subscriptions.iter().flat_map(|(&(group, topic), subscription)| {
             subscription.queues.keys().map(move |&queue| RecordKey::Progress(group, topic, queue))
         });
-        topics.chain(queues).chain(groups).chain(progress)
+        let undecided = self.transactions.undecided().keys().map(|&id| RecordKey::Transaction(id));
+        let outcomes = self.transactions.outcomes.chunk_numbers().map(RecordKey::TransactionOutcomes);
+        topics.chain(queues).chain(groups).chain(progress).chain(undecided).chain(outcomes)
     }
 
     /// Puts a record where it belongs, when the state is loaded. The order of records is free.
@@ -198,6 +210,14 @@ impl Applied {
                 }
                 subscription.queues.insert(queue, progress);
             }
+            (RecordKey::Transaction(id), RecordValue::Transaction(transaction)) => {
+                self.transactions.load(id, transaction);
+            }
+            (RecordKey::TransactionOutcomes(number), RecordValue::TransactionOutcomes(chunk)) => {
+                if !self.transactions.outcomes.load(number, chunk) {
+                    return Err(MisplacedRecord { key });
+                }
+            }
             (key, _) => return Err(MisplacedRecord { key }),
         }
         Ok(())
@@ -221,6 +241,15 @@ impl Applied {
             if !self.consumer_groups.contains_key(&group) || !self.topics.contains_key(&topic) {
                 return Err(IncompleteState { part: "subscription of group", id: u64::from(group.get()) });
             }
+        }
+        for (id, open) in self.transactions.undecided() {
+            let queues = self.topics.get(&open.topic).map_or(0, |topic| topic.queues.len());
+            if open.queue.get() as usize >= queues {
+                return Err(IncompleteState { part: "transaction", id: id.get() });
+            }
+        }
+        if !self.transactions.outcomes.is_complete() {
+            return Err(IncompleteState { part: "outcomes of transactions", id: 0 });
         }
         Ok(())
     }

@@ -75,7 +75,7 @@ impl AppendMessages {
 }
 
 impl AppendedMessage {
-    fn read(reader: &mut FieldReader<'_>, topic: TopicId) -> Result<Self, CommandError> {
+    pub(super) fn read(reader: &mut FieldReader<'_>, topic: TopicId) -> Result<Self, CommandError> {
         let record_at = reader.position();
         let head = RecordHead::read(reader).map_err(CommandError::Record)?;
         if head.topic != topic {

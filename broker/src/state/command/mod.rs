@@ -22,6 +22,7 @@ mod append;
 mod delivery;
 mod message;
 mod naming;
+mod transaction;
 pub(crate) mod wire;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -36,6 +37,10 @@ pub use message::{MessageProperties, MessageRecordError, NewMessage, StoredMessa
 pub use naming::{
     Backoff, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic,
     TopicSettings, UpdateConsumerGroup, UpdateTopic,
+};
+pub use transaction::{
+    AppendHalves, AppendedHalf, CountTransactionChecks, DecisionSource, EndTransaction, NewHalf, ParkTransactions,
+    TransactionCheck, encode_halves, encoded_halves_bytes,
 };
 use wire::FieldReader;
 pub use wire::MalformedField;
@@ -59,6 +64,10 @@ enum Kind {
     ChangeInvisible = 10,
     ExtendLeases = 11,
     ReleaseClient = 12,
+    AppendHalves = 20,
+    EndTransaction = 21,
+    CountTransactionChecks = 22,
+    ParkTransactions = 23,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +84,10 @@ pub enum Command {
     ChangeInvisible(ChangeInvisible),
     ExtendLeases(ExtendLeases),
     ReleaseClient(ReleaseClient),
+    AppendHalves(AppendHalves),
+    EndTransaction(EndTransaction),
+    CountTransactionChecks(CountTransactionChecks),
+    ParkTransactions(ParkTransactions),
 }
 
 /// Why bytes are no command.
@@ -119,6 +132,10 @@ impl Command {
             Self::ChangeInvisible(body) => body.put(&mut out),
             Self::ExtendLeases(body) => body.put(&mut out),
             Self::ReleaseClient(body) => body.put(&mut out),
+            Self::AppendHalves(body) => body.put(&mut out),
+            Self::EndTransaction(body) => body.put(&mut out),
+            Self::CountTransactionChecks(body) => body.put(&mut out),
+            Self::ParkTransactions(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -150,6 +167,10 @@ impl Command {
             Kind::ChangeInvisible => Self::ChangeInvisible(ChangeInvisible::read(reader)?),
             Kind::ExtendLeases => Self::ExtendLeases(ExtendLeases::read(reader)?),
             Kind::ReleaseClient => Self::ReleaseClient(ReleaseClient::read(reader)?),
+            Kind::AppendHalves => Self::AppendHalves(AppendHalves::read(reader)?),
+            Kind::EndTransaction => Self::EndTransaction(EndTransaction::read(reader)?),
+            Kind::CountTransactionChecks => Self::CountTransactionChecks(CountTransactionChecks::read(reader)?),
+            Kind::ParkTransactions => Self::ParkTransactions(ParkTransactions::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -175,6 +196,10 @@ impl Command {
             Self::ChangeInvisible(_) => Kind::ChangeInvisible,
             Self::ExtendLeases(_) => Kind::ExtendLeases,
             Self::ReleaseClient(_) => Kind::ReleaseClient,
+            Self::AppendHalves(_) => Kind::AppendHalves,
+            Self::EndTransaction(_) => Kind::EndTransaction,
+            Self::CountTransactionChecks(_) => Kind::CountTransactionChecks,
+            Self::ParkTransactions(_) => Kind::ParkTransactions,
         }
     }
 }
@@ -194,6 +219,10 @@ impl Kind {
             10 => Self::ChangeInvisible,
             11 => Self::ExtendLeases,
             12 => Self::ReleaseClient,
+            20 => Self::AppendHalves,
+            21 => Self::EndTransaction,
+            22 => Self::CountTransactionChecks,
+            23 => Self::ParkTransactions,
             _ => return None,
         })
     }

@@ -7,6 +7,7 @@ mod durability;
 mod million_queues;
 mod planning;
 mod sending;
+mod transactions;
 
 use std::io;
 use std::path::Path;

@@ -53,6 +53,10 @@ impl Client {
         Self { stub: MessagingServiceClient::new(channel), id }
     }
 
+    pub fn stub(&self) -> MessagingServiceClient<Channel> {
+        self.stub.clone()
+    }
+
     pub fn request<T>(&self, message: T, deadline: Duration) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(deadline);
