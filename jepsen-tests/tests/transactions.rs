@@ -206,7 +206,8 @@ async fn transactions_of_the_rust_sdk_are_settled_also_when_the_leader_dies() ->
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_own_producer_answers_for_the_one_that_left() -> Result<()> {
     let bed = bed(&["pay-own"]).await?;
-    let connect = || Client::connect(&bed.cluster.broker_access_points(), ClientOptions::default());
+    let brokers = bed.cluster.broker_access_points();
+    let connect = || Client::connect(&brokers, ClientOptions::default());
     let never = |_: &ReceivedHalf| Outcome::Unknown;
     let leaving = connect().await?.transactional_producer(["pay-own"], never);
     let committed = leaving.send(Message::new("pay-own", "a")).await?;

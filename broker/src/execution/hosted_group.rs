@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use super::check_back::CheckBack;
 use super::clients::Liveness;
+use super::order_keys::OrderKeys;
 use super::waiters::Waiters;
 use crate::metrics::Metrics;
 use crate::state::{
@@ -60,6 +61,7 @@ pub struct HostedGroup {
     pub(super) waiters: Arc<Waiters>,
     pub(super) liveness: Liveness,
     pub(super) check_back: Arc<CheckBack>,
+    pub(super) order_keys: OrderKeys,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: Settings,
     pub(super) metrics: Arc<Metrics>,
@@ -140,6 +142,7 @@ impl HostedGroup {
             waiters: parts.waiters,
             liveness: Liveness::default(),
             check_back: Arc::default(),
+            order_keys: OrderKeys::default(),
             clock: parts.clock,
             settings: parts.settings,
             metrics: parts.metrics,

@@ -3,7 +3,7 @@
 //! | Module | Request |
 //! |---|---|
 //! | [`produce`] | Send |
-//! | [`receive`] | Receive; [`waiters`] holds the long polls |
+//! | [`receive`] | Receive; [`waiters`] holds the long polls, [`order_keys`] what is to be delivered in order |
 //! | [`acknowledge`] | Ack, ChangeInvisible |
 //! | [`transaction`] | half messages, EndTransaction; [`check_back`] asks for those left open |
 //! | [`naming`] | topics, consumer groups |
@@ -20,6 +20,7 @@ mod delivery;
 mod hosted_group;
 mod intake;
 mod naming;
+mod order_keys;
 mod produce;
 mod receive;
 mod renewal;

@@ -38,6 +38,7 @@ pub use command::{
     tag_code,
 };
 pub use command::{
+    LeaseInOrder, OrderedMessage, OrderedPart,
     CountTransactionChecks, DecisionSource, EndTransaction, NewHalf, ParkTransactions, TransactionCheck,
     encode_halves, encoded_halves_bytes,
 };
@@ -48,8 +49,9 @@ pub use machine::{
 };
 pub use names::{
     AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash, MessageType,
-    Permission, TopicId,
+    OrderKey, Permission, TopicId,
 };
+pub use planner::{ORDER_SCAN_ENTRIES_MAX, OrderOf, OrderedPlan, PlannedInOrder};
 pub use planner::{
     LeasePlan, PLAN_SCAN_ENTRIES_MAX, PLAN_SKIPPED_ENTRIES_MIN, PlannedMessage, QueueChoice, ReceiveRequest,
     TagFilter,

@@ -59,6 +59,23 @@ impl MessageIdHash {
     }
 }
 
+number! {
+    /// What must be delivered in order, hashed from the message group; 0 for a lease without order.
+    /// Part of what is persisted.
+    OrderKey(u64)
+}
+
+impl OrderKey {
+    /// Messages without a message group are one group of their queue.
+    pub fn of(message_group: Option<&str>) -> Self {
+        const NO_GROUP: u64 = 1;
+        match message_group {
+            None | Some("") => Self(NO_GROUP),
+            Some(group) => Self(xxh3_64(group.as_bytes()).max(NO_GROUP + 1)),
+        }
+    }
+}
+
 /// How a transaction ends. The numbers are RocketMQ's (`TransactionResolution`) and stored in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]

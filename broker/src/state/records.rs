@@ -20,7 +20,7 @@
 //! | consumer group | name, settings as in `CreateConsumerGroup`, created u64 ms |
 //! | transaction | topic u32, queue u32, record bytes u32, tag code u32, message id hash u64, store time u64, next check u64, checks u32, parked u8, parked at u64 |
 //! | outcomes | list of (transaction u64, message id hash u64, topic u32, decision u8, queue u32, offset u64, decided at u64), oldest first |
-//! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, receive u64, attempt u32, renewal u32, auto-renew u8) |
+//! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, receive u64, attempt u32, renewal u32, auto-renew u8, order key u64) |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ use super::applied::{ConsumerGroup, QueueRange, Scalars};
 use super::command::wire::{FieldReader, MalformedField, put_count, put_list, put_text};
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::names::{
-    AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash, TopicId,
+    AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash, OrderKey, TopicId,
 };
 
 /// A message to one queue rewrites the record of this many; a topic has so many fewer records.
@@ -162,6 +162,7 @@ impl RecordValue {
                     out.put_u32_le(lease.attempt);
                     out.put_u32_le(lease.renewal);
                     out.put_u8(u8::from(lease.auto_renew));
+                    out.put_u64_le(lease.order.get());
                 }
             }
             Self::Transaction(open) => put_transaction(&mut out, open),
@@ -259,7 +260,7 @@ fn read_outcome(reader: &mut FieldReader<'_>) -> Result<Outcome, MalformedField>
 fn read_progress(reader: &mut FieldReader<'_>) -> Result<Progress, MalformedField> {
     let next = reader.u64("next")?;
     let holes = reader.list(16, "holes", |reader| Ok((reader.u64("start")?, reader.u64("end")?)))?;
-    let leases = reader.list(57, "leases", |reader| {
+    let leases = reader.list(65, "leases", |reader| {
         Ok((
             reader.u64("offset")?,
             Lease {
@@ -271,6 +272,7 @@ fn read_progress(reader: &mut FieldReader<'_>) -> Result<Progress, MalformedFiel
                 attempt: reader.u32("attempt")?,
                 renewal: reader.u32("renewal")?,
                 auto_renew: reader.bool("auto-renew")?,
+                order: OrderKey(reader.u64("order key")?),
             },
         ))
     })?;

@@ -8,6 +8,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod leases;
+mod order;
 pub(crate) mod progress;
 pub(crate) mod transactions;
 pub(crate) mod window;
@@ -22,7 +23,7 @@ use ledgermq_raft_store::EntryId;
 use super::checkpoint::Cut;
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::consume_queue::ConsumeQueueIndex;
-use super::names::{AttemptHash, ConsumerGroupId, TopicId};
+use super::names::{AttemptHash, ConsumerGroupId, OrderKey, TopicId};
 use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
 use progress::Progress;
 use transactions::Transactions;
@@ -58,6 +59,8 @@ pub(crate) struct Subscription {
     pub(crate) ends: BTreeSet<(UnixMillis, u32, u64)>,
     /// The leases by the receive that made them: (receive, queue, offset). Derived from `queues`.
     pub(crate) receives: BTreeSet<(AttemptHash, u32, u64)>,
+    /// The leased offsets by queue and order key. Derived from `queues`.
+    pub(crate) orders: BTreeMap<(u32, OrderKey), BTreeSet<u64>>,
 }
 
 /// The single numbers of the state.

@@ -22,6 +22,7 @@ mod append;
 mod delivery;
 mod message;
 mod naming;
+mod order;
 mod transaction;
 pub(crate) mod wire;
 
@@ -38,6 +39,7 @@ pub use naming::{
     Backoff, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic,
     TopicSettings, UpdateConsumerGroup, UpdateTopic,
 };
+pub use order::{LeaseInOrder, OrderedMessage, OrderedPart};
 pub use transaction::{
     AppendHalves, AppendedHalf, CountTransactionChecks, DecisionSource, EndTransaction, NewHalf, ParkTransactions,
     TransactionCheck, encode_halves, encoded_halves_bytes,
@@ -68,6 +70,7 @@ enum Kind {
     EndTransaction = 21,
     CountTransactionChecks = 22,
     ParkTransactions = 23,
+    LeaseInOrder = 24,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -88,6 +91,7 @@ pub enum Command {
     EndTransaction(EndTransaction),
     CountTransactionChecks(CountTransactionChecks),
     ParkTransactions(ParkTransactions),
+    LeaseInOrder(LeaseInOrder),
 }
 
 /// Why bytes are no command.
@@ -136,6 +140,7 @@ impl Command {
             Self::EndTransaction(body) => body.put(&mut out),
             Self::CountTransactionChecks(body) => body.put(&mut out),
             Self::ParkTransactions(body) => body.put(&mut out),
+            Self::LeaseInOrder(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -171,6 +176,7 @@ impl Command {
             Kind::EndTransaction => Self::EndTransaction(EndTransaction::read(reader)?),
             Kind::CountTransactionChecks => Self::CountTransactionChecks(CountTransactionChecks::read(reader)?),
             Kind::ParkTransactions => Self::ParkTransactions(ParkTransactions::read(reader)?),
+            Kind::LeaseInOrder => Self::LeaseInOrder(LeaseInOrder::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -200,6 +206,7 @@ impl Command {
             Self::EndTransaction(_) => Kind::EndTransaction,
             Self::CountTransactionChecks(_) => Kind::CountTransactionChecks,
             Self::ParkTransactions(_) => Kind::ParkTransactions,
+            Self::LeaseInOrder(_) => Kind::LeaseInOrder,
         }
     }
 }
@@ -223,6 +230,7 @@ impl Kind {
             21 => Self::EndTransaction,
             22 => Self::CountTransactionChecks,
             23 => Self::ParkTransactions,
+            24 => Self::LeaseInOrder,
             _ => return None,
         })
     }
