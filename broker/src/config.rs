@@ -329,7 +329,12 @@ impl BrokerConfig {
             u64::from(limits::TOPIC_QUEUES_MAX),
         )?;
         within("transactions.timeout_ms", self.transactions.timeout_ms, 100, 24 * 60 * 60 * 1000)?;
-        within("transactions.check_interval_ms", self.transactions.check_interval_ms, 100, 24 * 60 * 60 * 1000)?;
+        within(
+            "transactions.check_interval_ms",
+            self.transactions.check_interval_ms,
+            100,
+            24 * 60 * 60 * 1000,
+        )?;
         within("transactions.checks_max", u64::from(self.transactions.checks_max), 1, 10_000)?;
         if self.tls.cert.is_empty() != self.tls.key.is_empty() {
             return refused("tls.cert", &self.tls.cert, "tls.cert and tls.key must be set together");

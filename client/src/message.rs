@@ -19,6 +19,8 @@ pub struct Message {
     /// Given by the producer unless set here. An application that repeats a send after an error
     /// sets the same id again, and the message is stored once.
     pub id: Option<String>,
+    /// Messages of one group are delivered in the order they were sent, one receiver at a time.
+    pub message_group: Option<String>,
     /// Of a transactional message: nobody is asked for its outcome before; the server's time-out
     /// unless set.
     pub check_after: Option<std::time::Duration>,
@@ -33,6 +35,7 @@ impl Message {
             keys: Vec::new(),
             properties: BTreeMap::new(),
             id: None,
+            message_group: None,
             check_after: None,
         }
     }
@@ -57,6 +60,11 @@ impl Message {
         self
     }
 
+    pub fn message_group(mut self, group: impl Into<String>) -> Self {
+        self.message_group = Some(group.into());
+        self
+    }
+
     pub fn check_after(mut self, wait: std::time::Duration) -> Self {
         self.check_after = Some(wait);
         self
@@ -78,7 +86,12 @@ impl Message {
                 keys: self.keys,
                 message_id: id,
                 body_encoding: wire::Encoding::Identity as i32,
-                message_type: message_type as i32,
+                message_type: if message_type == wire::MessageType::Normal && self.message_group.is_some() {
+                    wire::MessageType::Fifo as i32
+                } else {
+                    message_type as i32
+                },
+                message_group: self.message_group,
                 orphaned_transaction_recovery_duration: self
                     .check_after
                     .filter(|_| message_type == wire::MessageType::Transaction)

@@ -47,9 +47,11 @@ impl Producer {
 
     /// The receipt of a half message, and its transaction id.
     pub(crate) async fn send_half(&self, message: Message) -> Result<(SendReceipt, String), SendError> {
-        let malformed = |what: &str| crate::error::MalformedAnswer { operation: "send", what: what.to_owned() };
+        let malformed =
+            |what: &str| crate::error::MalformedAnswer { operation: "send", what: what.to_owned() };
         let stored = self.store(vec![message], wire::MessageType::Transaction).await?;
-        let (receipt, entry) = stored.into_iter().next().ok_or_else(|| malformed("no receipt for a message"))?;
+        let (receipt, entry) =
+            stored.into_iter().next().ok_or_else(|| malformed("no receipt for a message"))?;
         match entry.map(|entry| entry.transaction_id).filter(|id| !id.is_empty()) {
             Some(transaction_id) => Ok((receipt, transaction_id)),
             None => Err(malformed("a half message without a transaction id").into()),

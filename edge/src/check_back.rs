@@ -102,8 +102,7 @@ impl Edge {
             }
             let poll_until = Instant::now() + POLL;
             let context = CallContext::internal(POLL + ANSWER_GRACE);
-            let request =
-                GroupRequest::AwaitTransactionChecks(AwaitTransactionChecks { topics, poll_until });
+            let request = GroupRequest::AwaitTransactionChecks(AwaitTransactionChecks { topics, poll_until });
             let answer = tokio::select! {
                 answer = self.shared.caller.call(group, &context, &request, context.deadline) => answer,
                 _ = changed.changed() => {
@@ -137,10 +136,12 @@ impl Edge {
         for check in checks {
             let command = TelemetryCommand {
                 status: Some(ok()),
-                command: Some(Command::RecoverOrphanedTransactionCommand(RecoverOrphanedTransactionCommand {
-                    message: Some(check.message),
-                    transaction_id: check.id.encode(),
-                })),
+                command: Some(Command::RecoverOrphanedTransactionCommand(
+                    RecoverOrphanedTransactionCommand {
+                        message: Some(check.message),
+                        transaction_id: check.id.encode(),
+                    },
+                )),
             };
             if self.shared.producers.ask(&check.topic, &command) {
                 asked.push(AskedTransaction { id: check.id, number: check.number });

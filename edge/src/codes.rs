@@ -71,7 +71,9 @@ impl From<Invalid> for Refused {
             Invalid::MessageIdBlank { .. }
             | Invalid::MessageIdTooLong { .. }
             | Invalid::MessageIdControlCharacter { .. } => Code::IllegalMessageId,
-            Invalid::MessageGroupTooLong { .. } | Invalid::MessageGroup { .. } => Code::IllegalMessageGroup,
+            Invalid::MessageGroupTooLong { .. }
+            | Invalid::MessageGroup { .. }
+            | Invalid::MixedMessageGroups { .. } => Code::IllegalMessageGroup,
             Invalid::DeliveryTooFar { .. } => Code::IllegalDeliveryTime,
             Invalid::TypeConflict { .. } | Invalid::TransactionWith { .. } => {
                 Code::MessagePropertyConflictWithType

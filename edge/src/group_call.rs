@@ -23,7 +23,9 @@ use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::transaction_id::TransactionId;
 use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, Term, TopicName};
 use ledgermq_filter::Expression;
-use ledgermq_proto::admin::{ListTransactionsRequest, ListTransactionsResponse, ShowTopicResponse, ShowTransactionResponse};
+use ledgermq_proto::admin::{
+    ListTransactionsRequest, ListTransactionsResponse, ShowTopicResponse, ShowTransactionResponse,
+};
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
     ClientType, Code, Message, MessageType, SendMessageRequest, SendMessageResponse, Status,

@@ -17,6 +17,7 @@
 //! | [`hold`], [`leaders`] | finding the leader and waiting for one |
 //! | [`forward`] | the way to another node |
 //! | [`transactions`], [`producers`], [`check_back`] | ending transactions; asking producers for the outcome of those left open |
+//! | [`order`] | the queue of a message group |
 //! | [`registry_client`] | announcing led groups to nameservers |
 //!
 //! Nothing here is durable, and nothing here must be: an edge that starts anew serves at once.
@@ -31,6 +32,7 @@ pub mod group_call;
 pub mod hold;
 pub mod leaders;
 pub mod messaging;
+mod order;
 mod producers;
 mod receipts;
 mod receive;

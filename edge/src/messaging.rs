@@ -192,7 +192,8 @@ impl MessagingService for Messaging {
         let (context, request) = open(request);
         let answer = async { self.edge.end_transaction(&context.clone()?, request).await }.await;
         Ok(Response::new(
-            answer.unwrap_or_else(|refused| EndTransactionResponse { status: Some(status(&context, refused)) }),
+            answer
+                .unwrap_or_else(|refused| EndTransactionResponse { status: Some(status(&context, refused)) }),
         ))
     }
 

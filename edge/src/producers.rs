@@ -192,7 +192,8 @@ mod tests {
         for _ in 0..6 {
             assert!(producers.ask(&orders, &command));
         }
-        let count = |commands: &mut mpsc::Receiver<_>| std::iter::from_fn(|| commands.try_recv().ok()).count();
+        let count =
+            |commands: &mut mpsc::Receiver<_>| std::iter::from_fn(|| commands.try_recv().ok()).count();
         assert_eq!(count(&mut stuck), 1, "its queue takes one");
         let (by_first, by_second) = (count(&mut first), count(&mut second));
         assert_eq!(by_first + by_second, 5);

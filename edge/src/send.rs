@@ -55,9 +55,13 @@ impl Edge {
         validate::message_type_fits(&topic, accepted, &request.messages)?;
         match accepted {
             MessageType::Normal => {}
+            MessageType::Fifo => return self.send_in_order(context, topic, request).await,
             MessageType::Transaction => self.shared.producers.sent_half(&context.client_id, &topic),
             other => {
-                return Err(not_implemented(&format!("SendMessage to a topic of type {}", other.as_str_name())));
+                return Err(not_implemented(&format!(
+                    "SendMessage to a topic of type {}",
+                    other.as_str_name()
+                )));
             }
         }
         let group = &chosen.group;

@@ -166,7 +166,7 @@ impl Edge {
 
     /// What is known here, else what the first group's leader says in time, else the defaults: a
     /// client must be able to start during an election.
-    async fn consumer_group(
+    pub(crate) async fn consumer_group(
         &self,
         context: &CallContext,
         consumer_group: &ConsumerGroupName,

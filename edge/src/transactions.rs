@@ -96,7 +96,8 @@ impl Edge {
             }
         };
         let group = self.group_of_transaction(context, &id).await?;
-        let request = GroupRequest::EndTransaction(EndTransaction { id, topic: Some(topic), decision, source });
+        let request =
+            GroupRequest::EndTransaction(EndTransaction { id, topic: Some(topic), decision, source });
         match self.call(&group, context, &request).await? {
             GroupResponse::Done => Ok(EndTransactionResponse { status: Some(ok()) }),
             GroupResponse::Refused(refused) => Err(refused),

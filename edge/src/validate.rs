@@ -115,6 +115,10 @@ pub enum Invalid {
     ReceiptHandle(ReceiptHandleError),
     #[error("receipt handle is of broker group {group}, which this cluster does not have")]
     ReceiptHandleGroup { group: u32 },
+    #[error(
+        "messages of one request must have one message_group: message {index} has another than message 0"
+    )]
+    MixedMessageGroups { index: usize },
     #[error("message {index}: a transactional message has no {field}")]
     TransactionWith { index: usize, field: &'static str },
     #[error("{0}")]

@@ -143,7 +143,8 @@ fn rust_option(access_point: &str) -> ClientOption {
 async fn transactions_of_the_rust_sdk_are_settled_also_when_the_leader_dies() -> Result<()> {
     let mut bed = bed(&["pay-rust"]).await?;
     let leader = bed.cluster.wait_leader(1, LEADER_WITHIN).await?;
-    let other = bed.cluster.brokers().find(|member| *member != leader).ok_or_else(|| anyhow!("one broker"))?;
+    let other =
+        bed.cluster.brokers().find(|member| *member != leader).ok_or_else(|| anyhow!("one broker"))?;
     let access_point = bed.cluster.access_point(other)?;
     let checked: Arc<Mutex<Vec<String>>> = Arc::default();
     let checker = {
@@ -172,7 +173,10 @@ async fn transactions_of_the_rust_sdk_are_settled_also_when_the_leader_dies() ->
     };
     macro_rules! send {
         ($name:expr) => {
-            producer.send_transaction_message(half($name)?).await.map_err(|error| anyhow!("{}: {error}", $name))?
+            producer
+                .send_transaction_message(half($name)?)
+                .await
+                .map_err(|error| anyhow!("{}: {error}", $name))?
         };
     }
     send!("a").commit().await.map_err(|error| anyhow!("commit: {error}"))?;

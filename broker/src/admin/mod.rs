@@ -158,7 +158,9 @@ fn call_failed(failed: CallFailed) -> Status {
 fn refusal_of(response: GroupResponse) -> Status {
     let GroupResponse::Refused(refused) = response else { return not_understood("the request") };
     match refused.code {
-        Code::TopicNotFound | Code::ConsumerGroupNotFound | Code::NotFound => Status::not_found(refused.message),
+        Code::TopicNotFound | Code::ConsumerGroupNotFound | Code::NotFound => {
+            Status::not_found(refused.message)
+        }
         Code::BadRequest | Code::PayloadTooLarge => Status::invalid_argument(refused.message),
         _ => Status::internal(refused.message),
     }

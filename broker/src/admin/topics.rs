@@ -24,7 +24,7 @@ pub async fn create(
     let name = topic_name(&request.name)?;
     let message_type = match MessageType::try_from(request.message_type) {
         Ok(MessageType::Unspecified | MessageType::Normal) => MessageType::Normal,
-        Ok(known @ MessageType::Transaction) => known,
+        Ok(known @ (MessageType::Transaction | MessageType::Fifo)) => known,
         Ok(other) => {
             return Err(Status::invalid_argument(format!(
                 "message_type = {}: this version has no topics of this type",

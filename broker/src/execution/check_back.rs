@@ -25,7 +25,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::hosted_group::{Ended, HostedGroup, unexpected};
 use super::transaction;
-use crate::state::{self, Answer, Command, CountTransactionChecks, OpenTransaction, ParkTransactions, TopicId};
+use crate::state::{
+    self, Answer, Command, CountTransactionChecks, OpenTransaction, ParkTransactions, TopicId,
+};
 
 const SCAN_INTERVAL: Duration = Duration::from_millis(250);
 /// A transaction given to a node is not given to another one for so long.
@@ -94,12 +96,15 @@ impl CheckBack {
                     chosen.len() < CHECKS_PER_ANSWER_MAX && taken + bytes <= ANSWER_BYTES_MAX
                 })
             };
-            let candidates = desk.waiting.iter().filter(|(number, waiting)| {
-                waiting.topics.contains(&open.topic) && has_room(**number)
-            });
+            let candidates = desk
+                .waiting
+                .iter()
+                .filter(|(number, waiting)| waiting.topics.contains(&open.topic) && has_room(**number));
             // The one with the least to ask, so that the work is spread.
             let chosen = candidates
-                .min_by_key(|(number, _)| (given.get(*number).map_or(0, |(chosen, _)| chosen.len()), **number))
+                .min_by_key(|(number, _)| {
+                    (given.get(*number).map_or(0, |(chosen, _)| chosen.len()), **number)
+                })
                 .map(|(number, _)| *number);
             let Some(number) = chosen else { continue };
             let (chosen, taken) = given.entry(number).or_default();

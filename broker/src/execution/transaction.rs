@@ -8,15 +8,17 @@
 //! | decided the other way before | PRECONDITION_FAILED with the decision taken |
 //! | unknown, forgotten, or of another topic | INVALID_TRANSACTION_ID |
 
-use ledgermq_common::transaction_id::TransactionId;
 use ledgermq_common::TopicName;
+use ledgermq_common::transaction_id::TransactionId;
 use ledgermq_edge::codes::{self, topic_not_found};
 use ledgermq_edge::context::CallContext;
 use ledgermq_edge::group_call::{GroupResponse, Refused, SendRequest};
 use ledgermq_edge::transactions as asked;
 use ledgermq_proto::admin as wire;
 use ledgermq_proto::admin::transaction::State;
-use ledgermq_proto::rocketmq::{Code, Message, Resource, SendMessageRequest, SendMessageResponse, SendResultEntry};
+use ledgermq_proto::rocketmq::{
+    Code, Message, Resource, SendMessageRequest, SendMessageResponse, SendResultEntry,
+};
 
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::produce::check_command;
@@ -78,11 +80,9 @@ fn first_check_ms(hosted: &HostedGroup, request: &SendMessageRequest, at: usize)
 
 pub async fn end(hosted: &HostedGroup, end: &asked::EndTransaction) -> Result<GroupResponse, Ended> {
     let topic = match &end.topic {
-        Some(name) => hosted
-            .state
-            .topic(name.as_str())
-            .ok_or_else(|| Refused::from(topic_not_found(name.as_str())))?
-            .id,
+        Some(name) => {
+            hosted.state.topic(name.as_str()).ok_or_else(|| Refused::from(topic_not_found(name.as_str())))?.id
+        }
         None => TopicId(end.id.topic_id),
     };
     if end.id.group != hosted.id || topic.get() != end.id.topic_id {

@@ -13,7 +13,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::StartError;
 use super::data_dir::DataDir;
 use crate::config::{BrokerConfig, GroupEntry};
-use crate::execution::{HostedGroup, Parts, Settings, TransactionSettings, WaiterCount, Waiters, WakeLongPolls};
+use crate::execution::{
+    HostedGroup, Parts, Settings, TransactionSettings, WaiterCount, Waiters, WakeLongPolls,
+};
 use crate::metrics::Metrics;
 use crate::state::{BrokerState, CheckpointMode, StateConfig};
 

@@ -28,7 +28,9 @@ mod records;
 mod snapshot;
 mod transaction_questions;
 
-pub use answer::{Answer, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, Refusal, StoredAt, TransactionEnd};
+pub use answer::{
+    Answer, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, Refusal, StoredAt, TransactionEnd,
+};
 pub use applied::QueueRange;
 pub use command::{
     AckEntry, AckMessages, Backoff, ChangeInvisible, Command, CommandError, ConsumerGroupSettings,
@@ -38,9 +40,8 @@ pub use command::{
     tag_code,
 };
 pub use command::{
-    LeaseInOrder, OrderedMessage, OrderedPart,
-    CountTransactionChecks, DecisionSource, EndTransaction, NewHalf, ParkTransactions, TransactionCheck,
-    encode_halves, encoded_halves_bytes,
+    CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
+    OrderedPart, ParkTransactions, TransactionCheck, encode_halves, encoded_halves_bytes,
 };
 pub use consume_queue::IndexEntry;
 pub use digest::StateDigest;
@@ -48,14 +49,14 @@ pub use machine::{
     ApplyObserver, BrokerState, CheckpointError, CheckpointMode, NobodyWaits, OpenStateError, StateConfig,
 };
 pub use names::{
-    AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash, MessageType,
-    OrderKey, Permission, TopicId,
+    AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash,
+    MessageType, OrderKey, Permission, TopicId,
 };
-pub use planner::{ORDER_SCAN_ENTRIES_MAX, OrderOf, OrderedPlan, PlannedInOrder};
 pub use planner::{
     LeasePlan, PLAN_SCAN_ENTRIES_MAX, PLAN_SKIPPED_ENTRIES_MIN, PlannedMessage, QueueChoice, ReceiveRequest,
     TagFilter,
 };
+pub use planner::{ORDER_SCAN_ENTRIES_MAX, OrderOf, OrderedPlan, PlannedInOrder};
 pub use questions::{
     ConsumerGroupView, HandleRefusal, HandleTarget, Lag, RenewableLease, RepeatedDelivery, TopicView,
 };

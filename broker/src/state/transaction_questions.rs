@@ -74,12 +74,7 @@ impl BrokerState {
         half: PhysicalOffset,
         message: MessageIdHash,
     ) -> TransactionId {
-        TransactionId {
-            group: self.group(),
-            topic_id: topic.get(),
-            half,
-            message_id_hash: message.get(),
-        }
+        TransactionId { group: self.group(), topic_id: topic.get(), half, message_id_hash: message.get() }
     }
 
     /// Pending transactions whose next check is due at `now`, the oldest of each topic first, at most

@@ -72,7 +72,12 @@ async fn send_half(client: &Client, message_id: &str) -> String {
     response.entries[0].transaction_id.clone()
 }
 
-async fn end(client: &Client, topic: &str, transaction: &str, resolution: TransactionResolution) -> (Code, String) {
+async fn end(
+    client: &Client,
+    topic: &str,
+    transaction: &str,
+    resolution: TransactionResolution,
+) -> (Code, String) {
     let request = EndTransactionRequest {
         topic: Some(resource(topic)),
         message_id: "any".to_owned(),
@@ -197,7 +202,11 @@ async fn what_is_no_transaction_is_refused_with_its_code() {
     };
     let conflict = Code::MessagePropertyConflictWithType;
     assert_eq!(refused(half("orders", "x")).await, conflict, "a half for a normal topic");
-    assert_eq!(refused(message("pay", "x", "body")).await, conflict, "a normal message for a topic of halves");
+    assert_eq!(
+        refused(message("pay", "x", "body")).await,
+        conflict,
+        "a normal message for a topic of halves"
+    );
     let mut ordered = half("pay", "x");
     ordered.system_properties.as_mut().expect("there").message_group = Some("g".to_owned());
     assert_eq!(refused(ordered).await, conflict);
@@ -279,13 +288,17 @@ async fn checks_without_anybody_to_ask_are_not_used_up_and_after_the_last_one_an
     }
     assert_eq!(asked, [(first.clone(), CHECKS_MAX), (second.clone(), CHECKS_MAX)].into());
     let parked = loop {
-        let parked = operator.list_transactions(listed(true)).await.expect("listed").into_inner().transactions;
+        let parked =
+            operator.list_transactions(listed(true)).await.expect("listed").into_inner().transactions;
         if parked.len() == 2 {
             break parked;
         }
         assert_eq!(producer.check_within(Duration::from_millis(100)).await, None, "no check beyond the last");
     };
-    assert!(parked.iter().all(|open| open.checks == CHECKS_MAX && open.state() == State::Parked), "{parked:?}");
+    assert!(
+        parked.iter().all(|open| open.checks == CHECKS_MAX && open.state() == State::Parked),
+        "{parked:?}"
+    );
     assert_eq!(parked[0].message_id, "first");
     assert_eq!(client.receive("pay", "c", short()).await.0, Code::MessageNotFound);
 
@@ -336,7 +349,11 @@ async fn a_transaction_writes_little_more_than_a_normal_message() {
     }
     let after = log_bytes(&cluster).await;
     let (normal, transactional) = ((between - before) as f64, (after - between) as f64);
-    println!("bytes of the log per message: normal {}, transactional {}", normal / 200.0, transactional / 200.0);
+    println!(
+        "bytes of the log per message: normal {}, transactional {}",
+        normal / 200.0,
+        transactional / 200.0
+    );
     assert!(transactional <= 1.15 * normal, "{transactional} against {normal}");
     stop(cluster).await;
 }

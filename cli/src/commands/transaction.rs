@@ -57,7 +57,11 @@ pub async fn transaction(admin: &Admin, command: TransactionCommand) -> anyhow::
                     open.checks.to_string(),
                 ]);
             }
-            let more = if listed.next.is_empty() { String::new() } else { format!("\n\nmore: --after {}", listed.next) };
+            let more = if listed.next.is_empty() {
+                String::new()
+            } else {
+                format!("\n\nmore: --after {}", listed.next)
+            };
             let value = json!({
                 "transactions": listed.transactions.iter().map(as_json).collect::<Vec<_>>(),
                 "next": listed.next,

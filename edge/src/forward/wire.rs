@@ -12,8 +12,8 @@ use ledgermq_proto::forward::not_executed::Reason;
 use ledgermq_proto::rocketmq::{ClientType, Code, MessageType, Status};
 use tokio::time::Instant;
 
-use crate::context::{CallContext, ClientLanguage};
 use super::wire_transactions as transactions;
+use crate::context::{CallContext, ClientLanguage};
 use crate::group_call::{
     ClientHeartbeat, ClientTermination, ConsumerGroupDescription, CreateTopic, DescribeTopic, Filter,
     GroupRequest, GroupResponse, NotExecuted, ReceiveRequest, Received, Refused, SendRequest,

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use super::wire::{bounded, millis, topic};
 use crate::group_call::Refused;
 use crate::transactions::{
-    AskedTransaction, AwaitTransactionChecks, CHECKS_PER_ANSWER_MAX, Decision, DecisionSource, EndTransaction,
-    TransactionCheck,
+    AskedTransaction, AwaitTransactionChecks, CHECKS_PER_ANSWER_MAX, Decision, DecisionSource,
+    EndTransaction, TransactionCheck,
 };
 
 pub(super) fn write_end(end: &EndTransaction) -> pb::EndTransaction {
@@ -36,7 +36,10 @@ pub(super) fn read_end(end: &pb::EndTransaction) -> Result<EndTransaction, Refus
         TransactionResolution::Commit => Decision::Commit,
         TransactionResolution::Rollback => Decision::Rollback,
         TransactionResolution::Unspecified => {
-            return Err(Refused::new(Code::BadRequest, "a forwarded decision says neither commit nor roll back"));
+            return Err(Refused::new(
+                Code::BadRequest,
+                "a forwarded decision says neither commit nor roll back",
+            ));
         }
     };
     let source = match end.source() {

@@ -20,9 +20,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::limits::{
-    TRANSACTION_OUTCOME_MS, TRANSACTION_OUTCOMES_MAX, UNDECIDED_TRANSACTIONS_MAX,
-};
+use ledgermq_common::limits::{TRANSACTION_OUTCOME_MS, TRANSACTION_OUTCOMES_MAX, UNDECIDED_TRANSACTIONS_MAX};
 use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
@@ -174,8 +172,8 @@ impl Outcomes {
             return false;
         }
         let newest = self.chunks.front().and_then(|chunk| chunk.last());
-        let is_old = newest
-            .is_none_or(|outcome| now.saturating_ms_since(outcome.decided_at) > TRANSACTION_OUTCOME_MS);
+        let is_old =
+            newest.is_none_or(|outcome| now.saturating_ms_since(outcome.decided_at) > TRANSACTION_OUTCOME_MS);
         is_old || self.chunks.len() > CHUNKS_MAX
     }
 

@@ -41,8 +41,8 @@ pub use naming::{
 };
 pub use order::{LeaseInOrder, OrderedMessage, OrderedPart};
 pub use transaction::{
-    AppendHalves, AppendedHalf, CountTransactionChecks, DecisionSource, EndTransaction, NewHalf, ParkTransactions,
-    TransactionCheck, encode_halves, encoded_halves_bytes,
+    AppendHalves, AppendedHalf, CountTransactionChecks, DecisionSource, EndTransaction, NewHalf,
+    ParkTransactions, TransactionCheck, encode_halves, encoded_halves_bytes,
 };
 use wire::FieldReader;
 pub use wire::MalformedField;
@@ -174,7 +174,9 @@ impl Command {
             Kind::ReleaseClient => Self::ReleaseClient(ReleaseClient::read(reader)?),
             Kind::AppendHalves => Self::AppendHalves(AppendHalves::read(reader)?),
             Kind::EndTransaction => Self::EndTransaction(EndTransaction::read(reader)?),
-            Kind::CountTransactionChecks => Self::CountTransactionChecks(CountTransactionChecks::read(reader)?),
+            Kind::CountTransactionChecks => {
+                Self::CountTransactionChecks(CountTransactionChecks::read(reader)?)
+            }
             Kind::ParkTransactions => Self::ParkTransactions(ParkTransactions::read(reader)?),
             Kind::LeaseInOrder => Self::LeaseInOrder(LeaseInOrder::read(reader)?),
         };

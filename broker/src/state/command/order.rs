@@ -84,8 +84,7 @@ impl LeaseInOrder {
                             again: reader.bool("delivered before")?,
                         })
                     })?,
-                    pass_over: reader
-                        .list(8, "offsets", |reader| reader.u64("offset").map(QueueOffset))?,
+                    pass_over: reader.list(8, "offsets", |reader| reader.u64("offset").map(QueueOffset))?,
                 })
             })?,
         })

@@ -135,10 +135,7 @@ mod tests {
     #[test]
     fn free_parts_lie_between_the_held_ones() {
         let mut lane = Lane::default();
-        lane.reserve(&Reserved {
-            unseen: vec![(1, 5, 10), (1, 12, 20), (2, 0, 100)],
-            ..Reserved::default()
-        });
+        lane.reserve(&Reserved { unseen: vec![(1, 5, 10), (1, 12, 20), (2, 0, 100)], ..Reserved::default() });
         let free = |from, to| {
             let mut parts = Vec::new();
             lane.free(1, from, to, |from, to| parts.push((from, to)));

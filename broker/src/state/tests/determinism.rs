@@ -26,6 +26,14 @@ pub(super) enum Step {
         to: u64,
         offsets: Vec<u64>,
     },
+    /// As above, of a group that consumes in order.
+    OrderedLease {
+        group: u32,
+        topic: u32,
+        queue: u32,
+        messages: Vec<(u64, u64, bool)>,
+        pass_over: Vec<u64>,
+    },
     Ack(Vec<usize>),
     Change(usize, u64),
     Extend(usize, u64),
@@ -66,6 +74,14 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(group, topic, queue, from, to, offsets)| Step::WildLease {
                 group, topic, queue, from, to, offsets
             }),
+        4 => (
+            1u32..4, 1u32..5, 0u32..5,
+            proptest::collection::vec((0u64..30, 0u64..4, any::<bool>()), 0..6),
+            proptest::collection::vec(0u64..30, 0..3),
+        )
+            .prop_map(|(group, topic, queue, messages, pass_over)| Step::OrderedLease {
+                group, topic, queue, messages, pass_over
+            }),
         6 => proptest::collection::vec(any::<usize>(), 1..4).prop_map(Step::Ack),
         3 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Change(which, ms)),
         2 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Extend(which, ms)),
@@ -98,7 +114,12 @@ pub(super) struct Leader {
 
 impl Leader {
     pub(super) fn new() -> Self {
-        let mut leader = Self { replica: Replica::in_memory(), granted: Vec::new(), halves: Vec::new(), answers: Vec::new() };
+        let mut leader = Self {
+            replica: Replica::in_memory(),
+            granted: Vec::new(),
+            halves: Vec::new(),
+            answers: Vec::new(),
+        };
         leader.replica.topic("topic-0", 3);
         leader.replica.group("group-0");
         leader
@@ -154,6 +175,30 @@ impl Leader {
                     attempt_id: String::new(),
                     parts: vec![part],
                 }));
+            }
+            Step::OrderedLease { group, topic, queue, messages, pass_over } => {
+                let (group, topic) = (ConsumerGroupId(*group), TopicId(*topic));
+                let messages = messages
+                    .iter()
+                    .map(|&(offset, order, again)| OrderedMessage {
+                        offset: QueueOffset(offset),
+                        order: OrderKey(order),
+                        again,
+                    })
+                    .collect();
+                let pass_over = pass_over.iter().copied().map(QueueOffset).collect();
+                let command = Command::LeaseInOrder(LeaseInOrder {
+                    consumer_group: group,
+                    topic,
+                    client: ClientHash(2),
+                    invisible_ms: 5_000,
+                    auto_renew: true,
+                    attempt_id: "attempt".to_owned(),
+                    parts: vec![OrderedPart { queue: QueueId(*queue), messages, pass_over }],
+                });
+                if let Answer::Leased(granted) = self.propose(command.encode(self.replica.now)) {
+                    self.granted.extend(granted.into_iter().map(|lease| (group, topic, lease)));
+                }
             }
             Step::Ack(which) => {
                 let Some((group, topic, _)) = self.pick(which[0]) else { return };
@@ -213,7 +258,8 @@ impl Leader {
                 let command = encode_halves(self.replica.now, topic, &halves);
                 if let Answer::Halves(stored) = self.propose(command) {
                     let stored = stored.iter().zip(&halves);
-                    self.halves.extend(stored.map(|(at, half)| (topic, at.transaction, half.message.id.clone())));
+                    self.halves
+                        .extend(stored.map(|(at, half)| (topic, at.transaction, half.message.id.clone())));
                 }
             }
             Step::End { which, topic, commit } => {

@@ -5,6 +5,7 @@ mod delivery;
 mod determinism;
 mod durability;
 mod million_queues;
+mod order;
 mod planning;
 mod sending;
 mod transactions;

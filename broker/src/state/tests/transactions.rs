@@ -61,7 +61,10 @@ fn a_half_is_invisible_and_its_commit_shows_the_very_bytes_in_the_order_of_commi
     replica.pass_ms(1_000);
     let log_bytes = replica.log.entries.iter().map(|entry| entry.payload.len()).sum::<usize>();
     let end = replica.commit(topic, second, "b");
-    assert_eq!((end.queue, end.offset, end.decided_now, end.waited_ms), (QueueId(1), QueueOffset(0), true, 1_000));
+    assert_eq!(
+        (end.queue, end.offset, end.decided_now, end.waited_ms),
+        (QueueId(1), QueueOffset(0), true, 1_000)
+    );
     let added = replica.log.entries.iter().map(|entry| entry.payload.len()).sum::<usize>() - log_bytes;
     assert!(added <= 40, "a commit carries no body: {added} bytes");
     assert_eq!(replica.commit(topic, first, "a").offset, QueueOffset(1));
@@ -87,7 +90,8 @@ fn the_first_decision_stands_and_later_ones_are_told_what_it_was() {
     for decision in [Decision::Commit, Decision::Rollback] {
         let repeated = Answer::TransactionEnded(TransactionEnd { decided_now: false, waited_ms: 0, ..first });
         assert_eq!(replica.end(topic, committed, "a", decision), repeated);
-        let repeated = Answer::TransactionEnded(TransactionEnd { decided_now: false, waited_ms: 0, ..dropped });
+        let repeated =
+            Answer::TransactionEnded(TransactionEnd { decided_now: false, waited_ms: 0, ..dropped });
         assert_eq!(replica.end(topic, rolled_back, "b", decision), repeated);
     }
     assert_eq!(replica.state.queue_ranges(topic), Some(vec![0..1]), "one message, once");
@@ -151,10 +155,9 @@ fn checks_are_counted_once_each_and_the_next_one_is_an_interval_away() {
     assert_eq!(replica.propose(&park(2)), Answer::Transactions(1));
     assert_eq!(replica.due(), [slow]);
     assert_eq!(replica.count(&[(a, 3)]), Answer::Transactions(0), "nobody is asked about it any more");
-    let parked = replica.state.open_transactions(
-        TransactionQuery { only_parked: true, ..TransactionQuery::default() },
-        10,
-    );
+    let parked = replica
+        .state
+        .open_transactions(TransactionQuery { only_parked: true, ..TransactionQuery::default() }, 10);
     assert_eq!(parked.iter().map(|open| (open.id, open.checks)).collect::<Vec<_>>(), [(a, 2)]);
     assert!(replica.commit(topic, a, "a").decided_now, "it can still be decided");
     assert_eq!(replica.commit(topic, slow, "slow").offset, QueueOffset(1));
