@@ -2,6 +2,7 @@
 
 mod admin;
 mod one_node;
+mod order;
 mod start;
 mod support;
 mod three_nodes;

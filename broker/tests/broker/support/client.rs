@@ -31,6 +31,8 @@ pub struct Receive {
     pub invisible: Duration,
     pub tags: Option<String>,
     pub auto_renew: bool,
+    /// The broker group to receive from.
+    pub broker: String,
 }
 
 impl Default for Receive {
@@ -41,6 +43,7 @@ impl Default for Receive {
             invisible: Duration::from_secs(30),
             tags: None,
             auto_renew: false,
+            broker: "g".to_owned(),
         }
     }
 }
@@ -86,7 +89,7 @@ impl Client {
             message_queue: Some(MessageQueue {
                 topic: Some(resource(topic)),
                 id: -1,
-                broker: Some(Broker { name: "g".to_owned(), ..Broker::default() }),
+                broker: Some(Broker { name: receive.broker, ..Broker::default() }),
                 ..MessageQueue::default()
             }),
             filter_expression: receive

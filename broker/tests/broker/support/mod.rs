@@ -117,6 +117,13 @@ impl Node {
         took
     }
 
+    /// Whether it runs and leads the group of this name.
+    pub fn leads(&self, group: &str) -> bool {
+        self.running.as_ref().is_some_and(|(broker, _)| {
+            broker.node().hosted_groups().any(|hosted| hosted.name().as_str() == group && hosted.leads())
+        })
+    }
+
     pub fn client_addr(&self) -> String {
         self.config.listen.client.clone()
     }
