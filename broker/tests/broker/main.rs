@@ -2,7 +2,6 @@
 
 mod admin;
 mod one_node;
-mod order;
 mod start;
 mod support;
 mod three_nodes;
