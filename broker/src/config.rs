@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use ledgermq_common::limits;
 use ledgermq_common::{GroupId, GroupName, NodeId};
 use ledgermq_edge::route::RouteEndpoints;
+use ledgermq_edge::validate::DELIVERY_DELAY_MS_MAX;
 use serde::{Deserialize, Serialize};
 
 /// Nodes a cluster may name, and groups too: a bound on what one process opens and dials.
@@ -111,6 +112,8 @@ pub struct TopicsSection {
     pub auto_create: bool,
     /// Queues of a topic in each group, unless its creator asks for another number.
     pub default_queues: u32,
+    /// How far ahead the delivery time of a delayed message may be.
+    pub delay_max_s: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -256,7 +259,7 @@ impl Default for StorageSection {
 
 impl Default for TopicsSection {
     fn default() -> Self {
-        Self { auto_create: false, default_queues: 8 }
+        Self { auto_create: false, default_queues: 8, delay_max_s: 40 * 24 * 3600 }
     }
 }
 
@@ -336,6 +339,7 @@ impl BrokerConfig {
             24 * 60 * 60 * 1000,
         )?;
         within("transactions.checks_max", u64::from(self.transactions.checks_max), 1, 10_000)?;
+        within("topics.delay_max_s", self.topics.delay_max_s, 1, DELIVERY_DELAY_MS_MAX as u64 / 1000)?;
         if self.tls.cert.is_empty() != self.tls.key.is_empty() {
             return refused("tls.cert", &self.tls.cert, "tls.cert and tls.key must be set together");
         }

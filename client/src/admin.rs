@@ -49,6 +49,20 @@ impl Admin {
     operation!(list_topics, "list topics", ListTopicsRequest, ListTopicsResponse);
     operation!(show_topic, "show topic", ShowTopicRequest, ShowTopicResponse);
     operation!(delete_topic, "delete topic", DeleteTopicRequest, DeleteTopicResponse);
+    operation!(set_consumer_group, "set consumer group", SetConsumerGroupRequest, SetConsumerGroupResponse);
+    operation!(
+        show_consumer_group,
+        "show consumer group",
+        ShowConsumerGroupRequest,
+        ShowConsumerGroupResponse
+    );
+    operation!(list_dead_letters, "list dead letters", ListDeadLettersRequest, ListDeadLettersResponse);
+    operation!(
+        redrive_dead_letters,
+        "redrive dead letters",
+        RedriveDeadLettersRequest,
+        RedriveDeadLettersResponse
+    );
     operation!(
         /// Transactions without an outcome, a page at a time.
         list_transactions,

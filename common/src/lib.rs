@@ -7,6 +7,7 @@ pub mod crash;
 pub mod ids;
 pub mod limits;
 pub mod names;
+pub mod recall_handle;
 pub mod receipt_handle;
 pub mod transaction_id;
 

@@ -36,6 +36,14 @@ const SYSTEM_TOPICS: [&str; 10] = [
 const SYSTEM_TOPIC_PREFIX: &str = "rmq_sys_";
 const SYSTEM_CONSUMER_GROUP_PREFIX: &str = "CID_RMQ_SYS_";
 
+/// RocketMQ's name for the topic that holds what a consumer group gave up.
+pub const DEAD_LETTER_TOPIC_PREFIX: &str = "%DLQ%";
+
+/// The dead-letter topic of a consumer group. Every consumer group's name leaves room for the prefix.
+pub fn dead_letter_topic(consumer_group: &str) -> String {
+    format!("{DEAD_LETTER_TOPIC_PREFIX}{consumer_group}")
+}
+
 /// Why a name was refused. `kind` is what the name was for ("topic", "consumer group", ...).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {

@@ -75,15 +75,17 @@ impl From<Invalid> for Refused {
             | Invalid::MessageGroup { .. }
             | Invalid::MixedMessageGroups { .. } => Code::IllegalMessageGroup,
             Invalid::DeliveryTooFar { .. } => Code::IllegalDeliveryTime,
-            Invalid::TypeConflict { .. } | Invalid::TransactionWith { .. } => {
-                Code::MessagePropertyConflictWithType
-            }
+            Invalid::TypeConflict { .. }
+            | Invalid::TransactionWith { .. }
+            | Invalid::RecallFromType { .. } => Code::MessagePropertyConflictWithType,
             Invalid::TransactionId(_) | Invalid::TransactionGroup { .. } => Code::InvalidTransactionId,
             Invalid::InvisibleDuration { .. } => Code::IllegalInvisibleTime,
             Invalid::PollingTime { .. } => Code::IllegalPollingTime,
             Invalid::Filter { .. } | Invalid::FilterSql { .. } => Code::IllegalFilterExpression,
             Invalid::ReceiptHandle(_) | Invalid::ReceiptHandleGroup { .. } => Code::InvalidReceiptHandle,
             Invalid::OrphanRecovery { .. }
+            | Invalid::RecallHandle(_)
+            | Invalid::RecallHandleGroup { .. }
             | Invalid::BatchSize { .. }
             | Invalid::AttemptId { .. }
             | Invalid::NoAckEntries => Code::BadRequest,

@@ -24,11 +24,13 @@ use ledgermq_common::transaction_id::TransactionId;
 use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, Term, TopicName};
 use ledgermq_filter::Expression;
 use ledgermq_proto::admin::{
-    ListTransactionsRequest, ListTransactionsResponse, ShowTopicResponse, ShowTransactionResponse,
+    GroupOperation, GroupOperationResult, ListTransactionsRequest, ListTransactionsResponse,
+    ShowTopicResponse, ShowTransactionResponse,
 };
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
-    ClientType, Code, Message, MessageType, SendMessageRequest, SendMessageResponse, Status,
+    ClientType, Code, ForwardMessageToDeadLetterQueueRequest, Message, MessageType, RecallMessageRequest,
+    RecallMessageResponse, SendMessageRequest, SendMessageResponse, Status,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -88,6 +90,12 @@ pub enum GroupRequest {
     TransactionsAsked(Vec<AskedTransaction>),
     ListTransactions(ListTransactionsRequest),
     ShowTransaction(TransactionId),
+    /// With a handle it parsed and names the group that is asked; without one the message id says which.
+    DeadLetter(ForwardMessageToDeadLetterQueueRequest),
+    /// The handle parsed and names the group that is asked.
+    Recall(RecallMessageRequest),
+    /// An administrator's, for this group.
+    Operation(GroupOperation),
 }
 
 impl GroupRequest {
@@ -167,7 +175,9 @@ pub enum GroupResponse {
     TransactionChecks(Vec<TransactionCheck>),
     Transactions(ListTransactionsResponse),
     Transaction(ShowTransactionResponse),
-    /// DeleteTopic, ClientHeartbeat, ClientTermination, EndTransaction, TransactionsAsked.
+    Recalled(RecallMessageResponse),
+    Operation(GroupOperationResult),
+    /// DeleteTopic, ClientHeartbeat, ClientTermination, DeadLetter, EndTransaction, TransactionsAsked.
     Done,
     /// The leader looked at the request and says no.
     Refused(Refused),

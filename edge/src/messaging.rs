@@ -181,8 +181,11 @@ impl MessagingService for Messaging {
         &self,
         request: Request<ForwardMessageToDeadLetterQueueRequest>,
     ) -> Result<Response<ForwardMessageToDeadLetterQueueResponse>, Status> {
-        let status = Some(missing("ForwardMessageToDeadLetterQueue", request));
-        Ok(Response::new(ForwardMessageToDeadLetterQueueResponse { status }))
+        let (context, request) = open(request);
+        let answer = async { self.edge.forward_to_dead_letter_queue(&context.clone()?, request).await }.await;
+        Ok(Response::new(answer.unwrap_or_else(|refused| ForwardMessageToDeadLetterQueueResponse {
+            status: Some(status(&context, refused)),
+        })))
     }
 
     async fn end_transaction(
@@ -201,8 +204,12 @@ impl MessagingService for Messaging {
         &self,
         request: Request<RecallMessageRequest>,
     ) -> Result<Response<RecallMessageResponse>, Status> {
-        let status = Some(missing("RecallMessage", request));
-        Ok(Response::new(RecallMessageResponse { status, ..RecallMessageResponse::default() }))
+        let (context, request) = open(request);
+        let answer = async { self.edge.recall_message(&context.clone()?, request).await }.await;
+        Ok(Response::new(answer.unwrap_or_else(|refused| RecallMessageResponse {
+            status: Some(status(&context, refused)),
+            ..RecallMessageResponse::default()
+        })))
     }
 
     async fn update_offset(

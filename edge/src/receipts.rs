@@ -97,7 +97,11 @@ impl Edge {
         }
     }
 
-    async fn group_of_handle(&self, context: &CallContext, handle: &str) -> Result<GroupName, Refused> {
+    pub(crate) async fn group_of_handle(
+        &self,
+        context: &CallContext,
+        handle: &str,
+    ) -> Result<GroupName, Refused> {
         let handle: ReceiptHandle = validate::receipt_handle(handle)?;
         let cluster = self.cluster(context).await?;
         match cluster.group_by_id(handle.group) {

@@ -54,7 +54,7 @@ impl Edge {
         let accepted = chosen.description.message_type;
         validate::message_type_fits(&topic, accepted, &request.messages)?;
         match accepted {
-            MessageType::Normal => {}
+            MessageType::Normal | MessageType::Delay => {}
             MessageType::Fifo => return self.send_in_order(context, topic, request).await,
             MessageType::Transaction => self.shared.producers.sent_half(&context.client_id, &topic),
             other => {

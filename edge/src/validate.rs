@@ -9,6 +9,7 @@ use ledgermq_common::limits::{
     MESSAGE_USER_PROPERTIES_MAX, RECEIVE_BATCH_MESSAGES_MAX, SEND_BATCH_MESSAGES_MAX,
 };
 use ledgermq_common::names::{NameError, excerpt};
+use ledgermq_common::recall_handle::RecallHandleError;
 use ledgermq_common::receipt_handle::ReceiptHandleError;
 use ledgermq_common::transaction_id::TransactionIdError;
 use ledgermq_common::{ConsumerGroupName, ReceiptHandle, TopicName};
@@ -20,8 +21,13 @@ use crate::group_call::Filter;
 
 /// The longest a producer may ask to wait before an orphaned transaction is checked, as in RocketMQ.
 pub const ORPHAN_RECOVERY_S_MAX: i64 = 3600;
-/// RocketMQ's `maxDelayTimeMills`.
-pub const DELIVERY_DELAY_MS_MAX: i64 = 24 * 60 * 60 * 1000;
+/// No configuration allows a delivery time further ahead.
+pub const DELIVERY_DELAY_MS_MAX: i64 = 366 * 24 * 60 * 60 * 1000;
+/// RocketMQ's property with a delay level instead of a delivery time.
+pub const DELAY_LEVEL_PROPERTY: &str = "DELAY";
+/// RocketMQ's `messageDelayLevel`: level 1 is the first.
+const DELAY_LEVELS_S: [u64; 18] =
+    [1, 5, 10, 30, 60, 120, 180, 240, 300, 360, 420, 480, 540, 600, 1200, 1800, 3600, 7200];
 /// Lease of a delivery the server renews by itself.
 pub const AUTO_RENEW_LEASE_MS: u64 = 60_000;
 pub const FILTER_EXPRESSION_BYTES_MAX: usize = 4096;
@@ -85,10 +91,14 @@ pub enum Invalid {
         "message {index}: orphaned_transaction_recovery_duration is {seconds} s; it must be within 0..={ORPHAN_RECOVERY_S_MAX}"
     )]
     OrphanRecovery { index: usize, seconds: i64 },
-    #[error(
-        "message {index}: delivery_timestamp is {ahead_ms} ms ahead; the limit is {DELIVERY_DELAY_MS_MAX} ms"
-    )]
-    DeliveryTooFar { index: usize, ahead_ms: i64 },
+    #[error("message {index}: delivery_timestamp is {ahead_ms} ms ahead; the limit is {max_ms} ms")]
+    DeliveryTooFar { index: usize, ahead_ms: i64, max_ms: i64 },
+    #[error("topic \"{topic}\" takes {accepted}; only delayed messages are recalled")]
+    RecallFromType { topic: String, accepted: &'static str },
+    #[error("{0}")]
+    RecallHandle(RecallHandleError),
+    #[error("recall handle is of broker group {group}, which this cluster does not have")]
+    RecallHandleGroup { group: u32 },
     #[error("message {index}: {field} has {bytes} bytes; the limit is {bytes_max}")]
     FieldTooLong { index: usize, field: &'static str, bytes: usize, bytes_max: usize },
     #[error("message type {derived} does not fit topic \"{topic}\", which takes {accepted}")]
@@ -172,7 +182,7 @@ pub fn derived_type(message: &Message) -> MessageType {
     };
     if system.message_type() == MessageType::Transaction {
         MessageType::Transaction
-    } else if system.delivery_timestamp.is_some() {
+    } else if system.delivery_timestamp.is_some() || delay_level(message).is_some() {
         MessageType::Delay
     } else if system.message_group.as_deref().is_some_and(|group| !group.is_empty()) {
         MessageType::Fifo
@@ -327,7 +337,7 @@ fn check_message(index: usize, message: &Message, now_ms: u64) -> Result<usize, 
     check_message_id(index, &system.message_id)?;
     check_delivery(index, system, now_ms)?;
     check_message_group(index, system.message_group.as_deref().unwrap_or(""))?;
-    check_transaction(index, system)?;
+    check_transaction(index, message, system)?;
     let trace_bytes = system.trace_context.as_deref().unwrap_or("").len();
     for (field, bytes, bytes_max) in [
         ("trace_context", trace_bytes, TRACE_CONTEXT_BYTES_MAX),
@@ -360,7 +370,8 @@ fn check_properties(index: usize, message: &Message, system: &SystemProperties) 
         return Err(Invalid::PropertiesTooLarge { index, bytes });
     }
     for (key, value) in properties {
-        if RESERVED_PROPERTIES.binary_search(&key.as_str()).is_ok() {
+        let is_level = key == DELAY_LEVEL_PROPERTY && value.parse::<u32>().is_ok();
+        if !is_level && RESERVED_PROPERTIES.binary_search(&key.as_str()).is_ok() {
             return Err(Invalid::PropertyReserved { index, key: excerpt(key) });
         }
         if has_control(key) || has_control(value) {
@@ -394,6 +405,11 @@ fn check_message_id(index: usize, id: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// An id that stands for a message that was sent before.
+pub fn message_id(id: &str) -> Result<(), Invalid> {
+    check_message_id(0, id)
+}
+
 fn check_delivery(index: usize, system: &SystemProperties, now_ms: u64) -> Result<(), Invalid> {
     if let Some(recovery) = &system.orphaned_transaction_recovery_duration
         && system.message_type() == MessageType::Transaction
@@ -402,17 +418,13 @@ fn check_delivery(index: usize, system: &SystemProperties, now_ms: u64) -> Resul
         return Err(Invalid::OrphanRecovery { index, seconds: recovery.seconds });
     }
     if let Some(at) = &system.delivery_timestamp {
-        let at_ms = at.seconds.saturating_mul(1000).saturating_add(i64::from(at.nanos) / 1_000_000);
-        let ahead_ms = at_ms.saturating_sub(i64::try_from(now_ms).unwrap_or(i64::MAX));
-        if ahead_ms > DELIVERY_DELAY_MS_MAX {
-            return Err(Invalid::DeliveryTooFar { index, ahead_ms });
-        }
+        check_ahead(index, millis(at), now_ms, DELIVERY_DELAY_MS_MAX)?;
     }
     Ok(())
 }
 
 /// A transaction decides when its message appears; a delay or an order of its own would contradict it.
-fn check_transaction(index: usize, system: &SystemProperties) -> Result<(), Invalid> {
+fn check_transaction(index: usize, message: &Message, system: &SystemProperties) -> Result<(), Invalid> {
     if system.message_type() != MessageType::Transaction {
         return Ok(());
     }
@@ -420,6 +432,7 @@ fn check_transaction(index: usize, system: &SystemProperties) -> Result<(), Inva
     let conflicts = [
         ("message_group", is_set(&system.message_group)),
         ("delivery_timestamp", system.delivery_timestamp.is_some()),
+        ("delay level", delay_level(message).is_some()),
         ("priority", system.priority.is_some()),
         ("lite_topic", is_set(&system.lite_topic)),
     ];
@@ -427,6 +440,46 @@ fn check_transaction(index: usize, system: &SystemProperties) -> Result<(), Inva
         Some((field, _)) => Err(Invalid::TransactionWith { index, field }),
         None => Ok(()),
     }
+}
+
+/// When a delayed message is to be delivered; one that is past is delivered at once.
+pub fn deliver_at_ms(index: usize, message: &Message, now_ms: u64, max_ms: u64) -> Result<u64, Invalid> {
+    let asked = message.system_properties.as_ref().and_then(|system| system.delivery_timestamp.as_ref());
+    // As in RocketMQ the level counts where both are given.
+    let at_ms = match (delay_level(message), asked) {
+        (Some(level), _) => now_ms.saturating_add(level_ms(level)),
+        (None, Some(at)) => {
+            let at_ms = millis(at);
+            check_ahead(index, at_ms, now_ms, i64::try_from(max_ms).unwrap_or(i64::MAX))?;
+            u64::try_from(at_ms).unwrap_or(0)
+        }
+        (None, None) => 0,
+    };
+    Ok(at_ms)
+}
+
+fn check_ahead(index: usize, at_ms: i64, now_ms: u64, max_ms: i64) -> Result<(), Invalid> {
+    let ahead_ms = at_ms.saturating_sub(i64::try_from(now_ms).unwrap_or(i64::MAX));
+    if ahead_ms > max_ms {
+        return Err(Invalid::DeliveryTooFar { index, ahead_ms, max_ms });
+    }
+    Ok(())
+}
+
+/// The delay level of a message that names one; level 0 is none.
+fn delay_level(message: &Message) -> Option<u32> {
+    let level: u32 = message.user_properties.get(DELAY_LEVEL_PROPERTY)?.parse().ok()?;
+    (level > 0).then_some(level)
+}
+
+/// A level above the last is the last.
+fn level_ms(level: u32) -> u64 {
+    let at = (level as usize).clamp(1, DELAY_LEVELS_S.len()) - 1;
+    DELAY_LEVELS_S.get(at).map_or(0, |seconds| seconds * 1000)
+}
+
+fn millis(at: &prost_types::Timestamp) -> i64 {
+    at.seconds.saturating_mul(1000).saturating_add(i64::from(at.nanos) / 1_000_000)
 }
 
 fn check_message_group(index: usize, group: &str) -> Result<(), Invalid> {

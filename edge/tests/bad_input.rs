@@ -125,13 +125,13 @@ async fn each_wrong_send_gets_its_code_and_stores_nothing() {
             }),
         ),
         (
-            "delivery in two days",
+            "delivery in two years",
             Code::IllegalDeliveryTime,
             "delivery_timestamp",
             Box::new(move |r| {
                 let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs() as i64;
                 system(&mut r.messages[0]).delivery_timestamp =
-                    Some(prost_types::Timestamp { seconds: now + 2 * day, nanos: 0 });
+                    Some(prost_types::Timestamp { seconds: now + 732 * day, nanos: 0 });
             }),
         ),
         (
@@ -176,12 +176,19 @@ async fn each_wrong_send_gets_its_code_and_stores_nothing() {
             }),
         ),
         (
-            "delayed message for a delay topic",
-            Code::NotImplemented,
+            "delay level for a normal topic",
+            Code::MessagePropertyConflictWithType,
             "DELAY",
             one(|m| {
-                m.topic = resource("delays");
-                system(m).delivery_timestamp = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
+                m.user_properties.insert("DELAY".to_owned(), "3".to_owned());
+            }),
+        ),
+        (
+            "delay level that is no number",
+            Code::IllegalMessagePropertyKey,
+            "DELAY",
+            one(|m| {
+                m.user_properties.insert("DELAY".to_owned(), "soon".to_owned());
             }),
         ),
     ];

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use ledgermq::cluster::{Cluster, ClusterPlan};
 
 use crate::python::build_folder;
@@ -47,6 +47,18 @@ impl Bed {
             cluster.wait_leader(group, READY_WITHIN).await?;
         }
         Ok(Self { cluster, files })
+    }
+
+    /// What `ledgermq admin` answers in JSON, asked at the brokers.
+    pub fn admin(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let output = Command::new(binary()?)
+            .args(["admin", "--json", "--endpoint", &self.cluster.broker_access_points()])
+            .args(arguments)
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "admin {arguments:?}: {text}{error}");
+        serde_json::from_str(&text).with_context(|| format!("admin {arguments:?} printed {text}"))
     }
 
     /// Stops the processes and removes their files. A test that ends without it keeps them.

@@ -146,7 +146,12 @@ async fn the_python_sdk_keeps_the_order_of_message_groups_while_leaders_die() ->
         .collect();
     let lost: Vec<_> = sent.difference(&seen).collect();
     ensure!(lost.is_empty(), "acknowledged and never handled: {lost:?}");
-    println!("order: {} messages of {} groups, handled by {} processes", sent.len(), work.len(), handled_by.len());
+    println!(
+        "order: {} messages of {} groups, handled by {} processes",
+        sent.len(),
+        work.len(),
+        handled_by.len()
+    );
     assert_eq!(handled_by.len(), 2, "both consumers had work");
     bed.passed().await
 }

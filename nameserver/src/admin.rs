@@ -78,4 +78,8 @@ pass_on! {
     end_transaction(EndTransactionRequest) -> EndTransactionResponse;
     cluster_status(ClusterStatusRequest) -> ClusterStatusResponse;
     node_status(NodeStatusRequest) -> NodeStatusResponse;
+    set_consumer_group(SetConsumerGroupRequest) -> SetConsumerGroupResponse;
+    show_consumer_group(ShowConsumerGroupRequest) -> ShowConsumerGroupResponse;
+    list_dead_letters(ListDeadLettersRequest) -> ListDeadLettersResponse;
+    redrive_dead_letters(RedriveDeadLettersRequest) -> RedriveDeadLettersResponse;
 }

@@ -167,7 +167,8 @@ impl Front {
         }
         let create = CreateConsumerGroup {
             name: CONSUMER_GROUP.to_owned(),
-            settings: ConsumerGroupSettings::default(),
+            // The programs nack without end; dead letters are not what they are about.
+            settings: ConsumerGroupSettings { attempts_max: u32::MAX, ..ConsumerGroupSettings::default() },
         };
         match self.propose(Command::CreateConsumerGroup(create).encode(self.clock.now())).await? {
             Answer::ConsumerGroup { id, .. } => Ok(id),

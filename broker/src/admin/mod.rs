@@ -5,6 +5,7 @@
 //! request, so they are held through an election too. The state of the cluster is collected from
 //! the nodes themselves ([`status`]), because only a node knows how far its own disk is.
 
+mod consumer_groups;
 mod status;
 mod topics;
 mod transactions;
@@ -50,6 +51,20 @@ impl Cluster {
             .topology()
             .cluster()
             .ok_or_else(|| Status::deadline_exceeded("the groups of the cluster are not known yet"))
+    }
+
+    /// The groups by name.
+    fn all_groups(&self) -> Result<Vec<GroupName>, Status> {
+        Ok(self.view()?.groups.keys().cloned().collect())
+    }
+
+    fn group(&self, name: &str) -> Result<GroupName, Status> {
+        self.all_groups()?.into_iter().find(|group| group.as_str() == name).ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "group: there is no group \"{}\"",
+                ledgermq_common::names::excerpt(name)
+            ))
+        })
     }
 
     async fn call(
@@ -126,6 +141,40 @@ impl Admin for AdminService {
         Ok(Response::new(status::cluster(&self.node).await))
     }
 
+    async fn set_consumer_group(
+        &self,
+        request: Request<wire::SetConsumerGroupRequest>,
+    ) -> Result<Response<wire::SetConsumerGroupResponse>, Status> {
+        let context = context_of(request.metadata());
+        consumer_groups::set(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn show_consumer_group(
+        &self,
+        request: Request<wire::ShowConsumerGroupRequest>,
+    ) -> Result<Response<wire::ShowConsumerGroupResponse>, Status> {
+        let context = context_of(request.metadata());
+        consumer_groups::show(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_dead_letters(
+        &self,
+        request: Request<wire::ListDeadLettersRequest>,
+    ) -> Result<Response<wire::ListDeadLettersResponse>, Status> {
+        let context = context_of(request.metadata());
+        let request = request.into_inner();
+        consumer_groups::list_dead_letters(&self.cluster, &context, request).await.map(Response::new)
+    }
+
+    async fn redrive_dead_letters(
+        &self,
+        request: Request<wire::RedriveDeadLettersRequest>,
+    ) -> Result<Response<wire::RedriveDeadLettersResponse>, Status> {
+        let context = context_of(request.metadata());
+        let request = request.into_inner();
+        consumer_groups::redrive_dead_letters(&self.cluster, &context, request).await.map(Response::new)
+    }
+
     async fn node_status(
         &self,
         _request: Request<wire::NodeStatusRequest>,
@@ -161,7 +210,9 @@ fn refusal_of(response: GroupResponse) -> Status {
         Code::TopicNotFound | Code::ConsumerGroupNotFound | Code::NotFound => {
             Status::not_found(refused.message)
         }
-        Code::BadRequest | Code::PayloadTooLarge => Status::invalid_argument(refused.message),
+        Code::BadRequest | Code::PayloadTooLarge | Code::IllegalTopic | Code::IllegalConsumerGroup => {
+            Status::invalid_argument(refused.message)
+        }
         _ => Status::internal(refused.message),
     }
 }

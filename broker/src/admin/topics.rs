@@ -5,7 +5,6 @@
 //! because a topic that is there with the same settings counts as created.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use ledgermq_common::{GroupName, TopicName};
 use ledgermq_edge::context::CallContext;
@@ -24,7 +23,7 @@ pub async fn create(
     let name = topic_name(&request.name)?;
     let message_type = match MessageType::try_from(request.message_type) {
         Ok(MessageType::Unspecified | MessageType::Normal) => MessageType::Normal,
-        Ok(known @ (MessageType::Transaction | MessageType::Fifo)) => known,
+        Ok(known @ (MessageType::Fifo | MessageType::Delay | MessageType::Transaction)) => known,
         Ok(other) => {
             return Err(Status::invalid_argument(format!(
                 "message_type = {}: this version has no topics of this type",
@@ -183,8 +182,7 @@ fn groups_to_use(cluster: &Cluster, wanted: &[String]) -> Result<Vec<GroupName>,
 }
 
 fn all_groups(cluster: &Cluster) -> Result<Vec<GroupName>, Status> {
-    let view: Arc<_> = cluster.view()?;
-    Ok(view.groups.keys().cloned().collect())
+    cluster.all_groups()
 }
 
 fn topic_name(name: &str) -> Result<TopicName, Status> {

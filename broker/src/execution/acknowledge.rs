@@ -112,14 +112,14 @@ pub async fn change_invisible(
 }
 
 /// What a request is about, as the state knows it.
-struct Subject {
-    topic: TopicView,
-    consumer_group: ConsumerGroupView,
+pub(super) struct Subject {
+    pub(super) topic: TopicView,
+    pub(super) consumer_group: ConsumerGroupView,
     group: ledgermq_common::GroupId,
 }
 
 impl Subject {
-    fn find(
+    pub(super) fn find(
         hosted: &HostedGroup,
         topic: Option<&Resource>,
         consumer_group: Option<&Resource>,
@@ -137,7 +137,7 @@ impl Subject {
     }
 
     /// The handle, if it is one of this subject.
-    fn handle(&self, text: &str) -> Result<ReceiptHandle, Refused> {
+    pub(super) fn handle(&self, text: &str) -> Result<ReceiptHandle, Refused> {
         let handle = ReceiptHandle::parse(text)
             .map_err(|error| Refused::new(Code::InvalidReceiptHandle, error.to_string()))?;
         let refused = |of: String| Err(Refused::new(Code::InvalidReceiptHandle, of));
@@ -168,7 +168,7 @@ fn status_of_ack(outcome: DeliveryOutcome, subject: &Subject) -> Status {
     }
 }
 
-fn not_changed(outcome: DeliveryOutcome, subject: &Subject) -> Refused {
+pub(super) fn not_changed(outcome: DeliveryOutcome, subject: &Subject) -> Refused {
     let invalid = |why: &str| Refused::new(Code::InvalidReceiptHandle, why);
     match outcome {
         DeliveryOutcome::Done | DeliveryOutcome::AlreadyConsumed => {

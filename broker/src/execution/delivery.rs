@@ -6,16 +6,17 @@
 //! | `body_encoding` | the Python SDK raises on UNSPECIFIED |
 //! | `born_timestamp` | the C# SDK dereferences it |
 //! | `delivery_attempt` | counted from 1 |
+//! | `dead_letter_queue` | only on a message read from a dead-letter queue; see [`origin_properties`] |
 //! | `queue_id`, `queue_offset`, `receipt_handle`, `invisible_duration` | each is read by at least one SDK before the application sees the message |
 
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{QueueId, QueueOffset};
 use ledgermq_proto::rocketmq::{
-    Digest, DigestType, Encoding, Message, MessageType, Resource, SystemProperties,
+    DeadLetterQueue, Digest, DigestType, Encoding, Message, MessageType, Resource, SystemProperties,
 };
 use md5::{Digest as _, Md5};
 
-use crate::state::{BodyEncoding, MessageType as StoredType, StoredMessage};
+use crate::state::{BodyEncoding, DeadLetterRecord, MessageType as StoredType, StoredMessage};
 
 /// What the lease says about a delivery, beside the record itself.
 #[derive(Debug, Clone)]
@@ -36,7 +37,11 @@ pub fn delivered(stored: StoredMessage, delivery: Delivery<'_>) -> Message {
         BodyEncoding::Identity => Encoding::Identity,
         BodyEncoding::Gzip => Encoding::Gzip,
     };
-    let properties = stored.properties;
+    let mut properties = stored.properties;
+    let dead_letter_queue = stored.dead_letter.map(|letter| {
+        properties.user.extend(origin_properties(&letter, &stored.id));
+        DeadLetterQueue { topic: letter.topic_name, message_id: stored.id.clone() }
+    });
     let system_properties = SystemProperties {
         tag: properties.tag.filter(|tag| !tag.is_empty()),
         keys: properties.keys,
@@ -55,6 +60,8 @@ pub fn delivered(stored: StoredMessage, delivery: Delivery<'_>) -> Message {
         delivery_attempt: Some(i32::try_from(delivery.attempt.max(1)).unwrap_or(i32::MAX)),
         message_group: properties.message_group,
         trace_context: properties.trace_context,
+        delivery_timestamp: properties.deliver_at_ms.map(|at_ms| timestamp(UnixMillis(at_ms))),
+        dead_letter_queue,
         ..SystemProperties::default()
     };
     Message {
@@ -63,6 +70,17 @@ pub fn delivered(stored: StoredMessage, delivery: Delivery<'_>) -> Message {
         system_properties: Some(system_properties),
         body: stored.body,
     }
+}
+
+/// Not every SDK shows `dead_letter_queue` to the application; these it sees with all of them. They are
+/// none of RocketMQ's reserved names, so that a consumer can send the message on as it came.
+fn origin_properties(letter: &DeadLetterRecord, message_id: &str) -> [(String, String); 4] {
+    [
+        ("dlq.origin.topic".to_owned(), letter.topic_name.clone()),
+        ("dlq.origin.message-id".to_owned(), message_id.to_owned()),
+        ("dlq.reason".to_owned(), letter.reason.as_str().to_owned()),
+        ("dlq.attempts".to_owned(), letter.attempts.to_string()),
+    ]
 }
 
 pub fn message_type(stored: StoredType) -> MessageType {
@@ -123,6 +141,7 @@ mod tests {
                 ..MessageProperties::default()
             },
             body: Bytes::from_static(b"hello"),
+            dead_letter: None,
         };
         let topic = Resource { resource_namespace: String::new(), name: "t".to_owned() };
         let message = delivered(

@@ -14,7 +14,7 @@ use ledgermq_edge::group_call::{GroupResponse, Leadership, NotExecuted, Refused}
 use ledgermq_proto::rocketmq::Code;
 use ledgermq_raft_store::{Group, ProposeError};
 use parking_lot::RwLock;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use super::check_back::CheckBack;
 use super::clients::Liveness;
@@ -38,6 +38,8 @@ pub const APPEND_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub struct Settings {
     pub auto_create_topics: bool,
     pub default_queues: u32,
+    /// How far ahead the time of a delayed message may be.
+    pub delay_max_ms: u64,
     /// What delivered messages name as the host that stored them.
     pub store_host: String,
     pub transactions: TransactionSettings,
@@ -65,6 +67,8 @@ pub struct HostedGroup {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: Settings,
     pub(super) metrics: Arc<Metrics>,
+    /// A delayed message was stored: the next timer may be another one.
+    pub(super) timers_changed: Arc<Notify>,
     /// Turns true once, when the process begins to leave.
     pub(super) stopping: watch::Receiver<bool>,
     raft_leadership: watch::Receiver<ledgermq_raft_store::Leadership>,
@@ -146,6 +150,7 @@ impl HostedGroup {
             clock: parts.clock,
             settings: parts.settings,
             metrics: parts.metrics,
+            timers_changed: Arc::default(),
             stopping: parts.stopping,
             raft_leadership,
             leadership,

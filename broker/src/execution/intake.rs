@@ -50,13 +50,17 @@ fn properties(
     } else {
         system.born_host.clone()
     };
+    let mut user = message.user_properties.clone();
+    // Said once: a consumer that sends the message on must not delay it again.
+    user.remove(validate::DELAY_LEVEL_PROPERTY);
     MessageProperties {
-        user: message.user_properties.clone(),
+        user,
         tag: system.tag.clone().filter(|tag| !tag.is_empty()),
         keys: system.keys.clone(),
         message_group: system.message_group.clone().filter(|group| !group.is_empty()),
         trace_context: system.trace_context.clone(),
         born_host,
+        deliver_at_ms: None,
     }
 }
 

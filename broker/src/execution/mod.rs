@@ -6,7 +6,10 @@
 //! | [`receive`] | Receive; [`waiters`] holds the long polls, [`order_keys`] what is to be delivered in order |
 //! | [`acknowledge`] | Ack, ChangeInvisible |
 //! | [`transaction`] | half messages, EndTransaction; [`check_back`] asks for those left open |
+//! | [`dead_letters`] | ForwardToDeadLetterQueue; messages delivered too often |
 //! | [`naming`] | topics, consumer groups |
+//! | [`operations`] | what administrators ask of one group |
+//! | [`timers`] | Send to a topic of delayed messages, Recall; fires what is due |
 //! | [`renewal`] | leases renewed by the server; [`clients`] says for whom |
 //!
 //! Everything a client observes goes through the log. What is read here without it (a topic's
@@ -16,14 +19,17 @@
 mod acknowledge;
 mod check_back;
 mod clients;
+mod dead_letters;
 mod delivery;
 mod hosted_group;
 mod intake;
 mod naming;
+mod operations;
 mod order_keys;
 mod produce;
 mod receive;
 mod renewal;
+mod timers;
 mod transaction;
 mod waiters;
 mod wanted;
@@ -41,9 +47,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use check_back::check_transactions;
+pub use dead_letters::bury_exhausted;
 pub use hosted_group::{Consumption, HostedGroup, Parts, Settings, TransactionSettings};
 pub use naming::{consumer_group as describe_consumer_group, describe_view as describe_topic};
 pub use renewal::renew_leases;
+pub use timers::fire_timers;
 pub use waiters::{PollingFull, WaiterCount, Waiters};
 
 use crate::metrics::Metrics;
@@ -134,6 +142,9 @@ async fn execute(
         GroupRequest::TransactionsAsked(asked) => check_back::count(hosted, asked).await,
         GroupRequest::ListTransactions(list) => transaction::list(hosted, list),
         GroupRequest::ShowTransaction(id) => transaction::show(hosted, id),
+        GroupRequest::DeadLetter(forward) => dead_letters::forward(hosted, forward).await,
+        GroupRequest::Recall(recall) => timers::recall(hosted, recall).await,
+        GroupRequest::Operation(operation) => operations::execute(hosted, operation).await,
     }
 }
 
@@ -188,6 +199,9 @@ fn name_of(request: &GroupRequest) -> &'static str {
         GroupRequest::TransactionsAsked(_) => "transactions_asked",
         GroupRequest::ListTransactions(_) => "list_transactions",
         GroupRequest::ShowTransaction(_) => "show_transaction",
+        GroupRequest::DeadLetter(_) => "forward_message_to_dead_letter_queue",
+        GroupRequest::Recall(_) => "recall_message",
+        GroupRequest::Operation(_) => "admin_operation",
     }
 }
 

@@ -6,6 +6,7 @@
 //! | message type is not the topic's | MESSAGE_PROPERTY_CONFLICT_WITH_TYPE |
 //! | topic not writable | FORBIDDEN |
 //! | topic with order | the queue is the one the edge chose by the message group |
+//! | topic of delayed messages | see [`timers`] |
 //! | [`APPEND_BYTES_MAX`] of messages are being appended | waits its turn, until its deadline |
 //! | the client has stopped waiting | not proposed: it would cost an fsync for nobody |
 //! | the message id is in the window | OK with the first place; nothing is stored again |
@@ -22,7 +23,7 @@ use tokio::sync::SemaphorePermit;
 #[cfg(doc)]
 use super::hosted_group::APPEND_BYTES_MAX;
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
-use super::{delivery, intake, transaction};
+use super::{delivery, intake, timers, transaction};
 use crate::state::{Answer, MessageType, StoredAt, TopicView, encode_append, encoded_append_bytes};
 
 pub async fn send(
@@ -38,6 +39,9 @@ pub async fn send(
     }
     if topic.settings.message_type == MessageType::Transaction {
         return transaction::send_halves(hosted, context, send, &topic).await;
+    }
+    if topic.settings.message_type == MessageType::Delay {
+        return timers::send(hosted, context, send, &topic).await;
     }
     let now = hosted.now();
     let queue = match topic.settings.message_type {

@@ -24,7 +24,9 @@ mod in_order;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ledgermq_common::limits::RECEIVE_BATCH_MESSAGES_MAX;
+use ledgermq_common::names::DEAD_LETTER_TOPIC_PREFIX;
 use ledgermq_edge::codes::{self, topic_not_found};
 use ledgermq_edge::context::CallContext;
 use ledgermq_edge::group_call::{GroupResponse, NotExecuted, ReceiveRequest, Received, Refused};
@@ -32,13 +34,14 @@ use ledgermq_proto::rocketmq::{Code, Message, Resource, Status};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::dead_letters::letter_at;
 use super::delivery::{Delivery, delivered};
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::waiters::Place;
 use super::wanted::{SQL_EXAMINED_MAX, SQL_SKIPPED_MIN, Wanted};
 use crate::state::{
-    self, Answer, AttemptHash, ChangeInvisible, ClientHash, Command, ConsumerGroupView, Granted, IndexEntry,
-    LeasePlan, QueueChoice, StoredMessage, TopicView,
+    self, Answer, AttemptHash, ChangeInvisible, ClientHash, Command, ConsumerGroupView, DeadLetterRecord,
+    Granted, IndexEntry, LeasePlan, QueueChoice, StoredMessage, TopicView,
 };
 
 /// Bodies of one answer together; a single message may be larger. The answer may travel from the
@@ -247,12 +250,19 @@ impl Poll<'_> {
             if matches!(self.wanted, Wanted::Sql(_)) {
                 return Some(plan);
             }
-            let bytes: u64 = plan.messages().iter().map(|m| u64::from(m.entry.record_bytes)).sum();
+            let bytes: u64 = plan.messages().iter().map(|m| self.answer_bytes(m.entry)).sum();
             if bytes <= RECEIVE_BYTES_MAX || messages_max == 1 {
                 return Some(plan);
             }
             messages_max /= 2;
         }
+    }
+
+    /// What a message takes in the answer. The entry of a dead letter is a reference to it.
+    fn answer_bytes(&self, entry: IndexEntry) -> u64 {
+        let letter =
+            self.topic.name.starts_with(DEAD_LETTER_TOPIC_PREFIX).then(|| letter_at(self.hosted, entry));
+        u64::from(letter.flatten().map_or(entry.record_bytes, |letter| letter.record_bytes))
     }
 
     /// Judges what is planned, in its order, until the batch is full, and returns how many are to be
@@ -262,7 +272,7 @@ impl Poll<'_> {
         let batch = self.request.batch_size.clamp(1, RECEIVE_BATCH_MESSAGES_MAX) as usize;
         let (mut found, mut bytes) = (0, 0);
         for (position, (queue, offset, entry)) in planned.into_iter().enumerate() {
-            let record_bytes = u64::from(entry.record_bytes);
+            let record_bytes = self.answer_bytes(entry);
             if found >= batch || (found > 0 && bytes + record_bytes > RECEIVE_BYTES_MAX) {
                 plan.keep_first(position);
                 break;
@@ -392,15 +402,36 @@ impl Records {
     }
 }
 
+/// The message an index entry points at, also by way of a dead letter.
 pub(super) fn read_record(hosted: &HostedGroup, entry: IndexEntry) -> Option<StoredMessage> {
-    let bytes = match hosted.group.read(entry.physical, entry.record_bytes) {
-        Ok(bytes) => bytes,
+    let bytes = read_bytes(hosted, entry)?;
+    if !DeadLetterRecord::is_one(&bytes) {
+        return decode(hosted, entry, &bytes);
+    }
+    let letter = match DeadLetterRecord::decode(&bytes) {
+        Ok(letter) => letter,
         Err(error) => {
-            tracing::error!(group = %hosted.name, at = %entry.physical, %error, "a message cannot be read");
+            tracing::error!(group = %hosted.name, at = %entry.physical, %error, "a dead letter cannot be decoded");
             return None;
         }
     };
-    match StoredMessage::decode(&bytes) {
+    let message = IndexEntry { physical: letter.physical, record_bytes: letter.record_bytes, ..entry };
+    let stored = decode(hosted, message, &read_bytes(hosted, message)?)?;
+    Some(StoredMessage { dead_letter: Some(Box::new(letter)), ..stored })
+}
+
+fn read_bytes(hosted: &HostedGroup, entry: IndexEntry) -> Option<Bytes> {
+    match hosted.group.read(entry.physical, entry.record_bytes) {
+        Ok(bytes) => Some(bytes),
+        Err(error) => {
+            tracing::error!(group = %hosted.name, at = %entry.physical, %error, "a message cannot be read");
+            None
+        }
+    }
+}
+
+fn decode(hosted: &HostedGroup, entry: IndexEntry, record: &Bytes) -> Option<StoredMessage> {
+    match StoredMessage::decode(record) {
         Ok(stored) => Some(stored),
         Err(error) => {
             tracing::error!(group = %hosted.name, at = %entry.physical, %error, "a record cannot be decoded");

@@ -117,6 +117,7 @@ mod tests {
             born_at: UnixMillis(1_700_000_000_123),
             tag_code: 0,
             properties: MessageProperties {
+                deliver_at_ms: None,
                 user: [("amount".to_owned(), "42".to_owned())].into(),
                 tag: Some("paid".to_owned()),
                 keys: vec!["k1".to_owned(), "k2".to_owned()],
@@ -124,6 +125,7 @@ mod tests {
                 trace_context: None,
                 born_host: "10.0.0.1".to_owned(),
             },
+            dead_letter: None,
             body: Bytes::new(),
         }
     }

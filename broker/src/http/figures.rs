@@ -22,6 +22,10 @@ pub fn expose(node: &Arc<Node>) -> String {
         node.hosted_groups().map(|hosted| (hosted.name().to_string(), hosted.group().status())).collect();
     expose_raft(&statuses, &mut out);
     expose_syncs(&statuses, &mut out);
+    out.family("ledgermq_timers_pending", Kind::Gauge, "Delayed messages that wait for their time.");
+    for hosted in node.hosted_groups().filter(|hosted| hosted.leads()) {
+        out.sample(&[("group", hosted.name().as_str())], hosted.state().timers_pending());
+    }
     out.family("ledgermq_long_polls", Kind::Gauge, "Receives that wait for a message.");
     out.sample(&[], node.long_polls());
     out.into_text()

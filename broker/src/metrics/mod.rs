@@ -29,6 +29,7 @@ pub struct Metrics {
     topics: Series<String, TopicIn>,
     consumers: Series<(String, String), TopicOut>,
     transactions: Series<String, Ends>,
+    dead_letters: Series<(String, String), AtomicU64>,
     rpcs: Series<RpcKey, Rpc>,
 }
 
@@ -103,6 +104,13 @@ impl Metrics {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Messages of `topic` were moved to the dead letters of a consumer group.
+    pub fn dead_letters(&self, topic: &str, consumer_group: &str, messages: usize) {
+        let key = (topic.to_owned(), consumer_group.to_owned());
+        let series = self.dead_letters.get(&key, || key.clone(), || (OTHER.to_owned(), OTHER.to_owned()));
+        series.fetch_add(messages as u64, Ordering::Relaxed);
+    }
+
     pub fn rpc(&self, request: &'static str, result: &'static str, took: Duration) {
         let key = RpcKey { request, result };
         let series = self.rpcs.get(&key, || key, || RpcKey { request: OTHER, result });
@@ -138,6 +146,10 @@ impl Metrics {
         out.family("rocketmq_rollback_messages_total", Kind::Counter, "Transactions rolled back.");
         for (topic, ends) in self.transactions.all() {
             out.sample(&[("topic", topic.as_str())], ends.rolled_back.load(Ordering::Relaxed));
+        }
+        out.family("rocketmq_send_to_dlq_messages_total", Kind::Counter, "Messages moved to dead letters.");
+        for ((topic, group), messages) in self.dead_letters.all() {
+            out.sample(&consumer_labels(&topic, &group), messages.load(Ordering::Relaxed));
         }
         out.family("rocketmq_rpc_latency", Kind::Histogram, "Milliseconds at the leader of a group.");
         for (key, series) in self.rpcs.all() {

@@ -88,6 +88,7 @@ pub async fn open(
         settings: Settings {
             auto_create_topics: config.topics.auto_create,
             default_queues: config.topics.default_queues,
+            delay_max_ms: config.topics.delay_max_s * 1000,
             store_host: config.advertised_client(),
             transactions: TransactionSettings {
                 timeout_ms: config.transactions.timeout_ms,

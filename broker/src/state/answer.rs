@@ -3,7 +3,7 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 255 refused |
+//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 255 refused |
 //! | 1 | … | by kind, in the order of the fields below |
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -41,6 +41,22 @@ pub enum Answer {
     TransactionEnded(TransactionEnd),
     /// How many transactions the command changed (counted checks, parked).
     Transactions(u32),
+    /// One per letter of the command, in its order.
+    DeadLettered {
+        /// This entry made the dead-letter topic.
+        created: bool,
+        outcomes: Vec<DeliveryOutcome>,
+    },
+    /// One per letter of the command, in its order.
+    Redriven(Vec<DeliveryOutcome>),
+    /// One per message of the command, in its order.
+    Scheduled(Vec<Scheduled>),
+    Fired {
+        fired: u32,
+        /// There are more whose time has come.
+        more: bool,
+    },
+    Recalled(RecallOutcome),
     Refused(Refusal),
 }
 
@@ -73,6 +89,32 @@ pub struct StoredAt {
     pub stored_at: UnixMillis,
     /// The message id was stored before; this is where, and nothing was stored now.
     pub repeated: bool,
+}
+
+/// A delayed message that is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scheduled {
+    pub placed: Placed,
+    pub stored_at: UnixMillis,
+    /// The message id was stored before; this is where, and nothing was stored now.
+    pub repeated: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placed {
+    /// Its time had come already.
+    Visible { queue: QueueId, offset: QueueOffset },
+    /// It waits; with its delivery time this names the timer.
+    Pending { physical: PhysicalOffset },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RecallOutcome {
+    Recalled = 1,
+    RecalledBefore = 2,
+    /// Its time has come: it fired, or was recalled before.
+    TooLate = 3,
 }
 
 /// A lease that is now in force.
@@ -211,6 +253,38 @@ impl Answer {
                 out.put_u8(22);
                 out.put_u32_le(*count);
             }
+            Self::DeadLettered { created, outcomes } => {
+                out.put_u8(40);
+                out.put_u8(u8::from(*created));
+                put_list(&mut out, outcomes, |out, outcome| out.put_u8(*outcome as u8));
+            }
+            Self::Redriven(outcomes) => {
+                out.put_u8(41);
+                put_list(&mut out, outcomes, |out, outcome| out.put_u8(*outcome as u8));
+            }
+            Self::Scheduled(scheduled) => {
+                out.put_u8(42);
+                put_list(&mut out, scheduled, |out, at| {
+                    let (queue, offset, is_pending) = match at.placed {
+                        Placed::Visible { queue, offset } => (queue.get(), offset.get(), false),
+                        Placed::Pending { physical } => (0, physical.get(), true),
+                    };
+                    out.put_u8(u8::from(is_pending));
+                    out.put_u32_le(queue);
+                    out.put_u64_le(offset);
+                    out.put_u64_le(at.stored_at.get());
+                    out.put_u8(u8::from(at.repeated));
+                });
+            }
+            Self::Fired { fired, more } => {
+                out.put_u8(43);
+                out.put_u32_le(*fired);
+                out.put_u8(u8::from(*more));
+            }
+            Self::Recalled(outcome) => {
+                out.put_u8(44);
+                out.put_u8(*outcome as u8);
+            }
             Self::Refused(refusal) => {
                 out.put_u8(255);
                 out.put_u8(*refusal as u8);
@@ -257,6 +331,24 @@ impl Answer {
                     repeated: reader.bool("repeated")?,
                 })
             })?),
+            40 => Self::DeadLettered {
+                created: reader.bool("created")?,
+                outcomes: reader.list(1, "outcomes", read_outcome)?,
+            },
+            41 => Self::Redriven(reader.list(1, "outcomes", read_outcome)?),
+            42 => Self::Scheduled(reader.list(22, "scheduled", |reader| {
+                let is_pending = reader.bool("pending")?;
+                let (queue, offset) = (reader.u32("queue")?, reader.u64("offset")?);
+                Ok(Scheduled {
+                    placed: if is_pending {
+                        Placed::Pending { physical: PhysicalOffset(offset) }
+                    } else {
+                        Placed::Visible { queue: QueueId(queue), offset: QueueOffset(offset) }
+                    },
+                    stored_at: UnixMillis(reader.u64("store time")?),
+                    repeated: reader.bool("repeated")?,
+                })
+            })?),
             21 => Self::TransactionEnded(TransactionEnd {
                 decision: Decision::from_number(reader.u8("decision")?)
                     .ok_or_else(|| reader.malformed("decision"))?,
@@ -266,6 +358,13 @@ impl Answer {
                 waited_ms: reader.u64("waited")?,
             }),
             22 => Self::Transactions(reader.u32("transactions")?),
+            43 => Self::Fired { fired: reader.u32("fired")?, more: reader.bool("more")? },
+            44 => Self::Recalled(match reader.u8("recall")? {
+                1 => RecallOutcome::Recalled,
+                2 => RecallOutcome::RecalledBefore,
+                3 => RecallOutcome::TooLate,
+                _ => return Err(reader.malformed("recall")),
+            }),
             255 => {
                 let number = reader.u8("refusal")?;
                 Self::Refused(Refusal::from_number(number).ok_or_else(|| reader.malformed("refusal"))?)

@@ -6,11 +6,12 @@
 //! |---|---|
 //! | `sled/` | records, and the header that names the files below (see [`meta_store`](super::meta_store)) |
 //! | `run-<number>` | index runs |
+//! | `timers-<number>` | timer runs |
 //! | `ids-<number>` | message ids of the window |
 //! | `sled.bad-<n>`, `sled.loading` | see [`sled_store`](super::meta_store) |
 //!
-//! Header: version u8 (1); the scalars; next file number u64; list of runs (number u64); list of ids
-//! files (number u64, ids u64, newest store time u64 ms).
+//! Header: version u8 (2); the scalars; next file number u64; list of runs (number u64); list of timer
+//! runs (number u64); list of ids files (number u64, ids u64, newest store time u64 ms).
 //!
 //! Order of a checkpoint at applied entry A:
 //! 1. under the state lock: take the dirty records as they are at A, freeze the index tail;
@@ -26,6 +27,7 @@
 //! | the log ends before A (its disk lost what was flushed) or starts after A + 1 | the same |
 //! | writing fails | the state takes no more entries: the process ends and starts over |
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,8 +47,10 @@ use super::consume_queue::tail::Tail;
 use super::meta_store::{Change, MetaStore, MetaStoreError};
 use super::names::TopicId;
 use super::records::{RecordKey, RecordValue};
+use super::timers::run::{EMPTY_TIMER_RUN_BYTES, TimerRun, write_image, write_run_file as write_timer_file};
+use super::timers::{SealedTimers, TimerKey, TimerTail};
 
-const HEADER_VERSION: u8 = 1;
+const HEADER_VERSION: u8 = 2;
 /// So many runs of one size are merged into one of the next.
 const RUNS_MERGED: usize = 8;
 /// Entries of a run of the smallest size; each size is `RUNS_MERGED` times the one before.
@@ -61,7 +65,23 @@ pub(crate) struct Cut {
     pub(crate) records: Vec<(RecordKey, Option<RecordValue>)>,
     pub(crate) tails: Vec<Arc<Tail>>,
     pub(crate) ids: Vec<WindowEntry>,
+    pub(crate) timers: TimerCut,
     pub(crate) topics: Vec<TopicId>,
+}
+
+/// The timers of a cut.
+#[derive(Debug)]
+pub(crate) struct TimerCut {
+    pub(crate) tails: Vec<Arc<TimerTail>>,
+    pub(crate) fired_through: TimerKey,
+    pub(crate) recalled: BTreeSet<TimerKey>,
+}
+
+/// Everything a checkpoint has written, for the state to read from now on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Written {
+    pub(crate) runs: Vec<Arc<Run>>,
+    pub(crate) timers: Vec<Arc<TimerRun>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +95,7 @@ struct IdsFile {
 struct Manifest {
     next_file: u64,
     runs: Vec<u64>,
+    timers: Vec<u64>,
     ids: Vec<IdsFile>,
 }
 
@@ -84,6 +105,7 @@ pub(crate) struct CheckpointFiles {
     store: Box<dyn MetaStore>,
     manifest: Manifest,
     runs: Vec<Arc<Run>>,
+    timers: Vec<Arc<TimerRun>>,
 }
 
 impl CheckpointFiles {
@@ -94,8 +116,13 @@ impl CheckpointFiles {
         store: Box<dyn MetaStore>,
     ) -> Result<(Self, Applied), MetaStoreError> {
         fs::create_dir_all(directory)?;
-        let mut files =
-            Self { directory: directory.to_owned(), store, manifest: Manifest::default(), runs: Vec::new() };
+        let mut files = Self {
+            directory: directory.to_owned(),
+            store,
+            manifest: Manifest::default(),
+            runs: Vec::new(),
+            timers: Vec::new(),
+        };
         let applied = match files.load() {
             Ok(applied) => applied,
             Err(error) => {
@@ -113,12 +140,13 @@ impl CheckpointFiles {
         self.store.reset(damaged)?;
         self.manifest = Manifest { next_file: self.manifest.next_file, ..Manifest::default() };
         self.runs.clear();
+        self.timers.clear();
         self.delete_unnamed()?;
         Ok(())
     }
 
     /// Steps 3 and 4. Returns all runs, which now hold the tails of the cut.
-    pub(crate) fn write(&mut self, cut: &Cut) -> Result<Vec<Arc<Run>>, MetaStoreError> {
+    pub(crate) fn write(&mut self, cut: &Cut) -> Result<Written, MetaStoreError> {
         let mut manifest = self.manifest.clone();
         let mut runs = self.runs.clone();
         let is_live = |topic: TopicId| cut.topics.binary_search(&topic).is_ok();
@@ -137,6 +165,7 @@ impl CheckpointFiles {
                 runs.push(run);
             }
         }
+        let timers = self.write_timers(&mut manifest, cut)?;
         if let Some(newest) = cut.ids.last() {
             let number = manifest.take_number();
             write_ids_file(&self.directory.join(ids_name(number)), &cut.ids)?;
@@ -153,12 +182,13 @@ impl CheckpointFiles {
         self.store.commit(&encode_header(&cut.scalars, &manifest), &changes)?;
         self.manifest = manifest;
         self.runs = runs;
+        self.timers = timers;
         self.delete_unnamed()?;
-        Ok(self.runs.clone())
+        Ok(Written { runs: self.runs.clone(), timers: self.timers.clone() })
     }
 
     /// Takes the runs of a snapshot, oldest first; nothing names them before the next checkpoint.
-    pub(crate) fn adopt(&mut self, images: &[Bytes]) -> Result<Vec<Arc<Run>>, MetaStoreError> {
+    pub(crate) fn adopt(&mut self, images: &[Bytes], timers: &Bytes) -> Result<Written, MetaStoreError> {
         for image in images {
             let number = self.manifest.take_number();
             let path = self.directory.join(run_name(number));
@@ -168,7 +198,12 @@ impl CheckpointFiles {
             self.runs.push(Arc::new(Run::open(&path)?));
             self.manifest.runs.push(number);
         }
-        Ok(self.runs.clone())
+        let number = self.manifest.take_number();
+        let path = self.directory.join(timers_name(number));
+        write_timer_file(&path, timers)?;
+        self.timers.push(Arc::new(TimerRun::open(&path)?));
+        self.manifest.timers.push(number);
+        Ok(Written { runs: self.runs.clone(), timers: self.timers.clone() })
     }
 
     fn write_run(
@@ -182,6 +217,38 @@ impl CheckpointFiles {
         write_run_file(&path, sources, &|key| is_live(key.topic()))?;
         manifest.runs.push(number);
         Ok(Arc::new(Run::open(&path)?))
+    }
+
+    /// The timers of the cut become a run; runs that have fired wholly go, and small ones are merged.
+    /// Timers of deleted topics stay: how many a fire takes must not depend on what was merged when.
+    fn write_timers(&self, manifest: &mut Manifest, cut: &Cut) -> Result<Vec<Arc<TimerRun>>, MetaStoreError> {
+        let fired_through = cut.timers.fired_through;
+        let mut runs: Vec<(u64, Arc<TimerRun>)> =
+            manifest.timers.iter().copied().zip(self.timers.iter().cloned()).collect();
+        runs.retain(|(_, run)| run.last() > Some(fired_through));
+        let mut write = |sealed: &SealedTimers| -> Result<Option<(u64, Arc<TimerRun>)>, MetaStoreError> {
+            let kept = sealed.after(fired_through).filter(|(key, _)| !cut.timers.recalled.contains(key));
+            let image = write_image(kept);
+            if image.len() == EMPTY_TIMER_RUN_BYTES {
+                return Ok(None);
+            }
+            let number = manifest.take_number();
+            let path = self.directory.join(timers_name(number));
+            write_timer_file(&path, &image)?;
+            Ok(Some((number, Arc::new(TimerRun::open(&path)?))))
+        };
+        if !cut.timers.tails.is_empty() {
+            runs.extend(write(&SealedTimers { runs: Vec::new(), tails: cut.timers.tails.clone() })?);
+        }
+        while let Some(merged) =
+            newest_of_one_size(&runs.iter().map(|(_, run)| run.len()).collect::<Vec<_>>())
+        {
+            let sources = runs.split_off(runs.len() - merged);
+            let sources = sources.into_iter().map(|(_, run)| run).collect();
+            runs.extend(write(&SealedTimers { runs: sources, tails: Vec::new() })?);
+        }
+        manifest.timers = runs.iter().map(|(number, _)| *number).collect();
+        Ok(runs.into_iter().map(|(_, run)| run).collect())
     }
 
     fn load(&mut self) -> Result<Applied, MetaStoreError> {
@@ -199,6 +266,10 @@ impl CheckpointFiles {
             self.runs.push(Arc::new(Run::open(&self.directory.join(run_name(number)))?));
         }
         applied.index = ConsumeQueueIndex::of_runs(self.runs.clone());
+        for &number in &manifest.timers {
+            self.timers.push(Arc::new(TimerRun::open(&self.directory.join(timers_name(number)))?));
+        }
+        applied.timers.replace_sealed(self.timers.clone(), 0);
         for file in &manifest.ids {
             let ids = read_ids_file(&self.directory.join(ids_name(file.number)))?;
             if ids.len() as u64 != file.ids {
@@ -222,7 +293,9 @@ impl CheckpointFiles {
             let Some(name) = name.to_str() else { continue };
             let run = name.strip_prefix("run-").and_then(|number| number.parse::<u64>().ok());
             let ids = name.strip_prefix("ids-").and_then(|number| number.parse::<u64>().ok());
-            let is_unnamed = run.is_some_and(|number| !self.manifest.runs.contains(&number))
+            let timers = name.strip_prefix("timers-").and_then(|number| number.parse::<u64>().ok());
+            let is_unnamed = timers.is_some_and(|number| !self.manifest.timers.contains(&number))
+                || run.is_some_and(|number| !self.manifest.runs.contains(&number))
                 || ids.is_some_and(|number| !self.manifest.ids.iter().any(|file| file.number == number));
             if is_unnamed {
                 fs::remove_file(item.path())?;
@@ -258,23 +331,32 @@ impl Manifest {
 
 /// How many of the newest runs are to become one.
 fn runs_to_merge(runs: &[Arc<Run>]) -> Option<usize> {
-    let size = |run: &Arc<Run>| {
+    newest_of_one_size(&runs.iter().map(|run| run.len()).collect::<Vec<_>>())
+}
+
+/// By the entries of each run, oldest first.
+fn newest_of_one_size(runs: &[usize]) -> Option<usize> {
+    let size = |run: usize| {
         let mut size = 0;
         let mut entries = RUN_ENTRIES_SMALLEST;
-        while run.len() > entries {
+        while run > entries {
             entries = entries.saturating_mul(RUNS_MERGED);
             size += 1;
         }
         size
     };
-    let newest = size(runs.last()?);
-    let same = runs.iter().rev().take_while(|run| size(run) <= newest).count();
-    let entries: usize = runs.iter().rev().take(same).map(|run| run.len()).sum();
+    let newest = size(*runs.last()?);
+    let same = runs.iter().rev().take_while(|run| size(**run) <= newest).count();
+    let entries: usize = runs.iter().rev().take(same).sum();
     (same >= RUNS_MERGED && entries <= RUN_ENTRIES_MAX).then_some(same)
 }
 
 fn run_name(number: u64) -> String {
     format!("run-{number:020}")
+}
+
+fn timers_name(number: u64) -> String {
+    format!("timers-{number:020}")
 }
 
 fn ids_name(number: u64) -> String {
@@ -287,6 +369,7 @@ fn encode_header(scalars: &Scalars, manifest: &Manifest) -> Bytes {
     scalars.put(&mut out);
     out.put_u64_le(manifest.next_file);
     put_list(&mut out, &manifest.runs, |out, number| out.put_u64_le(*number));
+    put_list(&mut out, &manifest.timers, |out, number| out.put_u64_le(*number));
     put_list(&mut out, &manifest.ids, |out, file| {
         out.put_u64_le(file.number);
         out.put_u64_le(file.ids);
@@ -304,6 +387,7 @@ fn decode_header(header: &Bytes) -> Result<(Scalars, Manifest), MalformedField> 
     let scalars = Scalars::read(reader)?;
     let next_file = reader.u64("next file")?;
     let runs = reader.list(8, "runs", |reader| reader.u64("run"))?;
+    let timers = reader.list(8, "timer runs", |reader| reader.u64("timer run"))?;
     let ids = reader.list(24, "ids files", |reader| {
         Ok(IdsFile {
             number: reader.u64("ids file")?,
@@ -312,7 +396,7 @@ fn decode_header(header: &Bytes) -> Result<(Scalars, Manifest), MalformedField> 
         })
     })?;
     reader.end("end of the header")?;
-    Ok((scalars, Manifest { next_file, runs, ids }))
+    Ok((scalars, Manifest { next_file, runs, timers, ids }))
 }
 
 fn damaged(error: impl std::error::Error) -> MetaStoreError {

@@ -11,11 +11,13 @@ use super::consume_queue::QueueKey;
 use super::consume_queue::ids::put_id;
 use super::machine::BrokerState;
 use super::snapshot::Captured;
+use super::timers::TimerKey;
+use super::timers::run::put_timer;
 
 /// Index entries read at a time.
 const STRETCH: u64 = 4096;
 
-/// Three parts, so that a difference says where to look.
+/// Four parts, so that a difference says where to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StateDigest {
     /// Topics, queues, consumer groups, progress and leases, log time, numbers given out.
@@ -24,11 +26,13 @@ pub struct StateDigest {
     pub window: u64,
     /// The ConsumeQueues.
     pub index: u64,
+    /// Delayed messages that wait.
+    pub timers: u64,
 }
 
 impl std::fmt::Display for StateDigest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:016x}-{:016x}-{:016x}", self.records, self.window, self.index)
+        write!(f, "{:016x}-{:016x}-{:016x}-{:016x}", self.records, self.window, self.index, self.timers)
     }
 }
 
@@ -36,7 +40,12 @@ impl BrokerState {
     /// Reads the whole state; for checks, not for every day.
     pub fn state_digest(&self) -> StateDigest {
         let captured = self.capture();
-        StateDigest { records: records(&captured), window: window(&captured), index: self.index_digest() }
+        StateDigest {
+            records: records(&captured),
+            window: window(&captured),
+            index: self.index_digest(),
+            timers: timers(&captured),
+        }
     }
 
     fn index_digest(&self) -> u64 {
@@ -75,6 +84,17 @@ fn records(captured: &Captured) -> u64 {
     for (key, value) in &captured.records {
         hash.update(&key.encode());
         hash.update(&value.encode());
+    }
+    hash.digest()
+}
+
+fn timers(captured: &Captured) -> u64 {
+    let mut hash = Xxh3::new();
+    let mut bytes = BytesMut::new();
+    for timer in captured.timers.after(TimerKey::default()) {
+        bytes.clear();
+        put_timer(&mut bytes, timer);
+        hash.update(&bytes);
     }
     hash.digest()
 }

@@ -19,13 +19,14 @@ use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 
 use super::applied::Applied;
 use super::applied::apply::Effects;
-use super::checkpoint::CheckpointFiles;
+use super::checkpoint::{CheckpointFiles, Written};
 use super::consume_queue::run::Run;
 use super::consume_queue::{ConsumeQueueIndex, QueueKey, QueueView};
 use super::meta_store::{MetaStore, SledStore};
 use super::names::{ConsumerGroupId, TopicId};
 use super::planner::Reservations;
 use super::snapshot::{Captured, SnapshotStream, receive};
+use super::timers::run::TimerRun;
 
 /// A checkpoint is due after so many entries, index entries or bytes of commands, whichever comes
 /// first: it bounds what a restart applies again and what the index tail holds.
@@ -171,8 +172,11 @@ impl BrokerState {
             }
         }
         match files.write(&cut) {
-            Ok(runs) => {
-                self.applied.write().index.replace_sealed(runs, cut.tails.len());
+            Ok(written) => {
+                let mut applied = self.applied.write();
+                applied.index.replace_sealed(written.runs, cut.tails.len());
+                applied.timers.replace_sealed(written.timers, cut.timers.tails.len());
+                drop(applied);
                 self.durability.lock().kept = Some(id);
                 Ok(())
             }
@@ -320,7 +324,7 @@ impl StateMachine for BrokerState {
             let since = applied.since_checkpoint;
             since.entries >= CHECKPOINT_LOG_ENTRIES
                 || since.command_bytes >= CHECKPOINT_COMMAND_BYTES
-                || applied.index.active_len() >= CHECKPOINT_INDEX_ENTRIES
+                || applied.index.active_len() + applied.timers.active_len() >= CHECKPOINT_INDEX_ENTRIES
         };
         if let Some(due) = self.checkpoint_due.as_ref().filter(|_| is_due) {
             // Full means that the thread was told already.
@@ -355,19 +359,23 @@ impl StateMachine for BrokerState {
         // The snapshot stands for the log up to here; a checkpoint that waits for it need not any more.
         self.log_flushed(applied.index);
         let mut files = self.files.lock();
-        let runs = match files.as_mut() {
+        let written = match files.as_mut() {
             Some(files) => {
                 files.reset(false).map_err(io::Error::other)?;
-                files.adopt(&received.runs).map_err(io::Error::other)?
+                files.adopt(&received.runs, &received.timers).map_err(io::Error::other)?
             }
-            None => received
-                .runs
-                .iter()
-                .map(|image| Run::check(image.clone()).map(Arc::new))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(io::Error::other)?,
+            None => Written {
+                runs: received
+                    .runs
+                    .iter()
+                    .map(|image| Run::check(image.clone()).map(Arc::new))
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(io::Error::other)?,
+                timers: vec![Arc::new(TimerRun::check(received.timers.clone()).map_err(io::Error::other)?)],
+            },
         };
-        received.applied.index = ConsumeQueueIndex::of_runs(runs);
+        received.applied.index = ConsumeQueueIndex::of_runs(written.runs);
+        received.applied.timers.replace_sealed(written.timers, 0);
         // A checkpoint of this state continues after the snapshot, also where its last entries were
         // not commands.
         received.applied.scalars.applied = Some(applied);

@@ -7,6 +7,8 @@
 //!
 //! | [`applied`] | the applied state and what each command does to it |
 //! | [`consume_queue`] | queue offset → place in the CommitLog, for a million queues |
+//! | [`dead_letters`] | questions about messages given up |
+//! | [`timers`], [`timer_questions`] | delayed messages that wait for their time |
 //! | [`planner`] | which messages a receive is to lease |
 //! | [`records`] | the state as records, for checkpoints and snapshots |
 //! | [`checkpoint`], [`meta_store`] | the state on disk, derived |
@@ -18,6 +20,7 @@ mod applied;
 mod checkpoint;
 pub mod command;
 mod consume_queue;
+mod dead_letters;
 mod digest;
 mod machine;
 mod meta_store;
@@ -26,24 +29,30 @@ mod planner;
 mod questions;
 mod records;
 mod snapshot;
+mod timer_questions;
+mod timers;
 mod transaction_questions;
 
 pub use answer::{
-    Answer, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, Refusal, StoredAt, TransactionEnd,
+    Answer, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, Placed, RecallOutcome, Refusal, Scheduled,
+    StoredAt, TransactionEnd,
 };
 pub use applied::QueueRange;
+pub use applied::timers::FIRED_PER_ENTRY_MAX;
 pub use command::{
-    AckEntry, AckMessages, Backoff, ChangeInvisible, Command, CommandError, ConsumerGroupSettings,
-    CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic, ExtendLeases, LeaseExtension,
-    LeaseMessages, LeasePart, MessageProperties, MessageRecordError, NewMessage, ReleaseClient,
-    StoredMessage, TopicSettings, UpdateConsumerGroup, UpdateTopic, encode_append, encoded_append_bytes,
-    tag_code,
+    AckEntry, AckMessages, AppendDelayed, Backoff, ChangeInvisible, Command, CommandError,
+    ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeadLetter, DeadLetterReason, DeadLetterRecord,
+    DeleteConsumerGroup, DeleteTopic, ExtendLeases, FireTimers, LeaseExtension, LeaseMessages, LeasePart,
+    Letter, MessageProperties, MessageRecordError, NewMessage, RecallTimer, RedriveDeadLetters,
+    RedrivenLetter, ReleaseClient, StoredMessage, TopicSettings, UpdateConsumerGroup, UpdateTopic,
+    encode_append, encode_delayed, encoded_append_bytes, encoded_delayed_bytes, tag_code,
 };
 pub use command::{
     CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
     OrderedPart, ParkTransactions, TransactionCheck, encode_halves, encoded_halves_bytes,
 };
 pub use consume_queue::IndexEntry;
+pub use dead_letters::{DeliveryState, EndedDelivery};
 pub use digest::StateDigest;
 pub use machine::{
     ApplyObserver, BrokerState, CheckpointError, CheckpointMode, NobodyWaits, OpenStateError, StateConfig,
@@ -61,6 +70,8 @@ pub use questions::{
     ConsumerGroupView, HandleRefusal, HandleTarget, Lag, RenewableLease, RepeatedDelivery, TopicView,
 };
 pub use transaction_questions::{OpenTransaction, TransactionQuery, TransactionState};
+
+pub use timer_questions::TimerState;
 
 #[cfg(test)]
 mod tests;

@@ -4,8 +4,10 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `x` transactions |
+//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `x` transactions |
 //! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`) |
+//! | 1 | 8 | `d`: delivery time of the recalled timer |
+//! | 9 | 8 | `d`: its physical offset |
 //! | 5 | 4 | `q`: block of queues; `p`: topic |
 //! | 9 | 4 | `p`: queue |
 //! | 1 | 1 | `x`: 1 an undecided transaction, 2 outcomes |
@@ -21,6 +23,8 @@
 //! | transaction | topic u32, queue u32, record bytes u32, tag code u32, message id hash u64, store time u64, next check u64, checks u32, parked u8, parked at u64 |
 //! | outcomes | list of (transaction u64, message id hash u64, topic u32, decision u8, queue u32, offset u64, decided at u64), oldest first |
 //! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, receive u64, attempt u32, renewal u32, auto-renew u8, order key u64) |
+//! | timers | fired through: delivery time u64 ms, physical offset u64; pending u64 |
+//! | recalled timer | none |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,6 +42,7 @@ use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::names::{
     AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash, OrderKey, TopicId,
 };
+use super::timers::{TimerKey, TimerProgress};
 
 /// A message to one queue rewrites the record of this many; a topic has so many fewer records.
 pub(crate) const QUEUES_PER_RECORD: usize = 64;
@@ -52,6 +57,8 @@ pub(crate) enum RecordKey {
     Transaction(PhysicalOffset),
     /// A chunk of outcomes, by number.
     TransactionOutcomes(u64),
+    Timers,
+    Recalled(TimerKey),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +69,8 @@ pub(crate) enum RecordValue {
     Progress(Arc<Progress>),
     Transaction(Transaction),
     TransactionOutcomes(Arc<Vec<Outcome>>),
+    Timers(TimerProgress),
+    Recalled,
 }
 
 impl RecordKey {
@@ -99,6 +108,12 @@ impl RecordKey {
                 out.put_slice(&[b'x', 2]);
                 out.put_u64(number);
             }
+            Self::Timers => out.put_u8(b'd'),
+            Self::Recalled(key) => {
+                out.put_u8(b'd');
+                out.put_u64(key.deliver_at.get());
+                out.put_u64(key.physical.get());
+            }
         }
         out
     }
@@ -120,6 +135,12 @@ impl RecordKey {
                 2 => Some(Self::TransactionOutcomes(long(2)?)),
                 _ => None,
             },
+            (b'd', 1) => Some(Self::Timers),
+            (b'd', 17) => {
+                let wide = |at: usize| Some((u64::from(number(at)?) << 32) | u64::from(number(at + 4)?));
+                let (deliver_at, physical) = (UnixMillis(wide(1)?), PhysicalOffset(wide(9)?));
+                Some(Self::Recalled(TimerKey { deliver_at, physical }))
+            }
             _ => None,
         }
     }
@@ -167,6 +188,12 @@ impl RecordValue {
             }
             Self::Transaction(open) => put_transaction(&mut out, open),
             Self::TransactionOutcomes(outcomes) => put_list(&mut out, outcomes, put_outcome),
+            Self::Timers(progress) => {
+                out.put_u64_le(progress.fired_through.deliver_at.get());
+                out.put_u64_le(progress.fired_through.physical.get());
+                out.put_u64_le(progress.pending);
+            }
+            Self::Recalled => {}
         }
         out.freeze()
     }
@@ -197,6 +224,14 @@ impl RecordValue {
             RecordKey::TransactionOutcomes(_) => {
                 Self::TransactionOutcomes(Arc::new(reader.list(41, "outcomes", read_outcome)?))
             }
+            RecordKey::Timers => Self::Timers(TimerProgress {
+                fired_through: TimerKey {
+                    deliver_at: UnixMillis(reader.u64("fired through")?),
+                    physical: PhysicalOffset(reader.u64("fired through offset")?),
+                },
+                pending: reader.u64("pending timers")?,
+            }),
+            RecordKey::Recalled(_) => Self::Recalled,
         };
         reader.end("end of the value")?;
         Ok(value)

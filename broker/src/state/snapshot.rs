@@ -14,11 +14,13 @@
 //! | 3 | message ids of the window, 40 bytes each as in an ids file |
 //! | 4 | the next bytes of the present index run |
 //! | 5 | the present index run is complete (its length u64); the next one follows, oldest first |
-//! | 255 | counts u64 of records, ids and runs |
+//! | 40 | pending timers in the order of their keys, 32 bytes each as in a timer run |
+//! | 255 | counts u64 of records, ids, timers and runs |
 //!
 //! The state is captured when the snapshot is taken; sections are encoded as they are read. A reader
 //! keeps nothing of a stream that ends early, fails a checksum, or does not fit together.
 
+use std::collections::BTreeSet;
 use std::io::{self, Cursor, Read};
 use std::sync::Arc;
 
@@ -31,6 +33,8 @@ use super::consume_queue::ids::{ID_BYTES, put_id, read_id};
 use super::consume_queue::run::{ExtentSource, Run, write_run};
 use super::consume_queue::{QueueKey, SealedParts};
 use super::records::{RecordKey, RecordValue};
+use super::timers::run::{TIMER_BYTES, TimerRun, put_timer, read_timer, write_image};
+use super::timers::{SealedTimers, Timer, TimerKey};
 
 const MAGIC: &[u8; 8] = b"LMQSNP01";
 const SECTION_HEADER_BYTES: usize = 9;
@@ -44,6 +48,7 @@ const RECORDS: u8 = 2;
 const IDS: u8 = 3;
 const RUN_BYTES: u8 = 4;
 const RUN_END: u8 = 5;
+const TIMERS: u8 = 40;
 const END: u8 = 255;
 
 /// The state at one moment, shared with it and not changed by what is applied afterwards.
@@ -53,6 +58,22 @@ pub(crate) struct Captured {
     pub(crate) records: Vec<(RecordKey, RecordValue)>,
     pub(crate) window: WindowView,
     pub(crate) sealed: Arc<SealedParts>,
+    pub(crate) timers: PendingTimers,
+}
+
+/// The timers at one moment.
+#[derive(Debug)]
+pub(crate) struct PendingTimers {
+    sealed: Arc<SealedTimers>,
+    fired_through: TimerKey,
+    recalled: BTreeSet<TimerKey>,
+}
+
+impl PendingTimers {
+    /// In order, above `key`.
+    pub(crate) fn after(&self, key: TimerKey) -> impl Iterator<Item = (TimerKey, Timer)> {
+        self.sealed.after(key.max(self.fired_through)).filter(|(key, _)| !self.recalled.contains(key))
+    }
 }
 
 impl Captured {
@@ -61,7 +82,12 @@ impl Captured {
         let sealed = applied.index.freeze();
         let records =
             applied.record_keys().filter_map(|key| applied.record(key).map(|value| (key, value))).collect();
-        Self { scalars: applied.scalars, records, window: applied.window.view(), sealed }
+        let timers = PendingTimers {
+            sealed: applied.timers.freeze(),
+            fired_through: applied.timers.progress().fired_through,
+            recalled: applied.timers.recalled().clone(),
+        };
+        Self { scalars: applied.scalars, records, window: applied.window.view(), sealed, timers }
     }
 }
 
@@ -72,6 +98,7 @@ pub(crate) struct SnapshotStream {
     ready: BytesMut,
     ids: Vec<WindowEntry>,
     images: Vec<Bytes>,
+    timers: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -79,13 +106,21 @@ enum Step {
     Start,
     Records(usize),
     Ids(usize),
+    Timers { after: TimerKey, count: u64 },
     Runs { run: usize, at: usize },
     Done,
 }
 
 impl SnapshotStream {
     pub(crate) fn new(captured: Captured) -> Self {
-        Self { captured, step: Step::Start, ready: BytesMut::new(), ids: Vec::new(), images: Vec::new() }
+        Self {
+            captured,
+            step: Step::Start,
+            ready: BytesMut::new(),
+            ids: Vec::new(),
+            images: Vec::new(),
+            timers: 0,
+        }
     }
 
     /// Encodes the next section.
@@ -127,8 +162,22 @@ impl SnapshotStream {
                     self.section(IDS, &content);
                     Step::Ids(at + count)
                 } else {
+                    Step::Timers { after: TimerKey::default(), count: 0 }
+                }
+            }
+            Step::Timers { after, count } => {
+                let mut last = after;
+                for (key, timer) in self.captured.timers.after(after).take(SECTION_BYTES / TIMER_BYTES) {
+                    last = key;
+                    put_timer(&mut content, (key, timer));
+                }
+                if content.is_empty() {
                     self.images = self.captured.images()?;
+                    self.timers = count;
                     Step::Runs { run: 0, at: 0 }
+                } else {
+                    self.section(TIMERS, &content);
+                    Step::Timers { after: last, count: count + (content.len() / TIMER_BYTES) as u64 }
                 }
             }
             Step::Runs { run, at } => match self.images.get(run).cloned() {
@@ -142,8 +191,9 @@ impl SnapshotStream {
                     Step::Runs { run: run + 1, at: 0 }
                 }
                 None => {
-                    for count in [self.captured.records.len(), self.ids.len(), self.images.len()] {
-                        content.put_u64_le(count as u64);
+                    let (records, ids) = (self.captured.records.len() as u64, self.ids.len() as u64);
+                    for count in [records, ids, self.timers, self.images.len() as u64] {
+                        content.put_u64_le(count);
                     }
                     self.section(END, &content);
                     Step::Done
@@ -198,6 +248,8 @@ pub(crate) struct Received {
     pub(crate) applied: Applied,
     /// The runs, oldest first.
     pub(crate) runs: Vec<Bytes>,
+    /// One run of all timers.
+    pub(crate) timers: Bytes,
 }
 
 pub(crate) fn receive(mut from: impl Read) -> io::Result<Received> {
@@ -206,7 +258,8 @@ pub(crate) fn receive(mut from: impl Read) -> io::Result<Received> {
     if &magic != MAGIC {
         return Err(damaged("magic"));
     }
-    let mut received = Received { applied: Applied::default(), runs: Vec::new() };
+    let mut received = Received { applied: Applied::default(), runs: Vec::new(), timers: Bytes::new() };
+    let mut timers: Vec<(TimerKey, Timer)> = Vec::new();
     let (mut records, mut ids) = (0u64, 0u64);
     let mut run = BytesMut::new();
     loop {
@@ -233,6 +286,11 @@ pub(crate) fn receive(mut from: impl Read) -> io::Result<Received> {
                     ids += 1;
                 }
             }
+            TIMERS => {
+                while reader.remaining() > 0 {
+                    timers.push(read_timer(&mut reader).map_err(malformed)?);
+                }
+            }
             RUN_BYTES => run.put_slice(&content),
             RUN_END => {
                 if reader.u64("run length").map_err(malformed)? != run.len() as u64 {
@@ -243,12 +301,14 @@ pub(crate) fn receive(mut from: impl Read) -> io::Result<Received> {
                 received.runs.push(image);
             }
             END => {
-                let counts = [records, ids, received.runs.len() as u64];
+                let counts = [records, ids, timers.len() as u64, received.runs.len() as u64];
                 for count in counts {
                     if reader.u64("count").map_err(malformed)? != count {
                         return Err(damaged("counts"));
                     }
                 }
+                received.timers = write_image(timers.into_iter());
+                TimerRun::check(received.timers.clone()).map_err(io::Error::other)?;
                 received.applied.check_loaded().map_err(io::Error::other)?;
                 return Ok(received);
             }

@@ -1,7 +1,10 @@
 //! Brokers as a client and an operator see them: real logs, real ports, one process.
 
 mod admin;
+mod dead_letters;
+mod delayed;
 mod one_node;
+mod order;
 mod start;
 mod support;
 mod three_nodes;

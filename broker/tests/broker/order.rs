@@ -22,7 +22,8 @@ fn short() -> Receive {
 }
 
 fn step(message_group: &str, number: u32) -> Message {
-    let mut message = message("steps", &format!("{message_group}-{number}"), &format!("{message_group}-{number}"));
+    let mut message =
+        message("steps", &format!("{message_group}-{number}"), &format!("{message_group}-{number}"));
     message.system_properties.as_mut().expect("system properties").message_group =
         Some(message_group.to_owned());
     message
@@ -142,7 +143,11 @@ async fn order_is_refused_where_it_cannot_be_kept_and_told_where_it_is() {
     assert_eq!(refused(vec![step("  ", 1)]).await, Code::IllegalMessageGroup);
     assert_eq!(refused(vec![step("a", 1), step("b", 1)]).await, Code::IllegalMessageGroup);
     let conflict = Code::MessagePropertyConflictWithType;
-    assert_eq!(refused(vec![message("steps", "x", "body")]).await, conflict, "no group for a topic with order");
+    assert_eq!(
+        refused(vec![message("steps", "x", "body")]).await,
+        conflict,
+        "no group for a topic with order"
+    );
     let mut elsewhere = step("a", 1);
     elsewhere.topic = Some(resource("plain"));
     assert_eq!(refused(vec![elsewhere]).await, conflict);
@@ -182,7 +187,8 @@ async fn one_holder_at_a_time_also_across_the_death_of_a_leader() {
     }
     let shown = admin(&cluster).await.show_topic(ShowTopicRequest { name: "steps".to_owned() }).await;
     let queues = shown.expect("shown").into_inner().queues;
-    let broker = queues.into_iter().find(|queue| queue.max_offset == 6).expect("one queue has them all").group;
+    let broker =
+        queues.into_iter().find(|queue| queue.max_offset == 6).expect("one queue has them all").group;
     let group = broker.clone();
     let (back, leader) = tokio::task::spawn_blocking(move || {
         let find = || cluster.nodes.iter().position(|node| node.leads(&group));

@@ -9,6 +9,8 @@ use ledgermq_proto::admin as wire;
 use ledgermq_proto::rocketmq::MessageType;
 use serde_json::{Value, json};
 
+use super::admin_dead_letters::{self, DeadLetterCommand};
+use super::admin_groups::{self, GroupCommand};
 use super::connection::ConnectionArgs;
 use super::transaction::{TransactionCommand, transaction};
 
@@ -31,6 +33,12 @@ enum Area {
     Transaction(TransactionCommand),
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Consumer groups.
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Messages that consumer groups gave up.
+    #[command(subcommand)]
+    Dlq(DeadLetterCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,6 +85,8 @@ pub async fn run(arguments: AdminArgs) -> anyhow::Result<ExitCode> {
     let (text, value) = match arguments.area {
         Area::Topic(command) => topic(&admin, command).await?,
         Area::Transaction(command) => transaction(&admin, command).await?,
+        Area::Group(command) => admin_groups::run(&admin, command).await?,
+        Area::Dlq(command) => admin_dead_letters::run(&admin, command).await?,
         Area::Cluster(ClusterCommand::Status) => {
             let status = admin.cluster_status(wire::ClusterStatusRequest {}).await?;
             (status_as_text(&status), status_as_json(&status))

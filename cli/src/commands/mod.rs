@@ -1,6 +1,8 @@
 //! The subcommands, one file each.
 
 mod admin;
+mod admin_dead_letters;
+mod admin_groups;
 mod bench;
 mod broker;
 mod config;

@@ -99,6 +99,9 @@ fn write_content(request: &GroupRequest, now: Instant) -> Request {
         GroupRequest::ShowTransaction(id) => {
             Request::ShowTransaction(pb::ShowTransaction { transaction_id: id.encode() })
         }
+        GroupRequest::DeadLetter(forward) => Request::DeadLetter(forward.clone()),
+        GroupRequest::Recall(recall) => Request::Recall(recall.clone()),
+        GroupRequest::Operation(operation) => Request::Operation(operation.clone()),
     }
 }
 
@@ -180,6 +183,9 @@ fn read_content(content: Request, now: Instant) -> Result<GroupRequest, Refused>
         Request::ShowTransaction(show) => {
             GroupRequest::ShowTransaction(transactions::transaction_id(&show.transaction_id)?)
         }
+        Request::DeadLetter(forward) => GroupRequest::DeadLetter(forward),
+        Request::Recall(recall) => GroupRequest::Recall(recall),
+        Request::Operation(operation) => GroupRequest::Operation(operation),
     })
 }
 
@@ -207,6 +213,8 @@ pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardRe
         }
         Ok(GroupResponse::Transactions(listed)) => Reply::Transactions(listed),
         Ok(GroupResponse::Transaction(shown)) => Reply::Transaction(shown),
+        Ok(GroupResponse::Recalled(response)) => Reply::Recalled(response),
+        Ok(GroupResponse::Operation(result)) => Reply::Operation(result),
         Ok(GroupResponse::Done) => Reply::Done(pb::Done {}),
         Ok(GroupResponse::Refused(refusal)) => return refused(&refusal),
         Err(not_executed) => Reply::NotExecuted(write_not_executed(not_executed)),
@@ -250,6 +258,8 @@ pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotEx
         ),
         Reply::Transactions(listed) => GroupResponse::Transactions(listed),
         Reply::Transaction(shown) => GroupResponse::Transaction(shown),
+        Reply::Recalled(response) => GroupResponse::Recalled(response),
+        Reply::Operation(result) => GroupResponse::Operation(result),
         Reply::Done(pb::Done {}) => GroupResponse::Done,
         Reply::Refused(status) => GroupResponse::Refused(Refused {
             code: Code::try_from(status.code).unwrap_or(Code::InternalServerError),

@@ -84,6 +84,11 @@ impl Applied {
             Command::EndTransaction(command) => self.end_transaction(&command, effects),
             Command::CountTransactionChecks(command) => Ok(self.count_checks(&command)),
             Command::ParkTransactions(command) => Ok(self.park(&command)),
+            Command::DeadLetter(command) => self.dead_letter(&command, payload_at, effects),
+            Command::RedriveDeadLetters(command) => self.redrive(&command, effects),
+            Command::AppendDelayed(command) => self.append_delayed(&command, payload_at, effects),
+            Command::FireTimers(command) => Ok(self.fire(command, effects)),
+            Command::RecallTimer(command) => Ok(self.recall(command)),
         };
         result.unwrap_or_else(Answer::Refused)
     }
@@ -134,7 +139,7 @@ impl Applied {
         Ok(Answer::Stored(stored))
     }
 
-    fn create_topic(&mut self, command: CreateTopic) -> Result<Answer, Refusal> {
+    pub(super) fn create_topic(&mut self, command: CreateTopic) -> Result<Answer, Refusal> {
         if let Some(&id) = self.topic_names.get(&command.name) {
             return Ok(Answer::Topic { id, created: false });
         }
@@ -181,7 +186,7 @@ impl Applied {
         Answer::Deleted(true)
     }
 
-    fn create_consumer_group(&mut self, command: CreateConsumerGroup) -> Answer {
+    pub(super) fn create_consumer_group(&mut self, command: CreateConsumerGroup) -> Answer {
         if let Some(&id) = self.consumer_group_names.get(&command.name) {
             return Answer::ConsumerGroup { id, created: false };
         }

@@ -25,15 +25,19 @@ pub(crate) const RELEASED_CLIENT_INVISIBLE_MS: u64 = 1_000;
 
 impl Applied {
     pub(super) fn lease(&mut self, command: &LeaseMessages) -> Result<Vec<Granted>, Refusal> {
-        if !self.consumer_groups.contains_key(&command.consumer_group) {
-            return Err(Refusal::ConsumerGroupUnknown);
-        }
+        let group = self.consumer_groups.get(&command.consumer_group).ok_or(Refusal::ConsumerGroupUnknown)?;
+        let attempts_max = group.settings.attempts_max;
         let topic = self.topics.get(&command.topic).ok_or(Refusal::TopicUnknown)?;
         let now = self.scalars.now;
         let key = (command.consumer_group, command.topic);
         let subscription = self.subscriptions.entry(key).or_default();
-        let mut granting =
-            Granting { command, now, next_epoch: &mut self.scalars.next_epoch, granted: Vec::new() };
+        let mut granting = Granting {
+            command,
+            now,
+            attempts_max,
+            next_epoch: &mut self.scalars.next_epoch,
+            granted: Vec::new(),
+        };
         for part in &command.parts {
             let queue = part.queue.get();
             let Some(&range) = topic.queues.get(queue as usize) else { continue };
@@ -141,7 +145,7 @@ impl Applied {
         released
     }
 
-    fn find_delivery(
+    pub(super) fn find_delivery(
         &mut self,
         group: ConsumerGroupId,
         topic: TopicId,
@@ -178,6 +182,7 @@ impl Subscription {
     /// Enters a lease into what is derived from the leases.
     pub(super) fn index_lease(&mut self, queue: u32, offset: u64, lease: &Lease) {
         self.ends.insert((lease.until, queue, offset));
+        self.attempts.insert((lease.attempt, queue, offset));
         if lease.received_by != AttemptHash(0) {
             self.receives.insert((lease.received_by, queue, offset));
         }
@@ -195,6 +200,7 @@ impl Subscription {
                 self.orders.remove(&(queue.get(), lease.order));
             }
         }
+        self.attempts.remove(&(lease.attempt, queue.get(), offset.get()));
         let removed = self.progress_mut(queue.get(), 0).leases.remove(&offset.get());
         assert!(had_end && removed == Some(lease), "every lease has its end in the set of ends");
     }
@@ -204,6 +210,7 @@ impl Subscription {
 struct Granting<'a> {
     command: &'a LeaseMessages,
     now: UnixMillis,
+    attempts_max: u32,
     next_epoch: &'a mut u64,
     granted: Vec<Granted>,
 }
@@ -217,7 +224,9 @@ impl Granting<'_> {
             progress.leases.get(&offset.get()).filter(|lease| lease.until <= now).copied()
         };
         for offset in &part.redeliver {
-            if let Some(lease) = ended(subscription, offset, self.now) {
+            // One that was delivered often enough goes to the dead letters and to no consumer.
+            let lease = ended(subscription, offset, self.now);
+            if let Some(lease) = lease.filter(|lease| lease.attempt < self.attempts_max) {
                 let next = self.new_lease(lease.attempt.saturating_add(1));
                 subscription.move_lease(queue, *offset, lease, next);
                 self.grant(queue, *offset, next);

@@ -7,9 +7,11 @@
 //! - Every change marks the records it touches as dirty, so that a checkpoint writes them.
 
 pub(crate) mod apply;
+pub(crate) mod dead_letters;
 pub(crate) mod leases;
 mod order;
 pub(crate) mod progress;
+pub(crate) mod timers;
 pub(crate) mod transactions;
 pub(crate) mod window;
 
@@ -20,11 +22,12 @@ use hashbrown::HashSet;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_raft_store::EntryId;
 
-use super::checkpoint::Cut;
+use super::checkpoint::{Cut, TimerCut};
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::consume_queue::ConsumeQueueIndex;
 use super::names::{AttemptHash, ConsumerGroupId, OrderKey, TopicId};
 use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
+use super::timers::{TimerProgress, Timers};
 use progress::Progress;
 use transactions::Transactions;
 use window::MessageIdWindow;
@@ -61,6 +64,8 @@ pub(crate) struct Subscription {
     pub(crate) receives: BTreeSet<(AttemptHash, u32, u64)>,
     /// The leased offsets by queue and order key. Derived from `queues`.
     pub(crate) orders: BTreeMap<(u32, OrderKey), BTreeSet<u64>>,
+    /// The leases by attempt: (attempt, queue, offset). Derived from `queues`.
+    pub(crate) attempts: BTreeSet<(u32, u32, u64)>,
 }
 
 /// The single numbers of the state.
@@ -91,6 +96,7 @@ pub(crate) struct Applied {
     pub(crate) transactions: Transactions,
     pub(crate) window: MessageIdWindow,
     pub(crate) index: ConsumeQueueIndex,
+    pub(crate) timers: Timers,
     /// Records changed since the last checkpoint began.
     pub(crate) dirty: HashSet<RecordKey>,
     pub(crate) since_checkpoint: SinceCheckpoint,
@@ -134,6 +140,13 @@ impl Applied {
                 let chunk = self.transactions.outcomes.chunk(number)?;
                 Some(RecordValue::TransactionOutcomes(Arc::clone(chunk)))
             }
+            RecordKey::Timers => {
+                let progress = self.timers.progress();
+                (progress != TimerProgress::default()).then_some(RecordValue::Timers(progress))
+            }
+            RecordKey::Recalled(key) => {
+                self.timers.recalled().contains(&key).then_some(RecordValue::Recalled)
+            }
         }
     }
 
@@ -150,6 +163,11 @@ impl Applied {
             records,
             tails: self.index.freeze().tails.clone(),
             ids,
+            timers: TimerCut {
+                tails: self.timers.freeze().tails.clone(),
+                fired_through: self.timers.progress().fired_through,
+                recalled: self.timers.recalled().clone(),
+            },
             topics: self.topics.keys().copied().collect(),
         }
     }
@@ -178,7 +196,10 @@ impl Applied {
         });
         let undecided = self.transactions.undecided().keys().map(|&id| RecordKey::Transaction(id));
         let outcomes = self.transactions.outcomes.chunk_numbers().map(RecordKey::TransactionOutcomes);
-        topics.chain(queues).chain(groups).chain(progress).chain(undecided).chain(outcomes)
+        let timers = self.record(RecordKey::Timers).map(|_| RecordKey::Timers);
+        let recalled = self.timers.recalled().iter().map(|&key| RecordKey::Recalled(key));
+        let records = topics.chain(queues).chain(groups).chain(progress);
+        records.chain(undecided).chain(outcomes).chain(timers).chain(recalled)
     }
 
     /// Puts a record where it belongs, when the state is loaded. The order of records is free.
@@ -221,6 +242,8 @@ impl Applied {
                     return Err(MisplacedRecord { key });
                 }
             }
+            (RecordKey::Timers, RecordValue::Timers(progress)) => self.timers.load_progress(progress),
+            (RecordKey::Recalled(key), RecordValue::Recalled) => self.timers.load_recalled(key),
             (key, _) => return Err(MisplacedRecord { key }),
         }
         Ok(())

@@ -26,15 +26,15 @@ use crate::state::records::RecordKey;
 
 impl Applied {
     pub(super) fn lease_in_order(&mut self, command: &LeaseInOrder) -> Result<Vec<Granted>, Refusal> {
-        if !self.consumer_groups.contains_key(&command.consumer_group) {
-            return Err(Refusal::ConsumerGroupUnknown);
-        }
+        let group = self.consumer_groups.get(&command.consumer_group).ok_or(Refusal::ConsumerGroupUnknown)?;
+        let attempts_max = group.settings.attempts_max;
         let topic = self.topics.get(&command.topic).ok_or(Refusal::TopicUnknown)?;
         let key = (command.consumer_group, command.topic);
         let subscription = self.subscriptions.entry(key).or_default();
         let mut granting = Granting {
             command,
             now: self.scalars.now,
+            attempts_max,
             next_epoch: &mut self.scalars.next_epoch,
             granted: Vec::new(),
         };
@@ -52,6 +52,7 @@ impl Applied {
 struct Granting<'a> {
     command: &'a LeaseInOrder,
     now: UnixMillis,
+    attempts_max: u32,
     next_epoch: &'a mut u64,
     granted: Vec<Granted>,
 }
@@ -99,6 +100,10 @@ impl Granting<'_> {
         let progress = subscription.progress_mut(queue.get(), range.min);
         if message.again {
             let ended = progress.leases.get(&offset).filter(|lease| lease.until <= self.now).copied()?;
+            // One that was delivered often enough goes to the dead letters first.
+            if ended.attempt >= self.attempts_max {
+                return None;
+            }
             let next = self.new_lease(ended.attempt.saturating_add(1), order);
             subscription.move_lease(queue, message.offset, ended, next);
             return Some(next);

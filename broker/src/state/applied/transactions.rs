@@ -29,7 +29,7 @@ use super::apply::Effects;
 use super::window::WindowEntry;
 use crate::state::answer::{Answer, HalfAt, Refusal, TransactionEnd};
 use crate::state::command::{AppendHalves, CountTransactionChecks, EndTransaction, ParkTransactions};
-use crate::state::consume_queue::{IndexEntry, QueueKey};
+use crate::state::consume_queue::IndexEntry;
 use crate::state::names::{Decision, MessageIdHash, TopicId};
 use crate::state::records::RecordKey;
 
@@ -295,22 +295,14 @@ impl Applied {
             waited_ms: now.saturating_ms_since(pending.halved_at),
         };
         if command.decision == Decision::Commit {
-            let topic = self.topics.get_mut(&pending.topic).ok_or(Refusal::TopicUnknown)?;
-            let range = topic.queues.get_mut(pending.queue.get() as usize).ok_or(Refusal::QueueUnknown)?;
-            end.offset = QueueOffset(range.max);
-            range.max += 1;
-            self.index.push(
-                QueueKey::new(pending.topic, pending.queue),
-                end.offset.get(),
-                IndexEntry {
-                    physical: id,
-                    record_bytes: pending.record_bytes,
-                    tag_code: pending.tag_code,
-                    stored_at: now,
-                },
-            );
-            self.dirty.insert(RecordKey::queues_of(pending.topic, pending.queue.get()));
-            effects.arrived.insert((pending.topic, pending.queue));
+            let entry = IndexEntry {
+                physical: id,
+                record_bytes: pending.record_bytes,
+                tag_code: pending.tag_code,
+                stored_at: now,
+            };
+            let offset = self.make_visible(pending.topic, pending.queue, entry, effects);
+            end.offset = offset.ok_or(Refusal::TopicUnknown)?;
         }
         self.transactions.remove(id);
         self.dirty.insert(RecordKey::Transaction(id));

@@ -28,6 +28,7 @@ use ledgermq_common::QueueId;
 use ledgermq_common::clock::UnixMillis;
 use prost::Message as _;
 
+use super::dead_letter::DeadLetterRecord;
 use super::wire::{FieldReader, MalformedField};
 use crate::state::names::{BodyEncoding, MessageType, TopicId};
 
@@ -49,6 +50,9 @@ pub struct MessageProperties {
     pub trace_context: Option<String>,
     #[prost(string, tag = "6")]
     pub born_host: String,
+    /// Of a delayed message: not visible before.
+    #[prost(uint64, optional, tag = "41")]
+    pub deliver_at_ms: Option<u64>,
 }
 
 /// A message on its way into the log; the leader has chosen its queue.
@@ -119,6 +123,8 @@ pub struct StoredMessage {
     pub tag_code: u32,
     pub properties: MessageProperties,
     pub body: Bytes,
+    /// Where it came from, when it was read from a dead-letter queue.
+    pub dead_letter: Option<Box<DeadLetterRecord>>,
 }
 
 impl StoredMessage {
@@ -144,6 +150,7 @@ impl StoredMessage {
             tag_code: head.tag_code,
             properties,
             body,
+            dead_letter: None,
         })
     }
 }

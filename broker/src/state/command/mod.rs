@@ -19,10 +19,12 @@
 //! Persisted numbers (version, kinds, enum values) never change their meaning.
 
 mod append;
+mod dead_letter;
 mod delivery;
 mod message;
 mod naming;
 mod order;
+mod timer;
 mod transaction;
 pub(crate) mod wire;
 
@@ -30,6 +32,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_common::clock::UnixMillis;
 
 pub use append::{AppendMessages, AppendedMessage, encode_append, encoded_append_bytes};
+pub use dead_letter::{
+    DeadLetter, DeadLetterReason, DeadLetterRecord, Letter, RedriveDeadLetters, RedrivenLetter,
+};
 pub use delivery::{
     AckEntry, AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart,
     ReleaseClient,
@@ -40,6 +45,7 @@ pub use naming::{
     TopicSettings, UpdateConsumerGroup, UpdateTopic,
 };
 pub use order::{LeaseInOrder, OrderedMessage, OrderedPart};
+pub use timer::{AppendDelayed, FireTimers, RecallTimer, encode_delayed, encoded_delayed_bytes};
 pub use transaction::{
     AppendHalves, AppendedHalf, CountTransactionChecks, DecisionSource, EndTransaction, NewHalf,
     ParkTransactions, TransactionCheck, encode_halves, encoded_halves_bytes,
@@ -71,6 +77,11 @@ enum Kind {
     CountTransactionChecks = 22,
     ParkTransactions = 23,
     LeaseInOrder = 24,
+    DeadLetter = 40,
+    RedriveDeadLetters = 41,
+    AppendDelayed = 42,
+    FireTimers = 43,
+    RecallTimer = 44,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -92,6 +103,11 @@ pub enum Command {
     CountTransactionChecks(CountTransactionChecks),
     ParkTransactions(ParkTransactions),
     LeaseInOrder(LeaseInOrder),
+    DeadLetter(DeadLetter),
+    RedriveDeadLetters(RedriveDeadLetters),
+    AppendDelayed(AppendDelayed),
+    FireTimers(FireTimers),
+    RecallTimer(RecallTimer),
 }
 
 /// Why bytes are no command.
@@ -141,6 +157,11 @@ impl Command {
             Self::CountTransactionChecks(body) => body.put(&mut out),
             Self::ParkTransactions(body) => body.put(&mut out),
             Self::LeaseInOrder(body) => body.put(&mut out),
+            Self::DeadLetter(body) => body.put(&mut out),
+            Self::RedriveDeadLetters(body) => body.put(&mut out),
+            Self::AppendDelayed(body) => body.put(&mut out),
+            Self::FireTimers(body) => body.put(&mut out),
+            Self::RecallTimer(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -179,6 +200,11 @@ impl Command {
             }
             Kind::ParkTransactions => Self::ParkTransactions(ParkTransactions::read(reader)?),
             Kind::LeaseInOrder => Self::LeaseInOrder(LeaseInOrder::read(reader)?),
+            Kind::DeadLetter => Self::DeadLetter(DeadLetter::read(reader)?),
+            Kind::RedriveDeadLetters => Self::RedriveDeadLetters(RedriveDeadLetters::read(reader)?),
+            Kind::AppendDelayed => Self::AppendDelayed(AppendDelayed::read(reader)?),
+            Kind::FireTimers => Self::FireTimers(FireTimers::read(reader)?),
+            Kind::RecallTimer => Self::RecallTimer(RecallTimer::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -209,6 +235,11 @@ impl Command {
             Self::CountTransactionChecks(_) => Kind::CountTransactionChecks,
             Self::ParkTransactions(_) => Kind::ParkTransactions,
             Self::LeaseInOrder(_) => Kind::LeaseInOrder,
+            Self::DeadLetter(_) => Kind::DeadLetter,
+            Self::RedriveDeadLetters(_) => Kind::RedriveDeadLetters,
+            Self::AppendDelayed(_) => Kind::AppendDelayed,
+            Self::FireTimers(_) => Kind::FireTimers,
+            Self::RecallTimer(_) => Kind::RecallTimer,
         }
     }
 }
@@ -233,6 +264,11 @@ impl Kind {
             22 => Self::CountTransactionChecks,
             23 => Self::ParkTransactions,
             24 => Self::LeaseInOrder,
+            40 => Self::DeadLetter,
+            41 => Self::RedriveDeadLetters,
+            42 => Self::AppendDelayed,
+            43 => Self::FireTimers,
+            44 => Self::RecallTimer,
             _ => return None,
         })
     }

@@ -1,6 +1,6 @@
 use bytes::Bytes;
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{QueueId, QueueOffset};
+use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -33,6 +33,7 @@ fn new_messages() -> impl Strategy<Value = Vec<NewMessage>> {
                     message_group: None,
                     trace_context: None,
                     born_host: "10.0.0.1:1".to_owned(),
+                    deliver_at_ms: None,
                 },
                 body: Bytes::from(body),
             })
@@ -138,6 +139,59 @@ fn commands() -> impl Strategy<Value = Command> {
                     .collect(),
             })
         }),
+        vec((any::<u32>(), any::<u64>(), "[a-z%]{0,12}"), 0..4).prop_map(|letters| {
+            Command::DeadLetter(DeadLetter {
+                consumer_group: ConsumerGroupId(3),
+                topic: TopicId(4),
+                letters: letters
+                    .into_iter()
+                    .map(|(number, wide, topic_name)| Letter {
+                        queue: QueueId(number),
+                        offset: QueueOffset(wide),
+                        epoch: DeliveryEpoch(!wide),
+                        record: DeadLetterRecord {
+                            reason: if wide % 2 == 0 {
+                                DeadLetterReason::AttemptsExhausted
+                            } else {
+                                DeadLetterReason::Forwarded
+                            },
+                            topic: TopicId(number),
+                            queue: QueueId(number),
+                            offset: QueueOffset(wide),
+                            tag_code: number,
+                            attempts: number,
+                            physical: PhysicalOffset(wide),
+                            record_bytes: number,
+                            at: UnixMillis(wide),
+                            topic_name,
+                        },
+                    })
+                    .collect(),
+            })
+        }),
+        vec((any::<u32>(), any::<u64>()), 0..4).prop_map(|letters| {
+            Command::RedriveDeadLetters(RedriveDeadLetters {
+                consumer_group: ConsumerGroupId(3),
+                letters: letters
+                    .into_iter()
+                    .map(|(number, wide)| RedrivenLetter {
+                        letter: QueueOffset(wide),
+                        topic: TopicId(number),
+                        queue: QueueId(number),
+                        offset: QueueOffset(!wide),
+                    })
+                    .collect(),
+            })
+        }),
+        (any::<u32>(), any::<u64>()).prop_map(|(max, through)| {
+            Command::FireTimers(FireTimers { through: UnixMillis(through), max })
+        }),
+        (any::<u64>(), any::<u64>()).prop_map(|(deliver_at, physical)| {
+            Command::RecallTimer(RecallTimer {
+                deliver_at: UnixMillis(deliver_at),
+                physical: PhysicalOffset(physical),
+            })
+        }),
         (any::<u32>(), any::<u64>()).prop_map(|(id, client)| {
             Command::ReleaseClient(ReleaseClient {
                 consumer_group: ConsumerGroupId(id),
@@ -173,6 +227,25 @@ proptest! {
     }
 
     #[test]
+    fn delayed_messages_come_back_as_they_were_sent(messages in new_messages(), stamp: u64, topic: u32) {
+        let delayed: Vec<(UnixMillis, NewMessage)> =
+            messages.into_iter().map(|message| (UnixMillis(stamp ^ 5), message)).collect();
+        let bytes = encode_delayed(UnixMillis(stamp), TopicId(topic), &delayed);
+        prop_assert_eq!(bytes.len(), encoded_delayed_bytes(&delayed));
+        let (stamped_at, command) = Command::decode(&bytes).expect("our own encoding");
+        prop_assert_eq!(command.encode(stamped_at), bytes.clone());
+        let Command::AppendDelayed(append) = command else { panic!("kind") };
+        for ((deliver_at, stored), (_, sent)) in append.messages.iter().zip(&delayed) {
+            let at = stored.record_at as usize;
+            let read = StoredMessage::decode(&bytes.slice(at..at + stored.record.len())).expect("our own record");
+            prop_assert_eq!((*deliver_at, read.id), (UnixMillis(stamp ^ 5), sent.id.clone()));
+        }
+        for end in 0..bytes.len() {
+            prop_assert!(Command::decode(&bytes.slice(..end)).is_err());
+        }
+    }
+
+    #[test]
     fn commands_come_back_as_they_were_encoded(command in commands(), stamp: u64) {
         let bytes = command.encode(UnixMillis(stamp));
         prop_assert_eq!(Command::decode(&bytes), Ok((UnixMillis(stamp), command)));
@@ -189,7 +262,7 @@ proptest! {
 
     #[test]
     fn garbage_is_refused_or_decoded_but_never_panics(
-        kind in 0u8..16,
+        kind in 0u8..60,
         body in vec(prop_oneof![Just(0u8), Just(0xff), any::<u8>()], 0..120),
     ) {
         let bytes = Bytes::from([&[1, kind, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &body].concat());

@@ -347,7 +347,7 @@ impl BrokerState {
     fn candidates(&self, request: &ReceiveRequest, lane: &reservations::Lane) -> Option<Candidates> {
         let applied = self.applied_state();
         let topic = applied.topics.get(&request.topic)?;
-        applied.consumer_groups.get(&request.consumer_group)?;
+        let attempts_max = applied.consumer_groups.get(&request.consumer_group)?.settings.attempts_max;
         let now = applied.scalars.now.max(request.now);
         let fresh = Subscription::default();
         let subscription =
@@ -363,7 +363,8 @@ impl BrokerState {
                 continue;
             }
             let lease = subscription.queues.get(&queue).and_then(|progress| progress.leases.get(&offset));
-            if let Some(lease) = lease {
+            // One that was delivered often enough waits for its way to the dead letters.
+            if let Some(lease) = lease.filter(|lease| lease.attempt < attempts_max) {
                 candidates.ended.push((queue, offset, lease.attempt));
             }
         }

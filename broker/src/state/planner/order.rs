@@ -198,6 +198,7 @@ impl BrokerState {
 
     fn queue_state(&self, request: &ReceiveRequest, queue: u32, lane: &Lane) -> Option<QueueState> {
         let applied = self.applied_state();
+        let attempts_max = applied.consumer_groups.get(&request.consumer_group)?.settings.attempts_max;
         let range = *applied.topics.get(&request.topic)?.queues.get(queue as usize)?;
         let now = applied.scalars.now.max(request.now);
         let mut state = QueueState { queue, blocked: lane.orders_of(queue), ..QueueState::default() };
@@ -217,12 +218,13 @@ impl BrokerState {
         };
         progress.unseen(range.max).for_each(|(from, to)| add(from, to));
         for (&offset, lease) in &progress.leases {
-            if lease.until <= now {
+            if lease.until <= now && lease.attempt < attempts_max {
                 state.ended.push((offset, lease.order));
             } else if lease.order == OrderKey(0) {
                 // From the time before the group consumed in order: nobody knows what it holds up.
                 return None;
             } else {
+                // Held, or on its way to the dead letters.
                 state.blocked.insert(lease.order);
             }
         }

@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::dead_letters::letter;
 use super::*;
 
 /// What a leader and its clients may do next, in numbers that are given a meaning when it is done.
@@ -37,6 +38,15 @@ pub(super) enum Step {
     Ack(Vec<usize>),
     Change(usize, u64),
     Extend(usize, u64),
+    GiveUp(Vec<usize>, bool),
+    Delay {
+        topic: u32,
+        messages: Vec<(u32, u16, u64)>,
+    },
+    Fire(u64, u32),
+    Recall(usize),
+    Redrive(u64, usize),
+    SetAttempts(u8, u32),
     Release {
         group: u32,
         client: u8,
@@ -85,6 +95,14 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         6 => proptest::collection::vec(any::<usize>(), 1..4).prop_map(Step::Ack),
         3 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Change(which, ms)),
         2 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Extend(which, ms)),
+        5 => (1u32..5, proptest::collection::vec((0u32..4, any::<u16>(), 0u64..60_000), 1..4))
+            .prop_map(|(topic, messages)| Step::Delay { topic, messages }),
+        3 => (0u64..20_000, 0u32..6).prop_map(|(beyond_ms, max)| Step::Fire(beyond_ms, max)),
+        2 => any::<usize>().prop_map(Step::Recall),
+        2 => (proptest::collection::vec(any::<usize>(), 1..3), any::<bool>())
+            .prop_map(|(which, forwarded)| Step::GiveUp(which, forwarded)),
+        1 => (0u64..4, any::<usize>()).prop_map(|(letter, which)| Step::Redrive(letter, which)),
+        1 => (0u8..3, 1u32..4).prop_map(|(name, attempts)| Step::SetAttempts(name, attempts)),
         1 => (1u32..4, 0u8..3).prop_map(|(group, client)| Step::Release { group, client }),
         4 => (1u32..5, proptest::collection::vec((0u32..4, any::<u16>(), 0u32..40_000), 1..4))
             .prop_map(|(topic, halves)| Step::Half { topic, halves }),
@@ -109,6 +127,7 @@ pub(super) struct Leader {
     pub(super) replica: Replica,
     granted: Vec<(ConsumerGroupId, TopicId, Granted)>,
     halves: Vec<(TopicId, PhysicalOffset, String)>,
+    timers: Vec<RecallTimer>,
     pub(super) answers: Vec<Answer>,
 }
 
@@ -118,6 +137,7 @@ impl Leader {
             replica: Replica::in_memory(),
             granted: Vec::new(),
             halves: Vec::new(),
+            timers: Vec::new(),
             answers: Vec::new(),
         };
         leader.replica.topic("topic-0", 3);
@@ -241,6 +261,65 @@ impl Leader {
                         keep_renewing: invisible_ms % 2 == 0,
                     }],
                 }));
+            }
+            Step::Delay { topic, messages } => {
+                let messages: Vec<(UnixMillis, NewMessage)> = messages
+                    .iter()
+                    .map(|(queue, id, ahead_ms)| {
+                        let deliver_at = self.replica.now.saturating_add_ms(*ahead_ms);
+                        (deliver_at, message(*queue, &format!("{}", id % 300)))
+                    })
+                    .collect();
+                let command = encode_delayed(self.replica.now, TopicId(*topic), &messages);
+                if let Answer::Scheduled(scheduled) = self.propose(command) {
+                    for (at, (deliver_at, _)) in scheduled.iter().zip(messages) {
+                        if let (Placed::Pending { physical }, false) = (at.placed, at.repeated) {
+                            self.timers.push(RecallTimer { deliver_at, physical });
+                        }
+                    }
+                }
+            }
+            Step::Fire(beyond_ms, max) => {
+                let through = self.replica.now.saturating_add_ms(*beyond_ms);
+                self.propose_command(&Command::FireTimers(FireTimers { through, max: *max }));
+            }
+            Step::Recall(which) => {
+                let Some(&timer) = self.timers.get(which % self.timers.len().max(1)) else { return };
+                self.propose_command(&Command::RecallTimer(timer));
+            }
+            Step::GiveUp(which, forwarded) => {
+                let Some((consumer_group, topic, _)) = self.pick(which[0]) else { return };
+                let reason = if *forwarded {
+                    DeadLetterReason::Forwarded
+                } else {
+                    DeadLetterReason::AttemptsExhausted
+                };
+                let letters = which
+                    .iter()
+                    .filter_map(|which| self.pick(*which))
+                    .map(|(_, _, lease)| letter(topic, lease, reason))
+                    .collect();
+                self.propose_command(&Command::DeadLetter(DeadLetter { consumer_group, topic, letters }));
+            }
+            Step::Redrive(letter, which) => {
+                let Some((consumer_group, topic, lease)) = self.pick(*which) else { return };
+                let letter = RedrivenLetter {
+                    letter: QueueOffset(*letter),
+                    topic,
+                    queue: lease.queue,
+                    offset: lease.offset,
+                };
+                let letters = vec![letter];
+                self.propose_command(&Command::RedriveDeadLetters(RedriveDeadLetters {
+                    consumer_group,
+                    letters,
+                }));
+            }
+            Step::SetAttempts(name, attempts_max) => {
+                let settings =
+                    ConsumerGroupSettings { attempts_max: *attempts_max, ..ConsumerGroupSettings::default() };
+                let name = format!("group-{name}");
+                self.propose_command(&Command::UpdateConsumerGroup(UpdateConsumerGroup { name, settings }));
             }
             Step::Release { group, client } => self.propose_command(&Command::ReleaseClient(ReleaseClient {
                 consumer_group: ConsumerGroupId(*group),

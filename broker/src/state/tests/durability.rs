@@ -23,6 +23,11 @@ fn history(count: usize) -> (Log, StateDigest) {
         replica.send(topic, &[message(number % 2, &format!("kept-{number}"))]);
     }
     replica.receive(group, topic, 5, 10_000);
+    for number in 0..5u64 {
+        let deliver_at = replica.now.saturating_add_ms(1_000_000 + number);
+        let delayed = [(deliver_at, message(0, &format!("delayed-{number}")))];
+        replica.propose_bytes(encode_delayed(replica.now, topic, &delayed));
+    }
     let digest = leader.replica.state.state_digest();
     (leader.replica.log.clone(), digest)
 }
@@ -173,6 +178,7 @@ fn damage_to_any_file_leads_to_the_same_state_as_none() {
     assert!(names.iter().any(|name| name.starts_with("sled")), "{names:?}");
     assert!(names.iter().any(|name| name.to_string_lossy().starts_with("run-")), "{names:?}");
     assert!(names.iter().any(|name| name.to_string_lossy().starts_with("ids-")), "{names:?}");
+    assert!(names.iter().any(|name| name.to_string_lossy().starts_with("timers-")), "{names:?}");
 
     let check = |what: &str, damage: &dyn Fn(&Path)| {
         let directory = tempfile::tempdir().expect("a directory");

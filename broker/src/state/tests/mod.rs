@@ -1,13 +1,16 @@
 //! A replica of a broker group without Raft: commands go into a log that the test keeps, and from
 //! there into the state, as they would after commit.
 
+mod dead_letters;
 mod delivery;
 mod determinism;
 mod durability;
 mod million_queues;
+mod million_timers;
 mod order;
 mod planning;
 mod sending;
+mod timers;
 mod transactions;
 
 use std::io;

@@ -133,6 +133,44 @@ fn a_message_given_back_holds_up_its_group_until_it_is_due() {
 }
 
 #[test]
+fn a_message_delivered_often_enough_holds_up_its_group_until_it_is_a_dead_letter() {
+    let mut steps = Ordered::new(1);
+    let settings = ConsumerGroupSettings { fifo: true, attempts_max: 2, ..ConsumerGroupSettings::default() };
+    steps
+        .replica
+        .propose(&Command::UpdateConsumerGroup(UpdateConsumerGroup { name: "workers".to_owned(), settings }));
+    for group in ["a", "a", "b"] {
+        steps.send(0, group);
+    }
+    steps.receive(1);
+    steps.replica.pass_ms(10_000);
+    assert_eq!(places(&steps.receive(1)), [0]);
+    steps.replica.pass_ms(10_000);
+    assert_eq!(places(&steps.receive(10)), [2], "its last delivery has ended, and nothing may overtake it");
+    let exhausted = steps.replica.state.exhausted_deliveries(steps.replica.now, 10);
+    let last = exhausted[0];
+    let record = DeadLetterRecord {
+        reason: DeadLetterReason::AttemptsExhausted,
+        topic: steps.topic,
+        queue: last.queue,
+        offset: last.offset,
+        tag_code: 0,
+        attempts: last.attempt,
+        physical: PhysicalOffset(1_000),
+        record_bytes: 100,
+        at: steps.replica.now,
+        topic_name: "steps".to_owned(),
+    };
+    let letter = Letter { queue: last.queue, offset: last.offset, epoch: last.epoch, record };
+    steps.replica.propose(&Command::DeadLetter(DeadLetter {
+        consumer_group: steps.group,
+        topic: steps.topic,
+        letters: vec![letter],
+    }));
+    assert_eq!(places(&steps.receive(10)), [1]);
+}
+
+#[test]
 fn two_receives_at_once_do_not_share_a_message_group() {
     let mut steps = Ordered::new(1);
     for group in ["a", "a", "b"] {

@@ -7,9 +7,10 @@ use ledgermq_proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use ledgermq_proto::rocketmq::receive_message_response::Content;
 use ledgermq_proto::rocketmq::{
     AckMessageEntry, AckMessageRequest, Broker, ChangeInvisibleDurationRequest,
-    ChangeInvisibleDurationResponse, Code, Encoding, FilterExpression, FilterType, Message, MessageQueue,
-    NotifyClientTerminationRequest, ReceiveMessageRequest, Resource, SendMessageRequest, SendMessageResponse,
-    SystemProperties,
+    ChangeInvisibleDurationResponse, Code, Encoding, FilterExpression, FilterType,
+    ForwardMessageToDeadLetterQueueRequest, Message, MessageQueue, NotifyClientTerminationRequest,
+    RecallMessageRequest, RecallMessageResponse, ReceiveMessageRequest, Resource, SendMessageRequest,
+    SendMessageResponse, SystemProperties,
 };
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
@@ -154,6 +155,26 @@ impl Client {
         };
         let request = self.request(request, UNARY_DEADLINE);
         self.stub.clone().change_invisible_duration(request).await.expect("an answer").into_inner()
+    }
+
+    pub async fn forward(&self, topic: &str, group: &str, receipt_handle: &str, id: &str) -> Code {
+        let request = ForwardMessageToDeadLetterQueueRequest {
+            group: Some(resource(group)),
+            topic: Some(resource(topic)),
+            receipt_handle: receipt_handle.to_owned(),
+            message_id: id.to_owned(),
+            ..ForwardMessageToDeadLetterQueueRequest::default()
+        };
+        let request = self.request(request, UNARY_DEADLINE);
+        let response = self.stub.clone().forward_message_to_dead_letter_queue(request).await;
+        code(response.expect("an answer").into_inner().status.as_ref())
+    }
+
+    pub async fn recall(&self, topic: &str, recall_handle: &str) -> RecallMessageResponse {
+        let request =
+            RecallMessageRequest { topic: Some(resource(topic)), recall_handle: recall_handle.to_owned() };
+        let request = self.request(request, UNARY_DEADLINE);
+        self.stub.clone().recall_message(request).await.expect("an answer").into_inner()
     }
 
     pub async fn terminate(&self, group: &str) -> Code {

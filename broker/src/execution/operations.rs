@@ -1,0 +1,189 @@
+//! What an administrator asks of one broker group, on its leader.
+//!
+//! | Bound | Value | Beyond it |
+//! |---|---|---|
+//! | dead letters of a page | 256, 1 with bodies | the page ends, with a cursor |
+//! | dead letters of one redrive | 256 | BAD_REQUEST |
+//! | attempts of a retry policy | 1..=10,000 | BAD_REQUEST |
+//! | steps of a retry policy | 1..=64, each at most 12 h | BAD_REQUEST |
+
+use ledgermq_common::limits::INVISIBLE_DURATION_MS_MAX;
+use ledgermq_common::{ConsumerGroupName, QueueOffset};
+use ledgermq_edge::group_call::{GroupResponse, Refused};
+use ledgermq_proto::admin as wire;
+use ledgermq_proto::admin::group_operation::Operation;
+use ledgermq_proto::admin::group_operation_result::Result as Answered;
+use ledgermq_proto::admin::{retry_policy, set_consumer_group_request};
+use ledgermq_proto::rocketmq::Code;
+
+use super::dead_letters::{self, ReadLetter};
+use super::hosted_group::{Ended, HostedGroup, unexpected};
+use crate::state::{
+    Answer, Backoff, Command, ConsumerGroupSettings, CreateConsumerGroup, UpdateConsumerGroup,
+};
+
+const LETTERS_PER_PAGE_MAX: u32 = 256;
+const LETTERS_PER_REDRIVE_MAX: usize = 256;
+const ATTEMPTS_MAX: u32 = 10_000;
+const BACKOFF_STEPS_MAX: usize = 64;
+const BACKOFF_MULTIPLIER_THOUSANDTHS_MAX: u32 = 100_000;
+
+pub async fn execute(hosted: &HostedGroup, operation: &wire::GroupOperation) -> Result<GroupResponse, Ended> {
+    let operation = operation.operation.as_ref().ok_or_else(|| {
+        Refused::new(Code::NotImplemented, "the operation is of a kind this node does not know")
+    })?;
+    let result = match operation {
+        Operation::SetConsumerGroup(request) => {
+            Answered::ConsumerGroup(set_consumer_group(hosted, request).await?)
+        }
+        Operation::ShowConsumerGroup(request) => {
+            Answered::ConsumerGroup(show_consumer_group(hosted, &consumer_group(&request.name)?))
+        }
+        Operation::ListDeadLetters(request) => Answered::DeadLetters(list_dead_letters(hosted, request)),
+        Operation::RedriveDeadLetters(request) => Answered::Redriven(redrive(hosted, request).await?),
+    };
+    Ok(GroupResponse::Operation(wire::GroupOperationResult { result: Some(result) }))
+}
+
+async fn set_consumer_group(
+    hosted: &HostedGroup,
+    request: &wire::SetConsumerGroupRequest,
+) -> Result<wire::ConsumerGroup, Ended> {
+    let name = consumer_group(&request.name)?;
+    let known = hosted.state.consumer_group(name.as_str());
+    let mut settings = known.as_ref().map(|view| view.settings.clone()).unwrap_or_default();
+    if let Some(fifo) = request.fifo {
+        settings.fifo = fifo;
+    }
+    if request.max_attempts > ATTEMPTS_MAX {
+        return Err(bad(format!(
+            "max_attempts is {}; it must be within 1..={ATTEMPTS_MAX}",
+            request.max_attempts
+        )));
+    }
+    if request.max_attempts > 0 {
+        settings.attempts_max = request.max_attempts;
+    }
+    if let Some(backoff) = &request.backoff {
+        settings.backoff = backoff_of(backoff)?;
+    }
+    let command = if known.is_some() {
+        Command::UpdateConsumerGroup(UpdateConsumerGroup { name: name.to_string(), settings })
+    } else {
+        Command::CreateConsumerGroup(CreateConsumerGroup { name: name.to_string(), settings })
+    };
+    match hosted.propose(command.encode(hosted.now())).await? {
+        Answer::ConsumerGroup { .. } => Ok(show_consumer_group(hosted, &name)),
+        other => Err(unexpected("SetConsumerGroup", &other)),
+    }
+}
+
+fn backoff_of(backoff: &set_consumer_group_request::Backoff) -> Result<Backoff, Ended> {
+    let within = |field: &str, value: u64, min: u64, max: u64| {
+        if (min..=max).contains(&value) {
+            Ok(())
+        } else {
+            Err(bad(format!("{field} is {value}; it must be within {min}..={max}")))
+        }
+    };
+    match backoff {
+        set_consumer_group_request::Backoff::Exponential(exponential) => {
+            let wire::ExponentialBackoff { initial_ms, max_ms, multiplier_thousandths } = *exponential;
+            within("initial_ms", initial_ms, 1, INVISIBLE_DURATION_MS_MAX)?;
+            within("max_ms", max_ms, initial_ms, INVISIBLE_DURATION_MS_MAX)?;
+            let multiplier_max = u64::from(BACKOFF_MULTIPLIER_THOUSANDTHS_MAX);
+            within("multiplier_thousandths", u64::from(multiplier_thousandths), 1_000, multiplier_max)?;
+            Ok(Backoff::Exponential { initial_ms, max_ms, multiplier_thousandths })
+        }
+        set_consumer_group_request::Backoff::Customised(customised) => {
+            let steps_ms = customised.steps_ms.clone();
+            within("steps_ms (count)", steps_ms.len() as u64, 1, BACKOFF_STEPS_MAX as u64)?;
+            for &step_ms in &steps_ms {
+                within("steps_ms", step_ms, 1, INVISIBLE_DURATION_MS_MAX)?;
+            }
+            Ok(Backoff::Customised { steps_ms })
+        }
+    }
+}
+
+fn show_consumer_group(hosted: &HostedGroup, name: &ConsumerGroupName) -> wire::ConsumerGroup {
+    let known = hosted.state.consumer_group(name.as_str());
+    let exists = known.is_some();
+    let settings = known.map_or_else(ConsumerGroupSettings::default, |view| view.settings);
+    let backoff = match settings.backoff {
+        Backoff::Exponential { initial_ms, max_ms, multiplier_thousandths } => {
+            retry_policy::Backoff::Exponential(wire::ExponentialBackoff {
+                initial_ms,
+                max_ms,
+                multiplier_thousandths,
+            })
+        }
+        Backoff::Customised { steps_ms } => {
+            retry_policy::Backoff::Customised(wire::CustomisedBackoff { steps_ms })
+        }
+    };
+    let retry = wire::RetryPolicy { max_attempts: settings.attempts_max, backoff: Some(backoff) };
+    wire::ConsumerGroup { name: name.to_string(), fifo: settings.fifo, retry: Some(retry), exists }
+}
+
+fn list_dead_letters(
+    hosted: &HostedGroup,
+    request: &wire::ListDeadLettersRequest,
+) -> wire::ListDeadLettersResponse {
+    let limit = if request.with_body { 1 } else { LETTERS_PER_PAGE_MAX };
+    let max = if request.max == 0 { limit } else { request.max.min(limit) };
+    let from = QueueOffset(request.from.as_ref().map_or(0, |from| from.offset));
+    let (letters, next) = dead_letters::list(hosted, &request.consumer_group, from, max);
+    wire::ListDeadLettersResponse {
+        letters: letters.into_iter().map(|letter| shown(hosted, letter, request.with_body)).collect(),
+        next: next.map(|next| wire::Cursor { group: hosted.name.to_string(), offset: next.get() }),
+    }
+}
+
+fn shown(hosted: &HostedGroup, letter: ReadLetter, with_body: bool) -> wire::DeadLetter {
+    let ReadLetter { at, is_redriven, stored } = letter;
+    let mut shown = wire::DeadLetter {
+        group: hosted.name.to_string(),
+        offset: at.get(),
+        message_id: stored.id,
+        born_ms: stored.born_at.get(),
+        tag: stored.properties.tag,
+        keys: stored.properties.keys,
+        properties: stored.properties.user,
+        body_bytes: u32::try_from(stored.body.len()).unwrap_or(u32::MAX),
+        body: if with_body { stored.body } else { bytes::Bytes::new() },
+        redriven: is_redriven,
+        ..wire::DeadLetter::default()
+    };
+    if let Some(letter) = stored.dead_letter {
+        shown.topic = letter.topic_name;
+        shown.queue = letter.queue.get();
+        shown.queue_offset = letter.offset.get();
+        shown.attempts = letter.attempts;
+        shown.reason = letter.reason.as_str().to_owned();
+        shown.at_ms = letter.at.get();
+    }
+    shown
+}
+
+async fn redrive(
+    hosted: &HostedGroup,
+    request: &wire::RedriveDeadLettersRequest,
+) -> Result<wire::RedriveDeadLettersResponse, Ended> {
+    if request.offsets.len() > LETTERS_PER_REDRIVE_MAX {
+        let count = request.offsets.len();
+        return Err(bad(format!("offsets has {count} entries; the limit is {LETTERS_PER_REDRIVE_MAX}")));
+    }
+    let letters: Vec<QueueOffset> = request.offsets.iter().copied().map(QueueOffset).collect();
+    let redriven = dead_letters::redrive(hosted, &request.consumer_group, &letters).await?;
+    Ok(wire::RedriveDeadLettersResponse { redriven })
+}
+
+fn consumer_group(name: &str) -> Result<ConsumerGroupName, Ended> {
+    ConsumerGroupName::parse(name)
+        .map_err(|error| Refused::new(Code::IllegalConsumerGroup, error.to_string()).into())
+}
+
+fn bad(message: String) -> Ended {
+    Refused::new(Code::BadRequest, message).into()
+}

@@ -1,0 +1,47 @@
+//! What the executor asks the state about timers.
+
+use ledgermq_common::PhysicalOffset;
+use ledgermq_common::clock::UnixMillis;
+
+use super::machine::BrokerState;
+use super::names::TopicId;
+use super::timers::TimerKey;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimerState {
+    Pending {
+        topic: TopicId,
+    },
+    /// Its time has not come.
+    Recalled,
+    /// Its time has come: it fired, or was recalled before.
+    Over,
+    Unknown,
+}
+
+impl BrokerState {
+    /// When the next timer is due.
+    pub fn next_timer(&self) -> Option<UnixMillis> {
+        self.applied_state().timers.next()
+    }
+
+    /// Delayed messages that wait for their time.
+    pub fn timers_pending(&self) -> u64 {
+        self.applied_state().timers.progress().pending
+    }
+
+    pub fn timer(&self, deliver_at: UnixMillis, physical: PhysicalOffset) -> TimerState {
+        let applied = self.applied_state();
+        let key = TimerKey { deliver_at, physical };
+        if key <= applied.timers.progress().fired_through {
+            TimerState::Over
+        } else if applied.timers.recalled().contains(&key) {
+            TimerState::Recalled
+        } else {
+            match applied.timers.find(key) {
+                Some(timer) => TimerState::Pending { topic: timer.topic },
+                None => TimerState::Unknown,
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! `ledgermq admin group`: a consumer group's retry policy.
+
+use clap::Subcommand;
+use ledgermq_client::Admin;
+use ledgermq_proto::admin as wire;
+use ledgermq_proto::admin::{retry_policy, set_consumer_group_request};
+use serde_json::{Value, json};
+
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// Create a consumer group, or change what is given of it.
+    Set {
+        name: String,
+        /// Deliveries of a message before it goes to the dead letters.
+        #[arg(long)]
+        max_attempts: Option<u32>,
+        /// Waits before the second, third, ... delivery in milliseconds; the last one repeats.
+        #[arg(long, value_delimiter = ',', conflicts_with = "exponential_ms")]
+        backoff_ms: Vec<u64>,
+        /// First wait, longest wait (both in milliseconds) and factor: `1000,60000,2`.
+        #[arg(long, value_parser = exponential)]
+        exponential_ms: Option<wire::ExponentialBackoff>,
+        /// Deliver the messages of a message group in order, one at a time.
+        #[arg(long)]
+        fifo: Option<bool>,
+    },
+    /// Show a consumer group's settings.
+    Show { name: String },
+}
+
+fn exponential(text: &str) -> Result<wire::ExponentialBackoff, String> {
+    let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+    let [initial, max, factor] = parts.as_slice() else {
+        return Err("must be FIRST_MS,LONGEST_MS,FACTOR".to_owned());
+    };
+    let number = |text: &str| text.parse::<u64>().map_err(|error| format!("{text}: {error}"));
+    let factor: f64 = factor.parse().map_err(|error| format!("{factor}: {error}"))?;
+    if !(1.0..=100.0).contains(&factor) {
+        return Err(format!("factor {factor} must be within 1..=100"));
+    }
+    Ok(wire::ExponentialBackoff {
+        initial_ms: number(initial)?,
+        max_ms: number(max)?,
+        multiplier_thousandths: (factor * 1000.0).round() as u32,
+    })
+}
+
+pub async fn run(admin: &Admin, command: GroupCommand) -> anyhow::Result<(String, Value)> {
+    let shown = match command {
+        GroupCommand::Set { name, max_attempts, backoff_ms, exponential_ms, fifo } => {
+            let backoff = match exponential_ms {
+                Some(exponential) => Some(set_consumer_group_request::Backoff::Exponential(exponential)),
+                None if backoff_ms.is_empty() => None,
+                None => Some(set_consumer_group_request::Backoff::Customised(wire::CustomisedBackoff {
+                    steps_ms: backoff_ms,
+                })),
+            };
+            anyhow::ensure!(max_attempts != Some(0), "--max-attempts must be at least 1");
+            let max_attempts = max_attempts.unwrap_or(0);
+            let request = wire::SetConsumerGroupRequest { name, fifo, max_attempts, backoff };
+            admin.set_consumer_group(request).await?.consumer_group
+        }
+        GroupCommand::Show { name } => {
+            admin.show_consumer_group(wire::ShowConsumerGroupRequest { name }).await?.consumer_group
+        }
+    };
+    let shown = shown.unwrap_or_default();
+    let retry = shown.retry.clone().unwrap_or_default();
+    let (text, value) = match &retry.backoff {
+        Some(retry_policy::Backoff::Exponential(exponential)) => (
+            format!(
+                "{} ms, times {}, at most {} ms",
+                exponential.initial_ms,
+                f64::from(exponential.multiplier_thousandths) / 1000.0,
+                exponential.max_ms
+            ),
+            json!({ "exponential": {
+                "initial_ms": exponential.initial_ms, "max_ms": exponential.max_ms,
+                "multiplier_thousandths": exponential.multiplier_thousandths,
+            } }),
+        ),
+        Some(retry_policy::Backoff::Customised(customised)) => {
+            let steps: Vec<String> = customised.steps_ms.iter().map(u64::to_string).collect();
+            (format!("{} ms", steps.join(", ")), json!({ "steps_ms": customised.steps_ms }))
+        }
+        None => (String::new(), Value::Null),
+    };
+    Ok((
+        format!(
+            "consumer group {}{}\nordered: {}\nattempts: {}\nwaits: {text}",
+            shown.name,
+            if shown.exists { "" } else { " (not used yet; these are the defaults)" },
+            if shown.fifo { "yes" } else { "no" },
+            retry.max_attempts,
+        ),
+        json!({
+            "name": shown.name, "exists": shown.exists, "fifo": shown.fifo,
+            "max_attempts": retry.max_attempts, "backoff": value,
+        }),
+    ))
+}
