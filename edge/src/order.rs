@@ -5,7 +5,8 @@
 //! meet the same queue. That needs the whole list of queues, so a send is held rather than placed by
 //! a part of it.
 
-use ledgermq_proto::rocketmq::{Message, SendMessageRequest, SendMessageResponse};
+use ledgermq_common::TopicName;
+use ledgermq_proto::rocketmq::{Code, Message, MessageType, SendMessageRequest, SendMessageResponse};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::codes::CallFailed;
@@ -14,8 +15,6 @@ use crate::edge::Edge;
 use crate::group_call::{GroupRequest, GroupResponse, Refused, SendRequest};
 use crate::topics::HostedTopic;
 use crate::validate::{self, Invalid};
-use ledgermq_common::TopicName;
-use ledgermq_proto::rocketmq::MessageType;
 
 impl Edge {
     /// Messages of one message group, which is one queue of one broker group.
@@ -36,9 +35,17 @@ impl Edge {
             }
         }
         let group = chosen.group.clone();
-        match self.call(&group, context, &GroupRequest::Send(SendRequest { topic, request })).await? {
+        match self
+            .call(&group, context, &GroupRequest::Send(SendRequest { topic: topic.clone(), request }))
+            .await?
+        {
             GroupResponse::Send(response) => Ok(response),
-            GroupResponse::Refused(refused) => Err(refused),
+            GroupResponse::Refused(refused) => {
+                if refused.code == Code::TopicNotFound {
+                    self.forget_topic(&group, &topic);
+                }
+                Err(refused)
+            }
             _ => Err(CallFailed::WrongAnswer { group }.into()),
         }
     }

@@ -231,6 +231,12 @@ impl HostedGroup {
         self.state.consumer_groups().into_iter().map(|group| group.name)
     }
 
+    /// How many transactions of each topic have no outcome yet.
+    pub fn half_messages(&self) -> Vec<(String, u64)> {
+        let counts = self.state.half_messages().into_iter();
+        counts.filter_map(|(topic, halves)| Some((self.state.topic_by_id(topic)?.name, halves))).collect()
+    }
+
     /// What every consumer group has before it in every topic it reads, at most `max` of them.
     pub fn consumptions(&self, max: usize) -> Vec<Consumption> {
         let groups = self.state.consumer_groups().into_iter();

@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hashbrown::HashSet;
 use ledgermq_common::{QueueId, QueueOffset};
 
 use super::reservations::{Lane, Reserved};
@@ -138,7 +139,7 @@ impl std::fmt::Debug for OrderedPlan {
 #[derive(Debug, Default)]
 struct QueueState {
     queue: u32,
-    blocked: BTreeSet<OrderKey>,
+    blocked: HashSet<OrderKey>,
     /// Ended leases: offset, order key.
     ended: Vec<(u64, OrderKey)>,
     /// Unseen ranges in order, cut to what one plan looks at.
@@ -201,7 +202,8 @@ impl BrokerState {
         let attempts_max = applied.consumer_groups.get(&request.consumer_group)?.settings.attempts_max;
         let range = *applied.topics.get(&request.topic)?.queues.get(queue as usize)?;
         let now = applied.scalars.now.max(request.now);
-        let mut state = QueueState { queue, blocked: lane.orders_of(queue), ..QueueState::default() };
+        let mut state =
+            QueueState { queue, blocked: lane.orders_of(queue).collect(), ..QueueState::default() };
         let mut left = ORDER_SCAN_ENTRIES_MAX;
         let mut add = |from: u64, to: u64| {
             let (from, to) = (from.max(range.min), to.min(range.max));

@@ -83,9 +83,9 @@ impl Lane {
     }
 
     /// The order keys of a queue that plans hold.
-    pub(super) fn orders_of(&self, queue: u32) -> BTreeSet<OrderKey> {
+    pub(super) fn orders_of(&self, queue: u32) -> impl Iterator<Item = OrderKey> {
         let of_queue = self.orders.range((queue, OrderKey(0))..=(queue, OrderKey(u64::MAX)));
-        of_queue.map(|(_, order)| *order).collect()
+        of_queue.map(|(_, order)| *order)
     }
 
     pub(super) fn reserve(&mut self, reserved: &Reserved) {
