@@ -11,7 +11,7 @@
 //! | `[listen]`, `[advertise]` | sockets of this process, and the addresses others reach them at |
 //! | `[[nodes]]`, `[[groups]]` | all nodes of the cluster; all groups with their members |
 //! | `[storage]`, `[raft]` | disk and timing |
-//! | `[topics]`, `[route]`, `[tls]` | what clients get |
+//! | `[topics]`, `[transactions]`, `[route]`, `[tls]` | what clients get |
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -47,6 +47,7 @@ pub struct BrokerConfig {
     pub advertise: AdvertiseSection,
     pub storage: StorageSection,
     pub topics: TopicsSection,
+    pub transactions: TransactionsSection,
     pub tls: TlsSection,
     pub route: RouteSection,
     pub raft: RaftSection,
@@ -113,6 +114,18 @@ pub struct TopicsSection {
     pub default_queues: u32,
     /// How far ahead the delivery time of a delayed message may be.
     pub delay_max_s: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TransactionsSection {
+    /// A transaction without an outcome for so long is asked about for the first time. A producer may
+    /// ask for more time with its message.
+    pub timeout_ms: u64,
+    /// Between two questions about one transaction.
+    pub check_interval_ms: u64,
+    /// After so many questions it waits for `ledgermq admin transaction`.
+    pub checks_max: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,6 +204,7 @@ impl Default for BrokerConfig {
             advertise: AdvertiseSection::default(),
             storage: StorageSection::default(),
             topics: TopicsSection::default(),
+            transactions: TransactionsSection::default(),
             tls: TlsSection::default(),
             route: RouteSection::default(),
             raft: RaftSection::default(),
@@ -246,6 +260,13 @@ impl Default for StorageSection {
 impl Default for TopicsSection {
     fn default() -> Self {
         Self { auto_create: false, default_queues: 8, delay_max_s: 40 * 24 * 3600 }
+    }
+}
+
+impl Default for TransactionsSection {
+    /// RocketMQ's `transactionTimeOut`, `transactionCheckInterval` and `transactionCheckMax`.
+    fn default() -> Self {
+        Self { timeout_ms: 6_000, check_interval_ms: 30_000, checks_max: 15 }
     }
 }
 
@@ -310,6 +331,14 @@ impl BrokerConfig {
             1,
             u64::from(limits::TOPIC_QUEUES_MAX),
         )?;
+        within("transactions.timeout_ms", self.transactions.timeout_ms, 100, 24 * 60 * 60 * 1000)?;
+        within(
+            "transactions.check_interval_ms",
+            self.transactions.check_interval_ms,
+            100,
+            24 * 60 * 60 * 1000,
+        )?;
+        within("transactions.checks_max", u64::from(self.transactions.checks_max), 1, 10_000)?;
         within("topics.delay_max_s", self.topics.delay_max_s, 1, DELIVERY_DELAY_MS_MAX as u64 / 1000)?;
         if self.tls.cert.is_empty() != self.tls.key.is_empty() {
             return refused("tls.cert", &self.tls.cert, "tls.cert and tls.key must be set together");

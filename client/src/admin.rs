@@ -64,6 +64,21 @@ impl Admin {
         RedriveDeadLettersResponse
     );
     operation!(
+        /// Transactions without an outcome, a page at a time.
+        list_transactions,
+        "list transactions",
+        ListTransactionsRequest,
+        ListTransactionsResponse
+    );
+    operation!(show_transaction, "show transaction", ShowTransactionRequest, ShowTransactionResponse);
+    operation!(
+        /// Decides a transaction in its producer's place.
+        end_transaction,
+        "end transaction",
+        EndTransactionRequest,
+        EndTransactionResponse
+    );
+    operation!(
         /// Collected from all nodes by the one that is asked.
         cluster_status,
         "cluster status",

@@ -14,6 +14,7 @@ use crate::error::{ConnectError, NoAnswerInTime};
 use crate::options::ClientOptions;
 use crate::producer::Producer;
 use crate::session::{Role, Session};
+use crate::transaction::{TransactionChecker, TransactionalProducer};
 
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -58,8 +59,29 @@ impl Client {
             group: None,
             subscriptions: Vec::new(),
             long_polling: Duration::ZERO,
+            topics: Vec::new(),
+            checker: None,
         };
         Producer::new(Session::start(self.connections.clone(), self.options.clone(), role))
+    }
+
+    /// A producer of transactional messages for `topics`. The checker is asked about transactions of
+    /// these topics that were left open, whoever sent them.
+    pub fn transactional_producer(
+        &self,
+        topics: impl IntoIterator<Item = impl Into<String>>,
+        checker: impl TransactionChecker,
+    ) -> TransactionalProducer {
+        let role = Role {
+            client_type: ClientType::Producer,
+            group: None,
+            subscriptions: Vec::new(),
+            long_polling: Duration::ZERO,
+            topics: topics.into_iter().map(Into::into).collect(),
+            checker: Some(Arc::new(checker)),
+        };
+        let session = Session::start(self.connections.clone(), self.options.clone(), role);
+        TransactionalProducer::new(Producer::new(session))
     }
 
     pub fn simple_consumer(&self, options: ConsumerOptions) -> SimpleConsumer {
@@ -68,6 +90,8 @@ impl Client {
             group: Some(options.group.clone()),
             subscriptions: options.subscriptions.clone(),
             long_polling: options.await_duration,
+            topics: Vec::new(),
+            checker: None,
         };
         let session = Session::start(self.connections.clone(), self.options.clone(), role);
         SimpleConsumer::new(session, options)

@@ -111,6 +111,17 @@ pub enum AckError {
 }
 
 #[derive(Debug, Clone, thiserror::Error)]
+pub enum EndTransactionError {
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswerInTime),
+    /// Unknown, or decided the other way before.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Malformed(#[from] MalformedAnswer),
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum AdminError {
     #[error(transparent)]
     NoAnswer(#[from] NoAnswerInTime),

@@ -35,16 +35,18 @@ mod producer;
 mod retry;
 mod session;
 mod tls;
+mod transaction;
 
 pub use access_point::{AccessPoint, AccessPoints};
 pub use admin::Admin;
 pub use client::Client;
 pub use consumer::{ConsumerOptions, Filter, SimpleConsumer};
 pub use error::{
-    AccessPointSyntaxError, AckError, AdminError, BatchError, ConnectError, CorruptBody, MalformedAnswer,
-    NoAnswerInTime, ReceiveError, Refused, SendError, TlsSetupError, UnreachableAccessPoint,
+    AccessPointSyntaxError, AckError, AdminError, BatchError, ConnectError, CorruptBody, EndTransactionError,
+    MalformedAnswer, NoAnswerInTime, ReceiveError, Refused, SendError, TlsSetupError, UnreachableAccessPoint,
 };
-pub use message::{Message, ReceivedMessage, SendReceipt};
+pub use message::{Message, ReceivedHalf, ReceivedMessage, SendReceipt};
 pub use message_id::MessageIdSource;
 pub use options::{ClientOptions, TlsMode};
 pub use producer::Producer;
+pub use transaction::{Outcome, Transaction, TransactionChecker, TransactionalProducer};

@@ -19,6 +19,11 @@ pub struct Message {
     /// Given by the producer unless set here. An application that repeats a send after an error
     /// sets the same id again, and the message is stored once.
     pub id: Option<String>,
+    /// Messages of one group are delivered in the order they were sent, one receiver at a time.
+    pub message_group: Option<String>,
+    /// Of a transactional message: nobody is asked for its outcome before; the server's time-out
+    /// unless set.
+    pub check_after: Option<std::time::Duration>,
 }
 
 impl Message {
@@ -30,6 +35,8 @@ impl Message {
             keys: Vec::new(),
             properties: BTreeMap::new(),
             id: None,
+            message_group: None,
+            check_after: None,
         }
     }
 
@@ -53,12 +60,23 @@ impl Message {
         self
     }
 
+    pub fn message_group(mut self, group: impl Into<String>) -> Self {
+        self.message_group = Some(group.into());
+        self
+    }
+
+    pub fn check_after(mut self, wait: std::time::Duration) -> Self {
+        self.check_after = Some(wait);
+        self
+    }
+
     pub(crate) fn into_wire(
         self,
         id: String,
         namespace: &str,
         born: prost_types::Timestamp,
         born_host: &str,
+        message_type: wire::MessageType,
     ) -> wire::Message {
         wire::Message {
             topic: Some(wire::Resource { resource_namespace: namespace.to_owned(), name: self.topic }),
@@ -68,7 +86,16 @@ impl Message {
                 keys: self.keys,
                 message_id: id,
                 body_encoding: wire::Encoding::Identity as i32,
-                message_type: wire::MessageType::Normal as i32,
+                message_type: if message_type == wire::MessageType::Normal && self.message_group.is_some() {
+                    wire::MessageType::Fifo as i32
+                } else {
+                    message_type as i32
+                },
+                message_group: self.message_group,
+                orphaned_transaction_recovery_duration: self
+                    .check_after
+                    .filter(|_| message_type == wire::MessageType::Transaction)
+                    .map(duration),
                 born_timestamp: Some(born),
                 born_host: born_host.to_owned(),
                 ..Default::default()
@@ -106,6 +133,33 @@ pub struct ReceivedMessage {
     pub queue_offset: i64,
     pub born_timestamp_ms: u64,
     pub store_timestamp_ms: u64,
+}
+
+/// A half message whose outcome the cluster asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceivedHalf {
+    pub message_id: String,
+    pub topic: String,
+    pub body: Bytes,
+    pub tag: Option<String>,
+    pub keys: Vec<String>,
+    pub properties: BTreeMap<String, String>,
+}
+
+impl ReceivedHalf {
+    pub(crate) fn from_wire(message: wire::Message) -> Option<(wire::Resource, Self)> {
+        let topic = message.topic?;
+        let system = message.system_properties?;
+        let half = Self {
+            message_id: system.message_id,
+            topic: topic.name.clone(),
+            body: message.body,
+            tag: system.tag,
+            keys: system.keys,
+            properties: message.user_properties,
+        };
+        Some((topic, half))
+    }
 }
 
 /// Why a delivered message cannot be handed to the application.

@@ -41,6 +41,32 @@ impl Producer {
     /// Sends messages of one topic in one request, which is stored as a whole or not at all.
     /// The receipts come in the order of the messages.
     pub async fn send_many(&self, messages: Vec<Message>) -> Result<Vec<SendReceipt>, SendError> {
+        let stored = self.store(messages, wire::MessageType::Normal).await?;
+        Ok(stored.into_iter().map(|(receipt, _)| receipt).collect())
+    }
+
+    /// The receipt of a half message, and its transaction id.
+    pub(crate) async fn send_half(&self, message: Message) -> Result<(SendReceipt, String), SendError> {
+        let malformed =
+            |what: &str| crate::error::MalformedAnswer { operation: "send", what: what.to_owned() };
+        let stored = self.store(vec![message], wire::MessageType::Transaction).await?;
+        let (receipt, entry) =
+            stored.into_iter().next().ok_or_else(|| malformed("no receipt for a message"))?;
+        match entry.map(|entry| entry.transaction_id).filter(|id| !id.is_empty()) {
+            Some(transaction_id) => Ok((receipt, transaction_id)),
+            None => Err(malformed("a half message without a transaction id").into()),
+        }
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    async fn store(
+        &self,
+        messages: Vec<Message>,
+        message_type: wire::MessageType,
+    ) -> Result<Vec<(SendReceipt, Option<wire::SendResultEntry>)>, SendError> {
         check_batch(&messages)?;
         let born = timestamp(SystemClock.now().get());
         let namespace = &self.session.options.namespace;
@@ -48,7 +74,7 @@ impl Producer {
             .into_iter()
             .map(|mut message| {
                 let id = message.id.take().unwrap_or_else(|| self.ids.next_id());
-                message.into_wire(id, namespace, born, &self.born_host)
+                message.into_wire(id, namespace, born, &self.born_host, message_type)
             })
             .collect();
         let ids: Vec<String> = messages
@@ -70,10 +96,9 @@ impl Producer {
             .await?;
         let receipts = ids.into_iter().zip(entries.into_iter().map(Some).chain(std::iter::repeat(None)));
         Ok(receipts
-            .map(|(message_id, entry)| SendReceipt {
-                message_id,
-                queue_offset: entry.map_or(-1, |entry| entry.offset),
-                attempts,
+            .map(|(message_id, entry)| {
+                let queue_offset = entry.as_ref().map_or(-1, |entry| entry.offset);
+                (SendReceipt { message_id, queue_offset, attempts }, entry)
             })
             .collect())
     }

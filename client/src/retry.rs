@@ -195,6 +195,7 @@ macro_rules! into_operation_error {
 into_operation_error!(crate::error::SendError);
 into_operation_error!(crate::error::ReceiveError);
 into_operation_error!(crate::error::AckError);
+into_operation_error!(crate::error::EndTransactionError);
 
 impl CallFailure {
     /// For operations whose failures are gRPC statuses.

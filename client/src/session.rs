@@ -11,7 +11,7 @@ use std::time::Duration;
 use ledgermq_proto::rocketmq as wire;
 use ledgermq_proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use ledgermq_proto::rocketmq::telemetry_command::Command;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,11 +21,13 @@ use crate::connection::{Connections, LiveConnection};
 use crate::consumer::Filter;
 use crate::options::ClientOptions;
 use crate::retry::{Budget, CallFailure, call, judge};
+use crate::transaction::{TransactionChecker, answer_check};
 
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(300);
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 const OUTGOING_COMMANDS_MAX: usize = 16;
+const CHECKS_AT_ONCE_MAX: usize = 64;
 /// The largest answer accepted: a batch of the largest messages in one item never occurs, because
 /// messages come one per item.
 const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -36,16 +38,20 @@ pub(crate) struct Session {
     pub client_id: String,
     metadata: MetadataMap,
     role: Role,
+    checks: Arc<Semaphore>,
     background: parking_lot::Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the session is for, as its settings and heartbeats say it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Role {
     pub client_type: wire::ClientType,
     pub group: Option<String>,
     pub subscriptions: Vec<(String, Filter)>,
     pub long_polling: Duration,
+    /// What a producer publishes to: it is asked about transactions of these topics.
+    pub topics: Vec<String>,
+    pub checker: Option<Arc<dyn TransactionChecker>>,
 }
 
 impl Session {
@@ -57,6 +63,7 @@ impl Session {
             options,
             client_id,
             role,
+            checks: Arc::new(Semaphore::new(CHECKS_AT_ONCE_MAX)),
             background: parking_lot::Mutex::new(None),
         });
         // The task must not keep the session alive, or it would never end.
@@ -75,6 +82,13 @@ impl Session {
                 loop {
                     tokio::select! {
                         answer = answers.message() => match answer {
+                            Ok(Some(wire::TelemetryCommand {
+                                command: Some(Command::RecoverOrphanedTransactionCommand(asked)),
+                                ..
+                            })) => {
+                                let Some(session) = weak.upgrade() else { return };
+                                session.check(asked);
+                            }
                             Ok(Some(command)) => answer_command(&commands, command),
                             Ok(None) | Err(_) => break,
                         },
@@ -143,6 +157,17 @@ impl Session {
         log_failure("client termination", outcome);
     }
 
+    /// Answers in the background. Questions beyond [`CHECKS_AT_ONCE_MAX`] are left: they come again.
+    fn check(self: &Arc<Self>, asked: wire::RecoverOrphanedTransactionCommand) {
+        let Some(checker) = self.role.checker.clone() else { return };
+        let Ok(permit) = Arc::clone(&self.checks).try_acquire_owned() else { return };
+        let session = Arc::clone(self);
+        tokio::spawn(async move {
+            answer_check(&session, &checker, asked).await;
+            drop(permit);
+        });
+    }
+
     async fn heartbeat(&self) {
         let request =
             wire::HeartbeatRequest { group: self.group(), client_type: self.role.client_type as i32 };
@@ -187,7 +212,10 @@ impl Session {
     fn settings_command(&self) -> wire::TelemetryCommand {
         use wire::settings::PubSub;
         let pub_sub = match self.role.client_type {
-            wire::ClientType::Producer => PubSub::Publishing(wire::Publishing::default()),
+            wire::ClientType::Producer => PubSub::Publishing(wire::Publishing {
+                topics: self.role.topics.iter().map(|topic| self.resource(topic)).collect(),
+                ..Default::default()
+            }),
             _ => PubSub::Subscription(wire::Subscription {
                 group: self.group(),
                 subscriptions: self

@@ -9,7 +9,9 @@ pub mod limits;
 pub mod names;
 pub mod recall_handle;
 pub mod receipt_handle;
+pub mod transaction_id;
 
 pub use ids::{GroupId, LogIndex, NodeId, PhysicalOffset, QueueId, QueueOffset, Term};
 pub use names::{ConsumerGroupName, GroupName, TopicName};
 pub use receipt_handle::ReceiptHandle;
+pub use transaction_id::TransactionId;

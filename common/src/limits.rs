@@ -36,3 +36,9 @@ pub const MESSAGE_ID_WINDOW_MS: u64 = 10 * 60 * 1000;
 pub const MESSAGE_ID_WINDOW_IDS_MAX: usize = 4_000_000;
 /// A client that was not heard of for this long is gone (`channelExpiredTimeout`).
 pub const CLIENT_EXPIRY_MS: u64 = 120_000;
+/// Half messages of one broker group that wait for their outcome; about 150 bytes of memory each.
+pub const UNDECIDED_TRANSACTIONS_MAX: usize = 1_000_000;
+/// How long the outcome of a transaction is remembered, so that a repeated decision is answered and
+/// an opposite one refused. After it the transaction id is unknown; the outcome itself stays.
+pub const TRANSACTION_OUTCOME_MS: u64 = 24 * 60 * 60 * 1000;
+pub const TRANSACTION_OUTCOMES_MAX: usize = 1_000_000;

@@ -71,11 +71,14 @@ impl From<Invalid> for Refused {
             Invalid::MessageIdBlank { .. }
             | Invalid::MessageIdTooLong { .. }
             | Invalid::MessageIdControlCharacter { .. } => Code::IllegalMessageId,
-            Invalid::MessageGroupTooLong { .. } | Invalid::MessageGroup { .. } => Code::IllegalMessageGroup,
+            Invalid::MessageGroupTooLong { .. }
+            | Invalid::MessageGroup { .. }
+            | Invalid::MixedMessageGroups { .. } => Code::IllegalMessageGroup,
             Invalid::DeliveryTooFar { .. } => Code::IllegalDeliveryTime,
-            Invalid::TypeConflict { .. } | Invalid::RecallFromType { .. } => {
-                Code::MessagePropertyConflictWithType
-            }
+            Invalid::TypeConflict { .. }
+            | Invalid::TransactionWith { .. }
+            | Invalid::RecallFromType { .. } => Code::MessagePropertyConflictWithType,
+            Invalid::TransactionId(_) | Invalid::TransactionGroup { .. } => Code::InvalidTransactionId,
             Invalid::InvisibleDuration { .. } => Code::IllegalInvisibleTime,
             Invalid::PollingTime { .. } => Code::IllegalPollingTime,
             Invalid::Filter { .. } | Invalid::FilterSql { .. } => Code::IllegalFilterExpression,

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::check_back::Started;
 use crate::codes::CallFailed;
 use crate::context::CallContext;
 use crate::forward::connect::Connect;
@@ -20,6 +21,7 @@ use crate::group_call::{GroupRequest, GroupResponse, LocalGroups};
 use crate::hold::GroupCaller;
 use crate::leaders::LeaderTable;
 use crate::messaging::Messaging;
+use crate::producers::Producers;
 use crate::route::{AdvertisedAddress, RouteEndpoints};
 use crate::topics::CachedTopic;
 use crate::topology::{ClusterView, Topology};
@@ -43,6 +45,8 @@ pub(crate) struct Shared {
     pub clock: Arc<dyn Clock>,
     pub caller: GroupCaller,
     pub topics: Mutex<BTreeMap<(TopicName, GroupName), CachedTopic>>,
+    pub producers: Arc<Producers>,
+    pub asking: Started,
     pub stopping: CancellationToken,
 }
 
@@ -64,6 +68,8 @@ impl Edge {
                 clock,
                 caller,
                 topics: Mutex::new(BTreeMap::new()),
+                producers: Arc::default(),
+                asking: Started::default(),
                 stopping,
             }),
         }

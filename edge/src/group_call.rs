@@ -10,7 +10,7 @@
 //! |---|---|
 //! | edge | names, sizes, durations and filters of a request have passed every check that needs no state |
 //! | edge | a request may be executed twice, on two leaders; never with different content |
-//! | edge | drops the future of a Receive when the client has gone; lets every other request finish |
+//! | edge | drops the future of a long poll when the client has gone; lets every other request finish |
 //! | executor | `Ok` only after the command is committed, applied and durable on a majority |
 //! | executor | `NotLeader`, `Overloaded`, `DeadlinePassed`, `Stopping`, `NotHosted`: no effect, now or later |
 //! | executor | returns at once when leadership is lost; holding is the edge's work |
@@ -20,9 +20,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::transaction_id::TransactionId;
 use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, Term, TopicName};
 use ledgermq_filter::Expression;
-use ledgermq_proto::admin::{GroupOperation, GroupOperationResult, ShowTopicResponse};
+use ledgermq_proto::admin::{
+    GroupOperation, GroupOperationResult, ListTransactionsRequest, ListTransactionsResponse,
+    ShowTopicResponse, ShowTransactionResponse,
+};
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
     ClientType, Code, ForwardMessageToDeadLetterQueueRequest, Message, MessageType, RecallMessageRequest,
@@ -32,6 +36,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::context::CallContext;
+use crate::transactions::{AskedTransaction, AwaitTransactionChecks, EndTransaction, TransactionCheck};
 
 /// Executes requests for the groups whose replicas live in this process.
 #[async_trait]
@@ -80,12 +85,24 @@ pub enum GroupRequest {
     DescribeConsumerGroup(ConsumerGroupName),
     ClientHeartbeat(ClientHeartbeat),
     ClientTermination(ClientTermination),
+    EndTransaction(EndTransaction),
+    AwaitTransactionChecks(AwaitTransactionChecks),
+    TransactionsAsked(Vec<AskedTransaction>),
+    ListTransactions(ListTransactionsRequest),
+    ShowTransaction(TransactionId),
     /// With a handle it parsed and names the group that is asked; without one the message id says which.
     DeadLetter(ForwardMessageToDeadLetterQueueRequest),
     /// The handle parsed and names the group that is asked.
     Recall(RecallMessageRequest),
     /// An administrator's, for this group.
     Operation(GroupOperation),
+}
+
+impl GroupRequest {
+    /// It waits for something to happen; whoever asked may go away meanwhile.
+    pub fn is_long_poll(&self) -> bool {
+        matches!(self, Self::Receive(_) | Self::AwaitTransactionChecks(_))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -155,9 +172,12 @@ pub enum GroupResponse {
     Topics(Vec<TopicDescription>),
     ShowTopic(ShowTopicResponse),
     ConsumerGroup(ConsumerGroupDescription),
+    TransactionChecks(Vec<TransactionCheck>),
+    Transactions(ListTransactionsResponse),
+    Transaction(ShowTransactionResponse),
     Recalled(RecallMessageResponse),
     Operation(GroupOperationResult),
-    /// DeleteTopic, ClientHeartbeat, ClientTermination, DeadLetter.
+    /// DeleteTopic, ClientHeartbeat, ClientTermination, DeadLetter, EndTransaction, TransactionsAsked.
     Done,
     /// The leader looked at the request and says no.
     Refused(Refused),

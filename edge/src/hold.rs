@@ -241,7 +241,7 @@ impl GroupCaller {
     ) -> Option<Result<GroupResponse, Attempt>> {
         let (lane, suspect_after) = match request {
             GroupRequest::Send(_) => (Lane::Produce, SUSPECT_AFTER),
-            GroupRequest::Receive(_) => (Lane::Consume, SUSPECT_LONG_POLL_AFTER),
+            poll if poll.is_long_poll() => (Lane::Consume, SUSPECT_LONG_POLL_AFTER),
             _ => (Lane::Consume, SUSPECT_AFTER),
         };
         let answer =

@@ -16,10 +16,13 @@
 //! | [`group_call`] | what is asked of a broker group, and who executes it |
 //! | [`hold`], [`leaders`] | finding the leader and waiting for one |
 //! | [`forward`] | the way to another node |
+//! | [`transactions`], [`producers`], [`check_back`] | ending transactions; asking producers for the outcome of those left open |
+//! | [`order`] | the queue of a message group |
 //! | [`registry_client`] | announcing led groups to nameservers |
 //!
 //! Nothing here is durable, and nothing here must be: an edge that starts anew serves at once.
 
+mod check_back;
 mod clients;
 pub mod codes;
 pub mod context;
@@ -30,6 +33,8 @@ pub mod group_call;
 pub mod hold;
 pub mod leaders;
 pub mod messaging;
+mod order;
+mod producers;
 mod recall;
 mod receipts;
 mod receive;
@@ -39,6 +44,7 @@ mod send;
 pub mod settings;
 pub mod topics;
 pub mod topology;
+pub mod transactions;
 pub mod validate;
 
 pub use edge::{Edge, EdgeConfig};

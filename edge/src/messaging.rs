@@ -192,7 +192,12 @@ impl MessagingService for Messaging {
         &self,
         request: Request<EndTransactionRequest>,
     ) -> Result<Response<EndTransactionResponse>, Status> {
-        Ok(Response::new(EndTransactionResponse { status: Some(missing("EndTransaction", request)) }))
+        let (context, request) = open(request);
+        let answer = async { self.edge.end_transaction(&context.clone()?, request).await }.await;
+        Ok(Response::new(
+            answer
+                .unwrap_or_else(|refused| EndTransactionResponse { status: Some(status(&context, refused)) }),
+        ))
     }
 
     async fn recall_message(

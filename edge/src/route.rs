@@ -9,7 +9,7 @@
 //! | `broker.id` | 0: SDKs use no other |
 //! | `broker.endpoints` | see [`RouteEndpoints`] |
 //! | `permission` | READ_WRITE |
-//! | `id` | 0..queues in routes; -1 ("any") in assignments of groups without order |
+//! | `id` | 0..queues in routes and in assignments of groups with order; -1 ("any") in those without |
 //! | order | groups by name, queues by number |
 
 use std::net::IpAddr;
@@ -141,15 +141,25 @@ impl Edge {
         request: &QueryAssignmentRequest,
     ) -> Result<QueryAssignmentResponse, Refused> {
         let topic = validate::topic(request.topic.as_ref())?;
-        validate::consumer_group(request.group.as_ref())?;
+        let consumer_group = validate::consumer_group(request.group.as_ref())?;
         let hosted = self.locate(context, &topic).await?;
         let endpoints = self.endpoints_for(context, request.endpoints.as_ref());
+        let in_order = self.consumer_group(context, &consumer_group).await.fifo;
         // Every member of the consumer group gets the same full list: leases share the messages out,
-        // not assignments.
+        // not assignments. Groups with order get every queue, because SDKs work through what one
+        // assignment brings one message after the other.
+        let queues_of = |hosted: &HostedTopic| match in_order {
+            true => {
+                0..i32::try_from(hosted.description.queues.clamp(1, ROUTE_QUEUES_PER_GROUP_MAX))
+                    .unwrap_or(i32::MAX)
+            }
+            false => -1..0,
+        };
         let assignments = hosted
             .iter()
-            .map(|hosted| Assignment {
-                message_queue: Some(message_queue(request.topic.clone(), hosted, -1, endpoints.clone())),
+            .flat_map(|hosted| queues_of(hosted).map(move |queue| (hosted, queue)))
+            .map(|(hosted, queue)| Assignment {
+                message_queue: Some(message_queue(request.topic.clone(), hosted, queue, endpoints.clone())),
             })
             .collect();
         Ok(QueryAssignmentResponse { status: Some(ok()), assignments })

@@ -53,11 +53,16 @@ impl Edge {
         let chosen = choose(&hosted, request.messages.first().map_or("", id_of));
         let accepted = chosen.description.message_type;
         validate::message_type_fits(&topic, accepted, &request.messages)?;
-        if !matches!(accepted, MessageType::Normal | MessageType::Delay) {
-            return Err(not_implemented(&format!(
-                "SendMessage to a topic of type {}",
-                accepted.as_str_name()
-            )));
+        match accepted {
+            MessageType::Normal | MessageType::Delay => {}
+            MessageType::Fifo => return self.send_in_order(context, topic, request).await,
+            MessageType::Transaction => self.shared.producers.sent_half(&context.client_id, &topic),
+            other => {
+                return Err(not_implemented(&format!(
+                    "SendMessage to a topic of type {}",
+                    other.as_str_name()
+                )));
+            }
         }
         let group = &chosen.group;
         let request = GroupRequest::Send(SendRequest { topic: topic.clone(), request });

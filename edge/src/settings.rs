@@ -36,10 +36,12 @@ use crate::codes::ok;
 use crate::context::{CallContext, ClientLanguage};
 use crate::edge::Edge;
 use crate::group_call::{ConsumerGroupDescription, GroupRequest, GroupResponse, Refused};
+use crate::producers::Registered;
 use crate::validate;
 
-/// Replies waiting for a client that does not read. It has asked often enough then.
-pub const REPLIES_QUEUED_MAX: usize = 16;
+/// Replies and questions waiting for a client that does not read: one answer's worth of transactions
+/// to check, and more settings than it needs.
+pub const REPLIES_QUEUED_MAX: usize = crate::transactions::CHECKS_PER_ANSWER_MAX + 16;
 /// Topics of a producer, or subscriptions of a consumer, in one Settings command.
 pub const SETTINGS_ENTRIES_MAX: usize = 4_096;
 /// How long a Settings reply waits for the consumer group's settings before it takes the defaults.
@@ -76,6 +78,7 @@ impl Edge {
         mut commands: impl Stream<Item = Result<TelemetryCommand, Status>> + Send + Unpin + 'static,
         replies: &mpsc::Sender<Result<TelemetryCommand, Status>>,
     ) {
+        let mut producer: Option<Registered> = None;
         // An error here is the client's connection going away.
         while let Some(Ok(command)) = commands.next().await {
             let Some(Command::Settings(settings)) = command.command else {
@@ -91,6 +94,16 @@ impl Edge {
             }
             let reply = match self.settings(&context, settings).await {
                 Ok(settings) => {
+                    if let Some(PubSub::Publishing(publishing)) = &settings.pub_sub {
+                        let registered = producer.get_or_insert_with(|| {
+                            self.shared.producers.register(&context.client_id, replies.clone())
+                        });
+                        let names = publishing.topics.iter();
+                        names
+                            .filter_map(|topic| validate::topic(Some(topic)).ok())
+                            .for_each(|topic| registered.produces(&topic));
+                        self.keep_asking();
+                    }
                     Ok(TelemetryCommand { status: Some(ok()), command: Some(Command::Settings(settings)) })
                 }
                 Err(status) => Err(status),
@@ -153,7 +166,7 @@ impl Edge {
 
     /// What is known here, else what the first group's leader says in time, else the defaults: a
     /// client must be able to start during an election.
-    async fn consumer_group(
+    pub(crate) async fn consumer_group(
         &self,
         context: &CallContext,
         consumer_group: &ConsumerGroupName,

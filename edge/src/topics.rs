@@ -90,6 +90,45 @@ impl Edge {
         }
     }
 
+    /// The groups that carry `topic`, by name; never empty, and never a part of them: what a replica here
+    /// does not know of is asked for at the leader, and a group that cannot be asked fails the whole.
+    pub(crate) async fn locate_every(
+        &self,
+        context: &CallContext,
+        topic: &TopicName,
+    ) -> Result<Vec<HostedTopic>, Refused> {
+        let cluster = self.shared.caller.cluster(answer_by(context)).await?;
+        let mut found = Vec::new();
+        let mut to_ask = Vec::new();
+        for group in cluster.groups.keys() {
+            match self.shared.topology.topic(group, topic) {
+                TopicKnowledge::Known(description) => {
+                    found.push(HostedTopic { group: group.clone(), description });
+                }
+                TopicKnowledge::Absent | TopicKnowledge::Unknown => {
+                    match self.remembered(context, group, topic) {
+                        Some(Some(description)) => {
+                            found.push(HostedTopic { group: group.clone(), description });
+                        }
+                        Some(None) => {}
+                        None => to_ask.push(group.clone()),
+                    }
+                }
+            }
+        }
+        let asked = to_ask.iter().map(|group| self.ask(context, group, topic, false));
+        for (group, answer) in to_ask.iter().zip(join_all(asked).await) {
+            if let Some(description) = answer? {
+                found.push(HostedTopic { group: group.clone(), description });
+            }
+        }
+        if found.is_empty() {
+            return Err(topic_not_found(topic.as_str()));
+        }
+        found.sort_by(|a, b| a.group.cmp(&b.group));
+        Ok(found)
+    }
+
     /// The leader of `group` says that it does not carry `topic`.
     pub(crate) fn forget_topic(&self, group: &GroupName, topic: &TopicName) {
         self.shared.topics.lock().remove(&(topic.clone(), group.clone()));

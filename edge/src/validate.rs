@@ -11,6 +11,7 @@ use ledgermq_common::limits::{
 use ledgermq_common::names::{NameError, excerpt};
 use ledgermq_common::recall_handle::RecallHandleError;
 use ledgermq_common::receipt_handle::ReceiptHandleError;
+use ledgermq_common::transaction_id::TransactionIdError;
 use ledgermq_common::{ConsumerGroupName, ReceiptHandle, TopicName};
 use ledgermq_proto::rocketmq::{
     FilterExpression, FilterType, Message, MessageType, Resource, SystemProperties,
@@ -124,6 +125,16 @@ pub enum Invalid {
     ReceiptHandle(ReceiptHandleError),
     #[error("receipt handle is of broker group {group}, which this cluster does not have")]
     ReceiptHandleGroup { group: u32 },
+    #[error(
+        "messages of one request must have one message_group: message {index} has another than message 0"
+    )]
+    MixedMessageGroups { index: usize },
+    #[error("message {index}: a transactional message has no {field}")]
+    TransactionWith { index: usize, field: &'static str },
+    #[error("{0}")]
+    TransactionId(TransactionIdError),
+    #[error("transaction id is of broker group {group}, which this cluster does not have")]
+    TransactionGroup { group: u32 },
 }
 
 pub fn topic(resource: Option<&Resource>) -> Result<TopicName, Invalid> {
@@ -326,6 +337,7 @@ fn check_message(index: usize, message: &Message, now_ms: u64) -> Result<usize, 
     check_message_id(index, &system.message_id)?;
     check_delivery(index, system, now_ms)?;
     check_message_group(index, system.message_group.as_deref().unwrap_or(""))?;
+    check_transaction(index, message, system)?;
     let trace_bytes = system.trace_context.as_deref().unwrap_or("").len();
     for (field, bytes, bytes_max) in [
         ("trace_context", trace_bytes, TRACE_CONTEXT_BYTES_MAX),
@@ -409,6 +421,25 @@ fn check_delivery(index: usize, system: &SystemProperties, now_ms: u64) -> Resul
         check_ahead(index, millis(at), now_ms, DELIVERY_DELAY_MS_MAX)?;
     }
     Ok(())
+}
+
+/// A transaction decides when its message appears; a delay or an order of its own would contradict it.
+fn check_transaction(index: usize, message: &Message, system: &SystemProperties) -> Result<(), Invalid> {
+    if system.message_type() != MessageType::Transaction {
+        return Ok(());
+    }
+    let is_set = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+    let conflicts = [
+        ("message_group", is_set(&system.message_group)),
+        ("delivery_timestamp", system.delivery_timestamp.is_some()),
+        ("delay level", delay_level(message).is_some()),
+        ("priority", system.priority.is_some()),
+        ("lite_topic", is_set(&system.lite_topic)),
+    ];
+    match conflicts.into_iter().find(|(_, is_set)| *is_set) {
+        Some((field, _)) => Err(Invalid::TransactionWith { index, field }),
+        None => Ok(()),
+    }
 }
 
 /// When a delayed message is to be delivered; one that is past is delivered at once.

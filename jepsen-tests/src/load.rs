@@ -42,14 +42,31 @@ pub struct LoadPlan {
 
 impl PythonLoad {
     pub fn start(interpreter: &std::path::Path, plan: &LoadPlan) -> Result<Self> {
+        let (producers, pause_ms) = (plan.producers.to_string(), plan.pause_ms.to_string());
+        let arguments = [
+            ["--endpoints", &plan.endpoints],
+            ["--topic", &plan.topic],
+            ["--group", &plan.consumer_group],
+            ["--producers", &producers],
+            ["--pause-ms", &pause_ms],
+            ["--consumer", plan.consumer],
+        ];
+        Self::run(interpreter, "load.py", arguments.as_flattened(), &plan.stderr)
+    }
+
+    /// Starts another program of the same kind: it reads lines and writes one event per line.
+    pub fn run(
+        interpreter: &std::path::Path,
+        program: &str,
+        arguments: &[&str],
+        stderr: &std::path::Path,
+    ) -> Result<Self> {
         let mut child = Command::new(interpreter)
-            .arg(programs().join("load.py"))
-            .args(["--endpoints", &plan.endpoints, "--topic", &plan.topic, "--group", &plan.consumer_group])
-            .args(["--producers", &plan.producers.to_string(), "--pause-ms", &plan.pause_ms.to_string()])
-            .args(["--consumer", plan.consumer])
+            .arg(programs().join(program))
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(&plan.stderr)?)
+            .stderr(std::fs::File::create(stderr)?)
             .spawn()
             .with_context(|| format!("starting {}", interpreter.display()))?;
         let input = child.stdin.take();
@@ -116,7 +133,17 @@ impl PythonLoad {
         Ok(())
     }
 
-    fn say(&mut self, line: &str) -> Result<()> {
+    /// SIGKILL: nothing is said to anybody. What it recorded so far.
+    pub fn kill(mut self) -> Result<Vec<Event>> {
+        self.child.kill()?;
+        self.child.wait()?;
+        if let Some(reader) = self.reader.take() {
+            let _ended = reader.join();
+        }
+        Ok(self.events())
+    }
+
+    pub fn say(&mut self, line: &str) -> Result<()> {
         let input = self.input.as_mut().context("the load has ended")?;
         writeln!(input, "{line}")?;
         input.flush()?;

@@ -73,6 +73,9 @@ pass_on! {
     list_topics(ListTopicsRequest) -> ListTopicsResponse;
     show_topic(ShowTopicRequest) -> ShowTopicResponse;
     delete_topic(DeleteTopicRequest) -> DeleteTopicResponse;
+    list_transactions(ListTransactionsRequest) -> ListTransactionsResponse;
+    show_transaction(ShowTransactionRequest) -> ShowTransactionResponse;
+    end_transaction(EndTransactionRequest) -> EndTransactionResponse;
     cluster_status(ClusterStatusRequest) -> ClusterStatusResponse;
     node_status(NodeStatusRequest) -> NodeStatusResponse;
     set_consumer_group(SetConsumerGroupRequest) -> SetConsumerGroupResponse;

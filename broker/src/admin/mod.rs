@@ -8,6 +8,7 @@
 mod consumer_groups;
 mod status;
 mod topics;
+mod transactions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,6 +110,30 @@ impl Admin for AdminService {
         topics::delete(&self.cluster, &context, request.into_inner()).await.map(Response::new)
     }
 
+    async fn list_transactions(
+        &self,
+        request: Request<wire::ListTransactionsRequest>,
+    ) -> Result<Response<wire::ListTransactionsResponse>, Status> {
+        let context = context_of(request.metadata());
+        transactions::list(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn show_transaction(
+        &self,
+        request: Request<wire::ShowTransactionRequest>,
+    ) -> Result<Response<wire::ShowTransactionResponse>, Status> {
+        let context = context_of(request.metadata());
+        transactions::show(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn end_transaction(
+        &self,
+        request: Request<wire::EndTransactionRequest>,
+    ) -> Result<Response<wire::EndTransactionResponse>, Status> {
+        let context = context_of(request.metadata());
+        transactions::end(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
     async fn cluster_status(
         &self,
         _request: Request<wire::ClusterStatusRequest>,
@@ -182,7 +207,9 @@ fn call_failed(failed: CallFailed) -> Status {
 fn refusal_of(response: GroupResponse) -> Status {
     let GroupResponse::Refused(refused) = response else { return not_understood("the request") };
     match refused.code {
-        Code::TopicNotFound | Code::ConsumerGroupNotFound => Status::not_found(refused.message),
+        Code::TopicNotFound | Code::ConsumerGroupNotFound | Code::NotFound => {
+            Status::not_found(refused.message)
+        }
         Code::BadRequest | Code::PayloadTooLarge | Code::IllegalTopic | Code::IllegalConsumerGroup => {
             Status::invalid_argument(refused.message)
         }

@@ -16,7 +16,9 @@ use ledgermq_raft_store::{Group, ProposeError};
 use parking_lot::RwLock;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
+use super::check_back::CheckBack;
 use super::clients::Liveness;
+use super::order_keys::OrderKeys;
 use super::waiters::Waiters;
 use crate::metrics::Metrics;
 use crate::state::{
@@ -40,6 +42,16 @@ pub struct Settings {
     pub delay_max_ms: u64,
     /// What delivered messages name as the host that stored them.
     pub store_host: String,
+    pub transactions: TransactionSettings,
+}
+
+/// When producers are asked for the outcome of a transaction they left open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransactionSettings {
+    /// How long a half waits for its outcome before the first check, unless its producer asks for more.
+    pub timeout_ms: u64,
+    pub check_interval_ms: u64,
+    pub checks_max: u32,
 }
 
 pub struct HostedGroup {
@@ -50,6 +62,8 @@ pub struct HostedGroup {
     pub(super) state: Arc<BrokerState>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) liveness: Liveness,
+    pub(super) check_back: Arc<CheckBack>,
+    pub(super) order_keys: OrderKeys,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: Settings,
     pub(super) metrics: Arc<Metrics>,
@@ -131,6 +145,8 @@ impl HostedGroup {
             state: parts.state,
             waiters: parts.waiters,
             liveness: Liveness::default(),
+            check_back: Arc::default(),
+            order_keys: OrderKeys::default(),
             clock: parts.clock,
             settings: parts.settings,
             metrics: parts.metrics,
@@ -213,6 +229,12 @@ impl HostedGroup {
 
     pub fn consumer_group_names(&self) -> impl Iterator<Item = String> {
         self.state.consumer_groups().into_iter().map(|group| group.name)
+    }
+
+    /// How many transactions of each topic have no outcome yet.
+    pub fn half_messages(&self) -> Vec<(String, u64)> {
+        let counts = self.state.half_messages().into_iter();
+        counts.filter_map(|(topic, halves)| Some((self.state.topic_by_id(topic)?.name, halves))).collect()
     }
 
     /// What every consumer group has before it in every topic it reads, at most `max` of them.
@@ -370,6 +392,10 @@ pub fn refused(refusal: Refusal, topic: &str) -> Refused {
         Refusal::QueueUnknown | Refusal::QueueCount | Refusal::QueuesCannotShrink => {
             Refused::new(Code::BadRequest, refusal.to_string())
         }
+        Refusal::TransactionUnknown | Refusal::TransactionOfOtherTopic => {
+            Refused::new(Code::InvalidTransactionId, refusal.to_string())
+        }
+        Refusal::TooManyTransactions => Refused::new(Code::TooManyRequests, refusal.to_string()),
         Refusal::Malformed => Refused::new(Code::InternalServerError, refusal.to_string()),
     }
 }

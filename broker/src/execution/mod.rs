@@ -3,8 +3,9 @@
 //! | Module | Request |
 //! |---|---|
 //! | [`produce`] | Send |
-//! | [`receive`] | Receive; [`waiters`] holds the long polls |
+//! | [`receive`] | Receive; [`waiters`] holds the long polls, [`order_keys`] what is to be delivered in order |
 //! | [`acknowledge`] | Ack, ChangeInvisible |
+//! | [`transaction`] | half messages, EndTransaction; [`check_back`] asks for those left open |
 //! | [`dead_letters`] | ForwardToDeadLetterQueue; messages delivered too often |
 //! | [`naming`] | topics, consumer groups |
 //! | [`operations`] | what administrators ask of one group |
@@ -16,6 +17,7 @@
 //! state this leader has applied in its own term.
 
 mod acknowledge;
+mod check_back;
 mod clients;
 mod dead_letters;
 mod delivery;
@@ -23,10 +25,12 @@ mod hosted_group;
 mod intake;
 mod naming;
 mod operations;
+mod order_keys;
 mod produce;
 mod receive;
 mod renewal;
 mod timers;
+mod transaction;
 mod waiters;
 mod wanted;
 
@@ -42,8 +46,9 @@ use ledgermq_edge::group_call::{
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+pub use check_back::check_transactions;
 pub use dead_letters::bury_exhausted;
-pub use hosted_group::{Consumption, HostedGroup, Parts, Settings};
+pub use hosted_group::{Consumption, HostedGroup, Parts, Settings, TransactionSettings};
 pub use naming::{consumer_group as describe_consumer_group, describe_view as describe_topic};
 pub use renewal::renew_leases;
 pub use timers::fire_timers;
@@ -132,6 +137,11 @@ async fn execute(
             Ok(GroupResponse::Done)
         }
         GroupRequest::ClientTermination(termination) => terminate(hosted, context, termination).await,
+        GroupRequest::EndTransaction(end) => transaction::end(hosted, end).await,
+        GroupRequest::AwaitTransactionChecks(wait) => check_back::wait(hosted, wait).await,
+        GroupRequest::TransactionsAsked(asked) => check_back::count(hosted, asked).await,
+        GroupRequest::ListTransactions(list) => transaction::list(hosted, list),
+        GroupRequest::ShowTransaction(id) => transaction::show(hosted, id),
         GroupRequest::DeadLetter(forward) => dead_letters::forward(hosted, forward).await,
         GroupRequest::Recall(recall) => timers::recall(hosted, recall).await,
         GroupRequest::Operation(operation) => operations::execute(hosted, operation).await,
@@ -184,6 +194,11 @@ fn name_of(request: &GroupRequest) -> &'static str {
         GroupRequest::DescribeConsumerGroup(_) => "describe_consumer_group",
         GroupRequest::ClientHeartbeat(_) => "heartbeat",
         GroupRequest::ClientTermination(_) => "client_termination",
+        GroupRequest::EndTransaction(_) => "end_transaction",
+        GroupRequest::AwaitTransactionChecks(_) => "await_transaction_checks",
+        GroupRequest::TransactionsAsked(_) => "transactions_asked",
+        GroupRequest::ListTransactions(_) => "list_transactions",
+        GroupRequest::ShowTransaction(_) => "show_transaction",
         GroupRequest::DeadLetter(_) => "forward_message_to_dead_letter_queue",
         GroupRequest::Recall(_) => "recall_message",
         GroupRequest::Operation(_) => "admin_operation",

@@ -5,22 +5,26 @@
 //! | topic unknown, creation by first use off | TOPIC_NOT_FOUND |
 //! | message type is not the topic's | MESSAGE_PROPERTY_CONFLICT_WITH_TYPE |
 //! | topic not writable | FORBIDDEN |
+//! | topic with order | the queue is the one the edge chose by the message group |
 //! | topic of delayed messages | see [`timers`] |
 //! | [`APPEND_BYTES_MAX`] of messages are being appended | waits its turn, until its deadline |
 //! | the client has stopped waiting | not proposed: it would cost an fsync for nobody |
 //! | the message id is in the window | OK with the first place; nothing is stored again |
 
+use ledgermq_common::QueueId;
+use ledgermq_common::limits::COMMAND_BYTES_MAX;
 use ledgermq_edge::codes;
 use ledgermq_edge::context::CallContext;
 use ledgermq_edge::group_call::{GroupResponse, NotExecuted, Refused, SendRequest};
 use ledgermq_edge::validate;
 use ledgermq_proto::rocketmq::{Code, SendMessageResponse, SendResultEntry};
+use tokio::sync::SemaphorePermit;
 
 #[cfg(doc)]
 use super::hosted_group::APPEND_BYTES_MAX;
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
-use super::{delivery, intake, timers};
-use crate::state::{Answer, MessageType, StoredAt, encode_append, encoded_append_bytes};
+use super::{delivery, intake, timers, transaction};
+use crate::state::{Answer, MessageType, StoredAt, TopicView, encode_append, encoded_append_bytes};
 
 pub async fn send(
     hosted: &HostedGroup,
@@ -33,26 +37,19 @@ pub async fn send(
     if !topic.settings.permission.may_write() {
         return Err(Refused::new(Code::Forbidden, format!("topic {} is not writable", send.topic)).into());
     }
+    if topic.settings.message_type == MessageType::Transaction {
+        return transaction::send_halves(hosted, context, send, &topic).await;
+    }
     if topic.settings.message_type == MessageType::Delay {
         return timers::send(hosted, context, send, &topic).await;
     }
     let now = hosted.now();
-    let messages = intake::new_messages(&send.request, hosted.next_queue(&topic), now, context.peer);
-    let command_bytes = encoded_append_bytes(&messages);
-    if command_bytes > ledgermq_common::limits::COMMAND_BYTES_MAX {
-        return Err(Refused::new(
-            Code::PayloadTooLarge,
-            format!(
-                "the messages take {command_bytes} bytes in the log; the limit is {}",
-                ledgermq_common::limits::COMMAND_BYTES_MAX
-            ),
-        )
-        .into());
-    }
-    let _room = hosted.append_room(command_bytes, context).await?;
-    if context.remaining().is_zero() {
-        return Err(NotExecuted::DeadlinePassed.into());
-    }
+    let queue = match topic.settings.message_type {
+        MessageType::Fifo => queue_in_order(send, &topic)?,
+        _ => hosted.next_queue(&topic),
+    };
+    let messages = intake::new_messages(&send.request, queue, now, context.peer);
+    let _room = check_command(hosted, encoded_append_bytes(&messages), context).await?;
     let stored = match hosted.propose(encode_append(hosted.now(), topic.id, &messages)).await? {
         Answer::Stored(stored) => stored,
         Answer::Refused(refusal) => return Err(refused(refusal, send.topic.as_str()).into()),
@@ -63,6 +60,39 @@ pub async fn send(
     hosted.metrics.messages_in(send.topic.as_str(), new.map(|(message, _)| message.body.len()));
     let entries = messages.into_iter().zip(stored).map(|(message, at)| entry(message.id, at)).collect();
     Ok(GroupResponse::Send(SendMessageResponse { status: Some(codes::ok()), entries }))
+}
+
+/// The queue the edge chose by the message group.
+fn queue_in_order(send: &SendRequest, topic: &TopicView) -> Result<QueueId, Refused> {
+    let first = send.request.messages.first().and_then(|message| message.system_properties.as_ref());
+    let queue = first.and_then(|system| u32::try_from(system.queue_id).ok());
+    queue.filter(|queue| *queue < topic.settings.queues).map(QueueId).ok_or_else(|| {
+        Refused::new(
+            Code::BadRequest,
+            format!("queue {queue:?} is none of the {} of topic {}", topic.settings.queues, send.topic),
+        )
+    })
+}
+
+/// What keeps a command of messages from being proposed at all; else its room, to be held until it
+/// is answered.
+pub(super) async fn check_command<'a>(
+    hosted: &'a HostedGroup,
+    command_bytes: usize,
+    context: &CallContext,
+) -> Result<SemaphorePermit<'a>, Ended> {
+    if command_bytes > COMMAND_BYTES_MAX {
+        return Err(Refused::new(
+            Code::PayloadTooLarge,
+            format!("the messages take {command_bytes} bytes in the log; the limit is {COMMAND_BYTES_MAX}"),
+        )
+        .into());
+    }
+    let room = hosted.append_room(command_bytes, context).await?;
+    if context.remaining().is_zero() {
+        return Err(NotExecuted::DeadlinePassed.into());
+    }
+    Ok(room)
 }
 
 fn entry(message_id: String, at: StoredAt) -> SendResultEntry {

@@ -19,6 +19,8 @@
 //! | a record cannot be read | the message is not delivered; its lease ends and it is tried again |
 //! | stop of the process | MESSAGE_NOT_FOUND: the client polls again, elsewhere |
 
+mod in_order;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -191,6 +193,9 @@ impl Poll<'_> {
 
     /// Unwanted messages alone are put behind the group from `skipped_min` on.
     async fn look(&self, skipped_min: usize) -> Result<Look, Ended> {
+        if self.consumer_group.settings.fifo {
+            return self.look_in_order(skipped_min).await;
+        }
         let Some(mut plan) = self.plan() else { return Ok(Look::Nothing) };
         let mut records = Records::default();
         if !self.wanted.is_everything() {
@@ -203,10 +208,19 @@ impl Poll<'_> {
             }
         }
         let planned: Vec<_> = plan.messages().iter().map(|m| ((m.queue, m.offset), m.entry)).collect();
-        let more = planned.len() >= self.request.batch_size as usize
-            || planned.iter().map(|(_, entry)| u64::from(entry.record_bytes)).sum::<u64>()
-                >= RECEIVE_BYTES_MAX / 2;
+        let more = planned.len() >= self.request.batch_size as usize || fills_answer(&planned);
         let granted = self.lease(plan).await?;
+        Ok(self.deliver(granted, &planned, records, more))
+    }
+
+    /// Reads what was granted.
+    fn deliver(
+        &self,
+        granted: Vec<Granted>,
+        planned: &[(QueuePlace, IndexEntry)],
+        mut records: Records,
+        more: bool,
+    ) -> Look {
         let mut messages = Vec::with_capacity(granted.len());
         for lease in granted {
             let place = (lease.queue, lease.offset);
@@ -215,7 +229,7 @@ impl Poll<'_> {
                 messages.push(self.message(stored, lease, 0, *entry));
             }
         }
-        Ok(if messages.is_empty() { Look::Again } else { Look::Delivered { messages, more } })
+        if messages.is_empty() { Look::Again } else { Look::Delivered { messages, more } }
     }
 
     /// A plan whose bodies fit into one answer.
@@ -278,8 +292,6 @@ impl Poll<'_> {
         found
     }
 
-    /// Proposes the lease in a task of its own: a client that goes away meanwhile must not take
-    /// its messages with it for the whole invisible time.
     async fn lease(&self, plan: LeasePlan) -> Result<Vec<Granted>, Ended> {
         let command = plan.command(
             self.client,
@@ -289,6 +301,18 @@ impl Poll<'_> {
         );
         let wanted =
             plan.messages().iter().filter(|message| !plan.is_rejected(message.queue, message.offset)).count();
+        self.propose_lease(command, wanted, move || plan.settle()).await
+    }
+
+    /// Proposes the lease in a task of its own: a client that goes away meanwhile must not take
+    /// its messages with it for the whole invisible time. `settle` owns the plan: it is called if all
+    /// that is wanted was granted, and dropped otherwise.
+    async fn propose_lease(
+        &self,
+        command: Command,
+        wanted: usize,
+        settle: impl FnOnce() + Send + 'static,
+    ) -> Result<Vec<Granted>, Ended> {
         let (answer, answered) = oneshot::channel();
         let hosted = Arc::clone(self.hosted);
         let (topic, consumer_group) = (self.topic.id, self.consumer_group.id);
@@ -296,9 +320,9 @@ impl Poll<'_> {
             let result = hosted.propose(command.encode(hosted.now())).await;
             // What is planned and was not granted may be planned for others from here on.
             if matches!(&result, Ok(Answer::Leased(granted)) if granted.len() == wanted) {
-                plan.settle();
+                settle();
             } else {
-                drop(plan);
+                drop(settle);
             }
             let Err(Ok(Answer::Leased(granted))) = answer.send(result) else { return };
             for lease in granted {
@@ -351,6 +375,11 @@ enum Look {
     },
     Again,
     Nothing,
+}
+
+/// There was hardly room for more.
+fn fills_answer(planned: &[(QueuePlace, IndexEntry)]) -> bool {
+    planned.iter().map(|(_, entry)| u64::from(entry.record_bytes)).sum::<u64>() >= RECEIVE_BYTES_MAX / 2
 }
 
 type QueuePlace = (ledgermq_common::QueueId, ledgermq_common::QueueOffset);

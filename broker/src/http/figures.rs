@@ -26,6 +26,12 @@ pub fn expose(node: &Arc<Node>) -> String {
     for hosted in node.hosted_groups().filter(|hosted| hosted.leads()) {
         out.sample(&[("group", hosted.name().as_str())], hosted.state().timers_pending());
     }
+    out.family("rocketmq_half_messages", Kind::Gauge, "Transactions without an outcome.");
+    for hosted in node.hosted_groups().filter(|hosted| hosted.leads()) {
+        for (topic, halves) in hosted.half_messages() {
+            out.sample(&[("group", hosted.name().as_str()), ("topic", &topic)], halves);
+        }
+    }
     out.family("ledgermq_long_polls", Kind::Gauge, "Receives that wait for a message.");
     out.sample(&[], node.long_polls());
     out.into_text()

@@ -28,6 +28,7 @@ const RPC_LATENCY_MS: &[u64] = &[1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 3_00
 pub struct Metrics {
     topics: Series<String, TopicIn>,
     consumers: Series<(String, String), TopicOut>,
+    transactions: Series<String, Ends>,
     dead_letters: Series<(String, String), AtomicU64>,
     rpcs: Series<RpcKey, Rpc>,
 }
@@ -43,6 +44,13 @@ struct TopicIn {
 struct TopicOut {
     messages: AtomicU64,
     bytes: AtomicU64,
+}
+
+/// Ends of transactions.
+#[derive(Debug, Default)]
+struct Ends {
+    committed: AtomicU64,
+    rolled_back: AtomicU64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,6 +98,12 @@ impl Metrics {
         series.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    pub fn transaction_ended(&self, topic: &str, committed: bool) {
+        let ends = self.transactions.get(topic, || topic.to_owned(), || OTHER.to_owned());
+        let count = if committed { &ends.committed } else { &ends.rolled_back };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Messages of `topic` were moved to the dead letters of a consumer group.
     pub fn dead_letters(&self, topic: &str, consumer_group: &str, messages: usize) {
         let key = (topic.to_owned(), consumer_group.to_owned());
@@ -124,6 +138,14 @@ impl Metrics {
         out.family("rocketmq_throughput_out_total", Kind::Counter, "Bytes of message bodies delivered.");
         for ((topic, group), series) in self.consumers.all() {
             out.sample(&consumer_labels(&topic, &group), series.bytes.load(Ordering::Relaxed));
+        }
+        out.family("rocketmq_commit_messages_total", Kind::Counter, "Transactions committed.");
+        for (topic, ends) in self.transactions.all() {
+            out.sample(&[("topic", topic.as_str())], ends.committed.load(Ordering::Relaxed));
+        }
+        out.family("rocketmq_rollback_messages_total", Kind::Counter, "Transactions rolled back.");
+        for (topic, ends) in self.transactions.all() {
+            out.sample(&[("topic", topic.as_str())], ends.rolled_back.load(Ordering::Relaxed));
         }
         out.family("rocketmq_send_to_dlq_messages_total", Kind::Counter, "Messages moved to dead letters.");
         for ((topic, group), messages) in self.dead_letters.all() {

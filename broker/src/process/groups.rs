@@ -13,7 +13,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::StartError;
 use super::data_dir::DataDir;
 use crate::config::{BrokerConfig, GroupEntry};
-use crate::execution::{HostedGroup, Parts, Settings, WaiterCount, Waiters, WakeLongPolls};
+use crate::execution::{
+    HostedGroup, Parts, Settings, TransactionSettings, WaiterCount, Waiters, WakeLongPolls,
+};
 use crate::metrics::Metrics;
 use crate::state::{BrokerState, CheckpointMode, StateConfig};
 
@@ -88,6 +90,11 @@ pub async fn open(
             default_queues: config.topics.default_queues,
             delay_max_ms: config.topics.delay_max_s * 1000,
             store_host: config.advertised_client(),
+            transactions: TransactionSettings {
+                timeout_ms: config.transactions.timeout_ms,
+                check_interval_ms: config.transactions.check_interval_ms,
+                checks_max: config.transactions.checks_max,
+            },
         },
         metrics: Arc::clone(&shared.metrics),
         stopping: shared.stopping.clone(),

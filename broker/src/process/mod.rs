@@ -40,7 +40,9 @@ use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 
 use crate::config::{BrokerConfig, InvalidValue};
-use crate::execution::{Executor, WaiterCount, bury_exhausted, fire_timers, renew_leases};
+use crate::execution::{
+    Executor, WaiterCount, bury_exhausted, check_transactions, fire_timers, renew_leases,
+};
 use crate::metrics::Metrics;
 use crate::{admin, http};
 use data_dir::DataDir;
@@ -191,6 +193,7 @@ impl Broker {
         for hosted in executor.groups() {
             tasks.spawn(groups::end_process_on_fault(Arc::clone(hosted)));
             tasks.spawn(renew_leases(Arc::downgrade(hosted)));
+            tasks.spawn(check_transactions(Arc::downgrade(hosted)));
             tasks.spawn(bury_exhausted(Arc::downgrade(hosted)));
             tasks.spawn(fire_timers(Arc::downgrade(hosted)));
             tasks.spawn(announce::announce(

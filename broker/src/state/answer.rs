@@ -3,7 +3,7 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 255 refused |
+//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 255 refused |
 //! | 1 | … | by kind, in the order of the fields below |
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -11,7 +11,7 @@ use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 
 use super::command::wire::{FieldReader, MalformedField, put_list};
-use super::names::{ConsumerGroupId, DeliveryEpoch, TopicId};
+use super::names::{ConsumerGroupId, Decision, DeliveryEpoch, TopicId};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -36,6 +36,11 @@ pub enum Answer {
     Extended(Vec<DeliveryOutcome>),
     /// How many leases were given back.
     Released(u32),
+    /// One per half of the command, in its order.
+    Halves(Vec<HalfAt>),
+    TransactionEnded(TransactionEnd),
+    /// How many transactions the command changed (counted checks, parked).
+    Transactions(u32),
     /// One per letter of the command, in its order.
     DeadLettered {
         /// This entry made the dead-letter topic.
@@ -53,6 +58,28 @@ pub enum Answer {
     },
     Recalled(RecallOutcome),
     Refused(Refusal),
+}
+
+/// Where a half message lies; that is its transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HalfAt {
+    pub transaction: PhysicalOffset,
+    pub stored_at: UnixMillis,
+    /// The message id was stored before; this is where, and nothing was stored now.
+    pub repeated: bool,
+}
+
+/// What is decided of a transaction, now or earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransactionEnd {
+    pub decision: Decision,
+    /// Of a committed message; meaningless for one that was rolled back.
+    pub queue: QueueId,
+    pub offset: QueueOffset,
+    /// This entry decided it; otherwise an earlier one did.
+    pub decided_now: bool,
+    /// How long the half had been waiting, ms.
+    pub waited_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +165,12 @@ pub enum Refusal {
     QueuesCannotShrink = 5,
     #[error("the command is malformed")]
     Malformed = 6,
+    #[error("the transaction is not known here: it never was, or it was decided long ago")]
+    TransactionUnknown = 20,
+    #[error("the transaction is one of another topic")]
+    TransactionOfOtherTopic = 21,
+    #[error("{} transactions wait for their outcome", ledgermq_common::limits::UNDECIDED_TRANSACTIONS_MAX)]
+    TooManyTransactions = 22,
 }
 
 impl Answer {
@@ -199,6 +232,26 @@ impl Answer {
             Self::Released(leases) => {
                 out.put_u8(9);
                 out.put_u32_le(*leases);
+            }
+            Self::Halves(halves) => {
+                out.put_u8(20);
+                put_list(&mut out, halves, |out, half| {
+                    out.put_u64_le(half.transaction.get());
+                    out.put_u64_le(half.stored_at.get());
+                    out.put_u8(u8::from(half.repeated));
+                });
+            }
+            Self::TransactionEnded(end) => {
+                out.put_u8(21);
+                out.put_u8(end.decision.number());
+                out.put_u32_le(end.queue.get());
+                out.put_u64_le(end.offset.get());
+                out.put_u8(u8::from(end.decided_now));
+                out.put_u64_le(end.waited_ms);
+            }
+            Self::Transactions(count) => {
+                out.put_u8(22);
+                out.put_u32_le(*count);
             }
             Self::DeadLettered { created, outcomes } => {
                 out.put_u8(40);
@@ -271,6 +324,13 @@ impl Answer {
             7 => Self::Changed(read_change(reader)?),
             8 => Self::Extended(reader.list(1, "outcomes", read_outcome)?),
             9 => Self::Released(reader.u32("leases")?),
+            20 => Self::Halves(reader.list(17, "halves", |reader| {
+                Ok(HalfAt {
+                    transaction: PhysicalOffset(reader.u64("transaction")?),
+                    stored_at: UnixMillis(reader.u64("store time")?),
+                    repeated: reader.bool("repeated")?,
+                })
+            })?),
             40 => Self::DeadLettered {
                 created: reader.bool("created")?,
                 outcomes: reader.list(1, "outcomes", read_outcome)?,
@@ -289,6 +349,15 @@ impl Answer {
                     repeated: reader.bool("repeated")?,
                 })
             })?),
+            21 => Self::TransactionEnded(TransactionEnd {
+                decision: Decision::from_number(reader.u8("decision")?)
+                    .ok_or_else(|| reader.malformed("decision"))?,
+                queue: QueueId(reader.u32("queue")?),
+                offset: QueueOffset(reader.u64("offset")?),
+                decided_now: reader.bool("decided now")?,
+                waited_ms: reader.u64("waited")?,
+            }),
+            22 => Self::Transactions(reader.u32("transactions")?),
             43 => Self::Fired { fired: reader.u32("fired")?, more: reader.bool("more")? },
             44 => Self::Recalled(match reader.u8("recall")? {
                 1 => RecallOutcome::Recalled,
@@ -330,6 +399,9 @@ impl Refusal {
             4 => Self::QueueCount,
             5 => Self::QueuesCannotShrink,
             6 => Self::Malformed,
+            20 => Self::TransactionUnknown,
+            21 => Self::TransactionOfOtherTopic,
+            22 => Self::TooManyTransactions,
             _ => return None,
         })
     }

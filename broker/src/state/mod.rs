@@ -13,7 +13,7 @@
 //! | [`records`] | the state as records, for checkpoints and snapshots |
 //! | [`checkpoint`], [`meta_store`] | the state on disk, derived |
 //! | [`snapshot`], [`digest`] | the state as a stream, and as a number to compare |
-//! | [`machine`], [`questions`] | [`BrokerState`], the whole as the log and the executor see it |
+//! | [`machine`], [`questions`], [`transaction_questions`] | [`BrokerState`], the whole as the log and the executor see it |
 
 pub mod answer;
 mod applied;
@@ -31,9 +31,11 @@ mod records;
 mod snapshot;
 mod timer_questions;
 mod timers;
+mod transaction_questions;
 
 pub use answer::{
-    Answer, ChangeOutcome, DeliveryOutcome, Granted, Placed, RecallOutcome, Refusal, Scheduled, StoredAt,
+    Answer, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, Placed, RecallOutcome, Refusal, Scheduled,
+    StoredAt, TransactionEnd,
 };
 pub use applied::QueueRange;
 pub use applied::timers::FIRED_PER_ENTRY_MAX;
@@ -45,6 +47,10 @@ pub use command::{
     RedrivenLetter, ReleaseClient, StoredMessage, TopicSettings, UpdateConsumerGroup, UpdateTopic,
     encode_append, encode_delayed, encoded_append_bytes, encoded_delayed_bytes, tag_code,
 };
+pub use command::{
+    CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
+    OrderedPart, ParkTransactions, TransactionCheck, encode_halves, encoded_halves_bytes,
+};
 pub use consume_queue::IndexEntry;
 pub use dead_letters::{DeliveryState, EndedDelivery};
 pub use digest::StateDigest;
@@ -52,15 +58,18 @@ pub use machine::{
     ApplyObserver, BrokerState, CheckpointError, CheckpointMode, NobodyWaits, OpenStateError, StateConfig,
 };
 pub use names::{
-    AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, MessageType, Permission, TopicId,
+    AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash,
+    MessageType, OrderKey, Permission, TopicId,
 };
 pub use planner::{
     LeasePlan, PLAN_SCAN_ENTRIES_MAX, PLAN_SKIPPED_ENTRIES_MIN, PlannedMessage, QueueChoice, ReceiveRequest,
     TagFilter,
 };
+pub use planner::{ORDER_SCAN_ENTRIES_MAX, OrderOf, OrderedPlan, PlannedInOrder};
 pub use questions::{
     ConsumerGroupView, HandleRefusal, HandleTarget, Lag, RenewableLease, RepeatedDelivery, TopicView,
 };
+pub use transaction_questions::{OpenTransaction, TransactionQuery, TransactionState};
 
 pub use timer_questions::TimerState;
 

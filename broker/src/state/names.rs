@@ -47,6 +47,57 @@ number! {
     AttemptHash(u64)
 }
 
+number! {
+    /// A message id, hashed. With the physical offset of its record it names a transaction: bytes of
+    /// a log that was lost and begun anew hold another message.
+    MessageIdHash(u64)
+}
+
+impl MessageIdHash {
+    pub fn of(message_id: &[u8]) -> Self {
+        Self(xxh3_64(message_id))
+    }
+}
+
+number! {
+    /// What must be delivered in order, hashed from the message group; 0 for a lease without order.
+    /// Part of what is persisted.
+    OrderKey(u64)
+}
+
+impl OrderKey {
+    /// Messages without a message group are one group of their queue.
+    pub fn of(message_group: Option<&str>) -> Self {
+        const NO_GROUP: u64 = 1;
+        match message_group {
+            None | Some("") => Self(NO_GROUP),
+            Some(group) => Self(xxh3_64(group.as_bytes()).max(NO_GROUP + 1)),
+        }
+    }
+}
+
+/// How a transaction ends. The numbers are RocketMQ's (`TransactionResolution`) and stored in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Decision {
+    Commit = 1,
+    Rollback = 2,
+}
+
+impl Decision {
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Commit,
+            2 => Self::Rollback,
+            _ => return None,
+        })
+    }
+}
+
 impl AttemptHash {
     /// The client is part of it: an attempt id is only unique for its client.
     pub fn of(client: ClientHash, attempt_id: &str) -> Self {

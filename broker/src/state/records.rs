@@ -4,12 +4,14 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer |
+//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `x` transactions |
 //! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`) |
 //! | 1 | 8 | `d`: delivery time of the recalled timer |
 //! | 9 | 8 | `d`: its physical offset |
 //! | 5 | 4 | `q`: block of queues; `p`: topic |
 //! | 9 | 4 | `p`: queue |
+//! | 1 | 1 | `x`: 1 an undecided transaction, 2 outcomes |
+//! | 2 | 8 | `x`: physical offset of the half's record, or number of the chunk of outcomes |
 //!
 //! Value (little endian): version u8 (1), then
 //!
@@ -18,7 +20,9 @@
 //! | topic | name, settings as in `CreateTopic`, created u64 ms |
 //! | queues | list of (min u64, max u64): [`QUEUES_PER_RECORD`] queues of one topic, fewer in its last block |
 //! | consumer group | name, settings as in `CreateConsumerGroup`, created u64 ms |
-//! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, receive u64, attempt u32, renewal u32, auto-renew u8) |
+//! | transaction | topic u32, queue u32, record bytes u32, tag code u32, message id hash u64, store time u64, next check u64, checks u32, parked u8, parked at u64 |
+//! | outcomes | list of (transaction u64, message id hash u64, topic u32, decision u8, queue u32, offset u64, decided at u64), oldest first |
+//! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, receive u64, attempt u32, renewal u32, auto-renew u8, order key u64) |
 //! | timers | fired through: delivery time u64 ms, physical offset u64; pending u64 |
 //! | recalled timer | none |
 
@@ -27,14 +31,17 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{LogIndex, PhysicalOffset, Term};
+use ledgermq_common::{LogIndex, PhysicalOffset, QueueId, QueueOffset, Term};
 use ledgermq_raft_store::EntryId;
 
 use super::applied::progress::{Lease, Progress};
+use super::applied::transactions::{Outcome, Transaction};
 use super::applied::{ConsumerGroup, QueueRange, Scalars};
 use super::command::wire::{FieldReader, MalformedField, put_count, put_list, put_text};
 use super::command::{ConsumerGroupSettings, TopicSettings};
-use super::names::{AttemptHash, ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
+use super::names::{
+    AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash, OrderKey, TopicId,
+};
 use super::timers::{TimerKey, TimerProgress};
 
 /// A message to one queue rewrites the record of this many; a topic has so many fewer records.
@@ -47,6 +54,9 @@ pub(crate) enum RecordKey {
     Queues(TopicId, u32),
     ConsumerGroup(ConsumerGroupId),
     Progress(ConsumerGroupId, TopicId, u32),
+    Transaction(PhysicalOffset),
+    /// A chunk of outcomes, by number.
+    TransactionOutcomes(u64),
     Timers,
     Recalled(TimerKey),
 }
@@ -57,6 +67,8 @@ pub(crate) enum RecordValue {
     Queues(Vec<QueueRange>),
     ConsumerGroup(Arc<ConsumerGroup>),
     Progress(Arc<Progress>),
+    Transaction(Transaction),
+    TransactionOutcomes(Arc<Vec<Outcome>>),
     Timers(TimerProgress),
     Recalled,
 }
@@ -88,6 +100,14 @@ impl RecordKey {
                 out.put_u32(topic.get());
                 out.put_u32(queue);
             }
+            Self::Transaction(id) => {
+                out.put_slice(&[b'x', 1]);
+                out.put_u64(id.get());
+            }
+            Self::TransactionOutcomes(number) => {
+                out.put_slice(&[b'x', 2]);
+                out.put_u64(number);
+            }
             Self::Timers => out.put_u8(b'd'),
             Self::Recalled(key) => {
                 out.put_u8(b'd');
@@ -102,11 +122,19 @@ impl RecordKey {
         let number = |at: usize| {
             key.get(at..).and_then(|rest| rest.first_chunk::<4>()).map(|bytes| u32::from_be_bytes(*bytes))
         };
+        let long = |at: usize| {
+            key.get(at..).and_then(|rest| rest.first_chunk::<8>()).map(|bytes| u64::from_be_bytes(*bytes))
+        };
         match (key.first()?, key.len()) {
             (b't', 5) => Some(Self::Topic(TopicId(number(1)?))),
             (b'q', 9) => Some(Self::Queues(TopicId(number(1)?), number(5)?)),
             (b'g', 5) => Some(Self::ConsumerGroup(ConsumerGroupId(number(1)?))),
             (b'p', 13) => Some(Self::Progress(ConsumerGroupId(number(1)?), TopicId(number(5)?), number(9)?)),
+            (b'x', 10) => match key.get(1)? {
+                1 => Some(Self::Transaction(PhysicalOffset(long(2)?))),
+                2 => Some(Self::TransactionOutcomes(long(2)?)),
+                _ => None,
+            },
             (b'd', 1) => Some(Self::Timers),
             (b'd', 17) => {
                 let wide = |at: usize| Some((u64::from(number(at)?) << 32) | u64::from(number(at + 4)?));
@@ -155,8 +183,11 @@ impl RecordValue {
                     out.put_u32_le(lease.attempt);
                     out.put_u32_le(lease.renewal);
                     out.put_u8(u8::from(lease.auto_renew));
+                    out.put_u64_le(lease.order.get());
                 }
             }
+            Self::Transaction(open) => put_transaction(&mut out, open),
+            Self::TransactionOutcomes(outcomes) => put_list(&mut out, outcomes, put_outcome),
             Self::Timers(progress) => {
                 out.put_u64_le(progress.fired_through.deliver_at.get());
                 out.put_u64_le(progress.fired_through.physical.get());
@@ -189,6 +220,10 @@ impl RecordValue {
                 created_at: UnixMillis(reader.u64("created")?),
             })),
             RecordKey::Progress(..) => Self::Progress(Arc::new(read_progress(reader)?)),
+            RecordKey::Transaction(_) => Self::Transaction(read_transaction(reader)?),
+            RecordKey::TransactionOutcomes(_) => {
+                Self::TransactionOutcomes(Arc::new(reader.list(41, "outcomes", read_outcome)?))
+            }
             RecordKey::Timers => Self::Timers(TimerProgress {
                 fired_through: TimerKey {
                     deliver_at: UnixMillis(reader.u64("fired through")?),
@@ -203,10 +238,64 @@ impl RecordValue {
     }
 }
 
+fn put_transaction(out: &mut BytesMut, open: &Transaction) {
+    out.put_u32_le(open.topic.get());
+    out.put_u32_le(open.queue.get());
+    out.put_u32_le(open.record_bytes);
+    out.put_u32_le(open.tag_code);
+    out.put_u64_le(open.message.get());
+    out.put_u64_le(open.halved_at.get());
+    out.put_u64_le(open.next_check_at.get());
+    out.put_u32_le(open.checks);
+    out.put_u8(u8::from(open.parked_at.is_some()));
+    out.put_u64_le(open.parked_at.map_or(0, UnixMillis::get));
+}
+
+fn read_transaction(reader: &mut FieldReader<'_>) -> Result<Transaction, MalformedField> {
+    let mut open = Transaction {
+        topic: TopicId(reader.u32("topic")?),
+        queue: QueueId(reader.u32("queue")?),
+        record_bytes: reader.u32("record length")?,
+        tag_code: reader.u32("tag code")?,
+        message: MessageIdHash(reader.u64("message id hash")?),
+        halved_at: UnixMillis(reader.u64("store time")?),
+        next_check_at: UnixMillis(reader.u64("next check")?),
+        checks: reader.u32("checks")?,
+        parked_at: None,
+    };
+    let is_parked = reader.bool("parked")?;
+    let parked_at = UnixMillis(reader.u64("parked at")?);
+    open.parked_at = is_parked.then_some(parked_at);
+    Ok(open)
+}
+
+fn put_outcome(out: &mut BytesMut, outcome: &Outcome) {
+    out.put_u64_le(outcome.transaction.get());
+    out.put_u64_le(outcome.message.get());
+    out.put_u32_le(outcome.topic.get());
+    out.put_u8(outcome.decision.number());
+    out.put_u32_le(outcome.queue.get());
+    out.put_u64_le(outcome.offset.get());
+    out.put_u64_le(outcome.decided_at.get());
+}
+
+fn read_outcome(reader: &mut FieldReader<'_>) -> Result<Outcome, MalformedField> {
+    Ok(Outcome {
+        transaction: PhysicalOffset(reader.u64("transaction")?),
+        message: MessageIdHash(reader.u64("message id hash")?),
+        topic: TopicId(reader.u32("topic")?),
+        decision: Decision::from_number(reader.u8("decision")?)
+            .ok_or_else(|| reader.malformed("decision"))?,
+        queue: QueueId(reader.u32("queue")?),
+        offset: QueueOffset(reader.u64("offset")?),
+        decided_at: UnixMillis(reader.u64("decided at")?),
+    })
+}
+
 fn read_progress(reader: &mut FieldReader<'_>) -> Result<Progress, MalformedField> {
     let next = reader.u64("next")?;
     let holes = reader.list(16, "holes", |reader| Ok((reader.u64("start")?, reader.u64("end")?)))?;
-    let leases = reader.list(57, "leases", |reader| {
+    let leases = reader.list(65, "leases", |reader| {
         Ok((
             reader.u64("offset")?,
             Lease {
@@ -218,6 +307,7 @@ fn read_progress(reader: &mut FieldReader<'_>) -> Result<Progress, MalformedFiel
                 attempt: reader.u32("attempt")?,
                 renewal: reader.u32("renewal")?,
                 auto_renew: reader.bool("auto-renew")?,
+                order: OrderKey(reader.u64("order key")?),
             },
         ))
     })?;

@@ -4,6 +4,8 @@ mod admin;
 mod dead_letters;
 mod delayed;
 mod one_node;
+mod order;
 mod start;
 mod support;
 mod three_nodes;
+mod transactions;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::admin_dead_letters::{self, DeadLetterCommand};
 use super::admin_groups::{self, GroupCommand};
 use super::connection::ConnectionArgs;
+use super::transaction::{TransactionCommand, transaction};
 
 #[derive(Debug, Args)]
 pub struct AdminArgs {
@@ -28,6 +29,8 @@ pub struct AdminArgs {
 enum Area {
     #[command(subcommand)]
     Topic(TopicCommand),
+    #[command(subcommand)]
+    Transaction(TransactionCommand),
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Consumer groups.
@@ -81,6 +84,7 @@ pub async fn run(arguments: AdminArgs) -> anyhow::Result<ExitCode> {
     let admin = arguments.connection.connect().await?.admin();
     let (text, value) = match arguments.area {
         Area::Topic(command) => topic(&admin, command).await?,
+        Area::Transaction(command) => transaction(&admin, command).await?,
         Area::Group(command) => admin_groups::run(&admin, command).await?,
         Area::Dlq(command) => admin_dead_letters::run(&admin, command).await?,
         Area::Cluster(ClusterCommand::Status) => {

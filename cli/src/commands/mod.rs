@@ -13,6 +13,7 @@ mod health;
 mod nameserver;
 mod receive;
 mod send;
+mod transaction;
 
 use std::process::ExitCode;
 

@@ -19,6 +19,7 @@ pub mod connect;
 pub mod link;
 pub mod server;
 pub(crate) mod wire;
+mod wire_transactions;
 
 use std::time::Duration;
 

@@ -141,7 +141,7 @@ impl Exchange {
         request: &GroupRequest,
         cancel: CancellationToken,
     ) -> Option<Result<crate::group_call::GroupResponse, NotExecuted>> {
-        if !matches!(request, GroupRequest::Receive(_)) {
+        if !request.is_long_poll() {
             return Some(self.local.execute(group, context, request).await);
         }
         self.cancels.lock().insert(correlation, cancel.clone());

@@ -12,6 +12,7 @@ use ledgermq_proto::forward::not_executed::Reason;
 use ledgermq_proto::rocketmq::{ClientType, Code, MessageType, Status};
 use tokio::time::Instant;
 
+use super::wire_transactions as transactions;
 use crate::context::{CallContext, ClientLanguage};
 use crate::group_call::{
     ClientHeartbeat, ClientTermination, ConsumerGroupDescription, CreateTopic, DescribeTopic, Filter,
@@ -87,6 +88,17 @@ fn write_content(request: &GroupRequest, now: Instant) -> Request {
         GroupRequest::ClientTermination(termination) => Request::ClientTermination(pb::ClientTermination {
             consumer_group: termination.consumer_group.as_ref().map(|group| group.as_str().to_owned()),
         }),
+        GroupRequest::EndTransaction(end) => Request::EndTransaction(transactions::write_end(end)),
+        GroupRequest::AwaitTransactionChecks(wait) => {
+            Request::AwaitTransactionChecks(transactions::write_await(wait, now))
+        }
+        GroupRequest::TransactionsAsked(asked) => {
+            Request::TransactionsAsked(transactions::write_asked(asked))
+        }
+        GroupRequest::ListTransactions(list) => Request::ListTransactions(list.clone()),
+        GroupRequest::ShowTransaction(id) => {
+            Request::ShowTransaction(pb::ShowTransaction { transaction_id: id.encode() })
+        }
         GroupRequest::DeadLetter(forward) => Request::DeadLetter(forward.clone()),
         GroupRequest::Recall(recall) => Request::Recall(recall.clone()),
         GroupRequest::Operation(operation) => Request::Operation(operation.clone()),
@@ -160,6 +172,17 @@ fn read_content(content: Request, now: Instant) -> Result<GroupRequest, Refused>
         Request::ClientTermination(termination) => GroupRequest::ClientTermination(ClientTermination {
             consumer_group: termination.consumer_group.as_deref().map(consumer_group).transpose()?,
         }),
+        Request::EndTransaction(end) => GroupRequest::EndTransaction(transactions::read_end(&end)?),
+        Request::AwaitTransactionChecks(wait) => {
+            GroupRequest::AwaitTransactionChecks(transactions::read_await(&wait, now)?)
+        }
+        Request::TransactionsAsked(asked) => {
+            GroupRequest::TransactionsAsked(transactions::read_asked(&asked)?)
+        }
+        Request::ListTransactions(list) => GroupRequest::ListTransactions(list),
+        Request::ShowTransaction(show) => {
+            GroupRequest::ShowTransaction(transactions::transaction_id(&show.transaction_id)?)
+        }
         Request::DeadLetter(forward) => GroupRequest::DeadLetter(forward),
         Request::Recall(recall) => GroupRequest::Recall(recall),
         Request::Operation(operation) => GroupRequest::Operation(operation),
@@ -185,6 +208,11 @@ pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardRe
             max_attempts: description.max_attempts,
             backoff_ms: description.backoff.into_iter().map(millis).collect(),
         }),
+        Ok(GroupResponse::TransactionChecks(checks)) => {
+            Reply::TransactionChecks(transactions::write_checks(checks))
+        }
+        Ok(GroupResponse::Transactions(listed)) => Reply::Transactions(listed),
+        Ok(GroupResponse::Transaction(shown)) => Reply::Transaction(shown),
         Ok(GroupResponse::Recalled(response)) => Reply::Recalled(response),
         Ok(GroupResponse::Operation(result)) => Reply::Operation(result),
         Ok(GroupResponse::Done) => Reply::Done(pb::Done {}),
@@ -225,6 +253,11 @@ pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotEx
             max_attempts: group.max_attempts,
             backoff: group.backoff_ms.into_iter().map(Duration::from_millis).collect(),
         }),
+        Reply::TransactionChecks(checks) => GroupResponse::TransactionChecks(
+            transactions::read_checks(checks).ok_or_else(|| unknown("a transaction"))?,
+        ),
+        Reply::Transactions(listed) => GroupResponse::Transactions(listed),
+        Reply::Transaction(shown) => GroupResponse::Transaction(shown),
         Reply::Recalled(response) => GroupResponse::Recalled(response),
         Reply::Operation(result) => GroupResponse::Operation(result),
         Reply::Done(pb::Done {}) => GroupResponse::Done,
@@ -291,7 +324,7 @@ fn read_topic(topic: pb::Topic) -> Result<TopicDescription, NameError> {
     })
 }
 
-fn topic(name: &str) -> Result<TopicName, Refused> {
+pub(super) fn topic(name: &str) -> Result<TopicName, Refused> {
     TopicName::parse(name).map_err(bad_name)
 }
 
@@ -304,11 +337,11 @@ fn bad_name(error: NameError) -> Refused {
     Refused::new(Code::BadRequest, format!("in a forwarded request: {error}"))
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A length of time from the wire, small enough to add to any instant.
-fn bounded(ms: u64) -> Duration {
+pub(super) fn bounded(ms: u64) -> Duration {
     Duration::from_millis(ms.min(crate::context::DEADLINE_MS_MAX))
 }

@@ -1,4 +1,5 @@
-//! What each command does to the state, leases apart (see [`leases`](super::leases)).
+//! What each command does to the state, leases and transactions apart (see [`leases`](super::leases),
+//! [`transactions`](super::transactions)).
 //!
 //! | Failure | Consequence |
 //! |---|---|
@@ -72,12 +73,17 @@ impl Applied {
             Command::UpdateConsumerGroup(command) => self.update_consumer_group(command),
             Command::DeleteConsumerGroup(command) => Ok(self.delete_consumer_group(&command)),
             Command::LeaseMessages(command) => self.lease(&command).map(Answer::Leased),
-            Command::AckMessages(command) => Ok(Answer::Acked(self.ack(&command))),
+            Command::AckMessages(command) => Ok(Answer::Acked(self.ack(&command, effects))),
             Command::ChangeInvisible(command) => {
                 Ok(Answer::Changed(self.change_invisible(&command, effects)))
             }
             Command::ExtendLeases(command) => Ok(Answer::Extended(self.extend(&command))),
             Command::ReleaseClient(command) => Ok(Answer::Released(self.release_client(command, effects))),
+            Command::LeaseInOrder(command) => self.lease_in_order(&command).map(Answer::Leased),
+            Command::AppendHalves(command) => self.append_halves(&command, payload_at),
+            Command::EndTransaction(command) => self.end_transaction(&command, effects),
+            Command::CountTransactionChecks(command) => Ok(self.count_checks(&command)),
+            Command::ParkTransactions(command) => Ok(self.park(&command)),
             Command::DeadLetter(command) => self.dead_letter(&command, payload_at, effects),
             Command::RedriveDeadLetters(command) => self.redrive(&command, effects),
             Command::AppendDelayed(command) => self.append_delayed(&command, payload_at, effects),
@@ -176,6 +182,7 @@ impl Applied {
         for subscription in subscriptions {
             self.drop_subscription(subscription);
         }
+        self.drop_transactions(id);
         Answer::Deleted(true)
     }
 

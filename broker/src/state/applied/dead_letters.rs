@@ -20,7 +20,7 @@ use crate::state::command::{
     RedriveDeadLetters, RedrivenLetter, TopicSettings,
 };
 use crate::state::consume_queue::{IndexEntry, QueueKey};
-use crate::state::names::{AttemptHash, ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
+use crate::state::names::{AttemptHash, ClientHash, ConsumerGroupId, DeliveryEpoch, OrderKey, TopicId};
 use crate::state::records::RecordKey;
 
 /// Its progress in a dead-letter topic says which letters were redriven. Clients cannot use the name.
@@ -160,6 +160,8 @@ impl Applied {
             attempt: 0,
             renewal: 0,
             auto_renew: false,
+            // Its place in an order is found when it is planned.
+            order: OrderKey(0),
         };
         let subscription = self.subscriptions.entry((group, letter.topic)).or_default();
         // Also where the next line makes the progress of a queue and nothing more.

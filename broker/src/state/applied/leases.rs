@@ -17,7 +17,7 @@ use crate::state::answer::{ChangeOutcome, DeliveryOutcome, Granted, Refusal};
 use crate::state::command::{
     AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart, ReleaseClient,
 };
-use crate::state::names::{AttemptHash, ConsumerGroupId, DeliveryEpoch, TopicId};
+use crate::state::names::{AttemptHash, ConsumerGroupId, DeliveryEpoch, OrderKey, TopicId};
 use crate::state::records::RecordKey;
 
 /// How soon a message of a client that ended is visible again: RocketMQ's figure.
@@ -47,7 +47,7 @@ impl Applied {
         Ok(granting.granted)
     }
 
-    pub(super) fn ack(&mut self, command: &AckMessages) -> Vec<DeliveryOutcome> {
+    pub(super) fn ack(&mut self, command: &AckMessages, effects: &mut Effects) -> Vec<DeliveryOutcome> {
         let (group, topic) = (command.consumer_group, command.topic);
         command
             .entries
@@ -57,6 +57,10 @@ impl Applied {
                 match found {
                     Ok((lease, subscription)) => {
                         subscription.end_lease(entry.queue, entry.offset, lease);
+                        // What waited for this one in order may go now.
+                        if lease.order != OrderKey(0) {
+                            effects.released.insert((group, topic));
+                        }
                         self.dirty.insert(RecordKey::Progress(group, topic, entry.queue.get()));
                         DeliveryOutcome::Done
                     }
@@ -169,7 +173,7 @@ impl Subscription {
         Arc::make_mut(progress)
     }
 
-    fn move_lease(&mut self, queue: QueueId, offset: QueueOffset, lease: Lease, moved: Lease) {
+    pub(super) fn move_lease(&mut self, queue: QueueId, offset: QueueOffset, lease: Lease, moved: Lease) {
         self.end_lease(queue, offset, lease);
         self.index_lease(queue.get(), offset.get(), &moved);
         self.progress_mut(queue.get(), 0).leases.insert(offset.get(), moved);
@@ -182,11 +186,20 @@ impl Subscription {
         if lease.received_by != AttemptHash(0) {
             self.receives.insert((lease.received_by, queue, offset));
         }
+        if lease.order != OrderKey(0) {
+            self.orders.entry((queue, lease.order)).or_default().insert(offset);
+        }
     }
 
     pub(super) fn end_lease(&mut self, queue: QueueId, offset: QueueOffset, lease: Lease) {
         let had_end = self.ends.remove(&(lease.until, queue.get(), offset.get()));
         self.receives.remove(&(lease.received_by, queue.get(), offset.get()));
+        if let Some(held) = self.orders.get_mut(&(queue.get(), lease.order)) {
+            held.remove(&offset.get());
+            if held.is_empty() {
+                self.orders.remove(&(queue.get(), lease.order));
+            }
+        }
         self.attempts.remove(&(lease.attempt, queue.get(), offset.get()));
         let removed = self.progress_mut(queue.get(), 0).leases.remove(&offset.get());
         assert!(had_end && removed == Some(lease), "every lease has its end in the set of ends");
@@ -259,6 +272,7 @@ impl Granting<'_> {
             attempt,
             renewal: 0,
             auto_renew: self.command.auto_renew,
+            order: OrderKey(0),
         }
     }
 

@@ -9,8 +9,10 @@
 pub(crate) mod apply;
 pub(crate) mod dead_letters;
 pub(crate) mod leases;
+mod order;
 pub(crate) mod progress;
 pub(crate) mod timers;
+pub(crate) mod transactions;
 pub(crate) mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,10 +25,11 @@ use ledgermq_raft_store::EntryId;
 use super::checkpoint::{Cut, TimerCut};
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::consume_queue::ConsumeQueueIndex;
-use super::names::{AttemptHash, ConsumerGroupId, TopicId};
+use super::names::{AttemptHash, ConsumerGroupId, OrderKey, TopicId};
 use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
 use super::timers::{TimerProgress, Timers};
 use progress::Progress;
+use transactions::Transactions;
 use window::MessageIdWindow;
 
 /// The messages a queue has: `min..max`.
@@ -59,6 +62,8 @@ pub(crate) struct Subscription {
     pub(crate) ends: BTreeSet<(UnixMillis, u32, u64)>,
     /// The leases by the receive that made them: (receive, queue, offset). Derived from `queues`.
     pub(crate) receives: BTreeSet<(AttemptHash, u32, u64)>,
+    /// The leased offsets by queue and order key. Derived from `queues`.
+    pub(crate) orders: BTreeMap<(u32, OrderKey), BTreeSet<u64>>,
     /// The leases by attempt: (attempt, queue, offset). Derived from `queues`.
     pub(crate) attempts: BTreeSet<(u32, u32, u64)>,
 }
@@ -88,6 +93,7 @@ pub(crate) struct Applied {
     pub(crate) consumer_groups: BTreeMap<ConsumerGroupId, Arc<ConsumerGroup>>,
     pub(crate) consumer_group_names: BTreeMap<String, ConsumerGroupId>,
     pub(crate) subscriptions: BTreeMap<(ConsumerGroupId, TopicId), Subscription>,
+    pub(crate) transactions: Transactions,
     pub(crate) window: MessageIdWindow,
     pub(crate) index: ConsumeQueueIndex,
     pub(crate) timers: Timers,
@@ -126,6 +132,13 @@ impl Applied {
             RecordKey::Progress(group, topic, queue) => {
                 let subscription = self.subscriptions.get(&(group, topic))?;
                 subscription.queues.get(&queue).map(|progress| RecordValue::Progress(Arc::clone(progress)))
+            }
+            RecordKey::Transaction(id) => {
+                self.transactions.undecided().get(&id).copied().map(RecordValue::Transaction)
+            }
+            RecordKey::TransactionOutcomes(number) => {
+                let chunk = self.transactions.outcomes.chunk(number)?;
+                Some(RecordValue::TransactionOutcomes(Arc::clone(chunk)))
             }
             RecordKey::Timers => {
                 let progress = self.timers.progress();
@@ -181,9 +194,12 @@ impl Applied {
         let progress = self.subscriptions.iter().flat_map(|(&(group, topic), subscription)| {
             subscription.queues.keys().map(move |&queue| RecordKey::Progress(group, topic, queue))
         });
+        let undecided = self.transactions.undecided().keys().map(|&id| RecordKey::Transaction(id));
+        let outcomes = self.transactions.outcomes.chunk_numbers().map(RecordKey::TransactionOutcomes);
         let timers = self.record(RecordKey::Timers).map(|_| RecordKey::Timers);
         let recalled = self.timers.recalled().iter().map(|&key| RecordKey::Recalled(key));
-        topics.chain(queues).chain(groups).chain(progress).chain(timers).chain(recalled)
+        let records = topics.chain(queues).chain(groups).chain(progress);
+        records.chain(undecided).chain(outcomes).chain(timers).chain(recalled)
     }
 
     /// Puts a record where it belongs, when the state is loaded. The order of records is free.
@@ -218,6 +234,14 @@ impl Applied {
                 }
                 subscription.queues.insert(queue, progress);
             }
+            (RecordKey::Transaction(id), RecordValue::Transaction(transaction)) => {
+                self.transactions.load(id, transaction);
+            }
+            (RecordKey::TransactionOutcomes(number), RecordValue::TransactionOutcomes(chunk)) => {
+                if !self.transactions.outcomes.load(number, chunk) {
+                    return Err(MisplacedRecord { key });
+                }
+            }
             (RecordKey::Timers, RecordValue::Timers(progress)) => self.timers.load_progress(progress),
             (RecordKey::Recalled(key), RecordValue::Recalled) => self.timers.load_recalled(key),
             (key, _) => return Err(MisplacedRecord { key }),
@@ -243,6 +267,15 @@ impl Applied {
             if !self.consumer_groups.contains_key(&group) || !self.topics.contains_key(&topic) {
                 return Err(IncompleteState { part: "subscription of group", id: u64::from(group.get()) });
             }
+        }
+        for (id, open) in self.transactions.undecided() {
+            let queues = self.topics.get(&open.topic).map_or(0, |topic| topic.queues.len());
+            if open.queue.get() as usize >= queues {
+                return Err(IncompleteState { part: "transaction", id: id.get() });
+            }
+        }
+        if !self.transactions.outcomes.is_complete() {
+            return Err(IncompleteState { part: "outcomes of transactions", id: 0 });
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use ledgermq_common::clock::UnixMillis;
 
 use crate::state::answer::DeliveryOutcome;
-use crate::state::names::{AttemptHash, ClientHash, DeliveryEpoch};
+use crate::state::names::{AttemptHash, ClientHash, DeliveryEpoch, OrderKey};
 
 /// One delivery of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub(crate) struct Lease {
     /// How often the end of this lease was moved.
     pub(crate) renewal: u32,
     pub(crate) auto_renew: bool,
+    /// Of a consumer group that consumes in order; 0 otherwise.
+    pub(crate) order: OrderKey,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -23,7 +23,9 @@ mod dead_letter;
 mod delivery;
 mod message;
 mod naming;
+mod order;
 mod timer;
+mod transaction;
 pub(crate) mod wire;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -42,7 +44,12 @@ pub use naming::{
     Backoff, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic,
     TopicSettings, UpdateConsumerGroup, UpdateTopic,
 };
+pub use order::{LeaseInOrder, OrderedMessage, OrderedPart};
 pub use timer::{AppendDelayed, FireTimers, RecallTimer, encode_delayed, encoded_delayed_bytes};
+pub use transaction::{
+    AppendHalves, AppendedHalf, CountTransactionChecks, DecisionSource, EndTransaction, NewHalf,
+    ParkTransactions, TransactionCheck, encode_halves, encoded_halves_bytes,
+};
 use wire::FieldReader;
 pub use wire::MalformedField;
 
@@ -65,6 +72,11 @@ enum Kind {
     ChangeInvisible = 10,
     ExtendLeases = 11,
     ReleaseClient = 12,
+    AppendHalves = 20,
+    EndTransaction = 21,
+    CountTransactionChecks = 22,
+    ParkTransactions = 23,
+    LeaseInOrder = 24,
     DeadLetter = 40,
     RedriveDeadLetters = 41,
     AppendDelayed = 42,
@@ -86,6 +98,11 @@ pub enum Command {
     ChangeInvisible(ChangeInvisible),
     ExtendLeases(ExtendLeases),
     ReleaseClient(ReleaseClient),
+    AppendHalves(AppendHalves),
+    EndTransaction(EndTransaction),
+    CountTransactionChecks(CountTransactionChecks),
+    ParkTransactions(ParkTransactions),
+    LeaseInOrder(LeaseInOrder),
     DeadLetter(DeadLetter),
     RedriveDeadLetters(RedriveDeadLetters),
     AppendDelayed(AppendDelayed),
@@ -135,6 +152,11 @@ impl Command {
             Self::ChangeInvisible(body) => body.put(&mut out),
             Self::ExtendLeases(body) => body.put(&mut out),
             Self::ReleaseClient(body) => body.put(&mut out),
+            Self::AppendHalves(body) => body.put(&mut out),
+            Self::EndTransaction(body) => body.put(&mut out),
+            Self::CountTransactionChecks(body) => body.put(&mut out),
+            Self::ParkTransactions(body) => body.put(&mut out),
+            Self::LeaseInOrder(body) => body.put(&mut out),
             Self::DeadLetter(body) => body.put(&mut out),
             Self::RedriveDeadLetters(body) => body.put(&mut out),
             Self::AppendDelayed(body) => body.put(&mut out),
@@ -171,6 +193,13 @@ impl Command {
             Kind::ChangeInvisible => Self::ChangeInvisible(ChangeInvisible::read(reader)?),
             Kind::ExtendLeases => Self::ExtendLeases(ExtendLeases::read(reader)?),
             Kind::ReleaseClient => Self::ReleaseClient(ReleaseClient::read(reader)?),
+            Kind::AppendHalves => Self::AppendHalves(AppendHalves::read(reader)?),
+            Kind::EndTransaction => Self::EndTransaction(EndTransaction::read(reader)?),
+            Kind::CountTransactionChecks => {
+                Self::CountTransactionChecks(CountTransactionChecks::read(reader)?)
+            }
+            Kind::ParkTransactions => Self::ParkTransactions(ParkTransactions::read(reader)?),
+            Kind::LeaseInOrder => Self::LeaseInOrder(LeaseInOrder::read(reader)?),
             Kind::DeadLetter => Self::DeadLetter(DeadLetter::read(reader)?),
             Kind::RedriveDeadLetters => Self::RedriveDeadLetters(RedriveDeadLetters::read(reader)?),
             Kind::AppendDelayed => Self::AppendDelayed(AppendDelayed::read(reader)?),
@@ -201,6 +230,11 @@ impl Command {
             Self::ChangeInvisible(_) => Kind::ChangeInvisible,
             Self::ExtendLeases(_) => Kind::ExtendLeases,
             Self::ReleaseClient(_) => Kind::ReleaseClient,
+            Self::AppendHalves(_) => Kind::AppendHalves,
+            Self::EndTransaction(_) => Kind::EndTransaction,
+            Self::CountTransactionChecks(_) => Kind::CountTransactionChecks,
+            Self::ParkTransactions(_) => Kind::ParkTransactions,
+            Self::LeaseInOrder(_) => Kind::LeaseInOrder,
             Self::DeadLetter(_) => Kind::DeadLetter,
             Self::RedriveDeadLetters(_) => Kind::RedriveDeadLetters,
             Self::AppendDelayed(_) => Kind::AppendDelayed,
@@ -225,6 +259,11 @@ impl Kind {
             10 => Self::ChangeInvisible,
             11 => Self::ExtendLeases,
             12 => Self::ReleaseClient,
+            20 => Self::AppendHalves,
+            21 => Self::EndTransaction,
+            22 => Self::CountTransactionChecks,
+            23 => Self::ParkTransactions,
+            24 => Self::LeaseInOrder,
             40 => Self::DeadLetter,
             41 => Self::RedriveDeadLetters,
             42 => Self::AppendDelayed,

@@ -8,6 +8,7 @@
 //! Order: messages whose lease ended first (oldest end first), then unseen ones, starting at
 //! another queue each time so that no queue starves.
 
+mod order;
 mod reservations;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use super::command::{Command, LeaseMessages, LeasePart, tag_code};
 use super::consume_queue::{IndexEntry, QueueKey};
 use super::machine::BrokerState;
 use super::names::{ClientHash, ConsumerGroupId, TopicId};
+pub use order::{ORDER_SCAN_ENTRIES_MAX, OrderOf, OrderedPlan, PlannedInOrder};
 pub(crate) use reservations::Reservations;
 use reservations::Reserved;
 

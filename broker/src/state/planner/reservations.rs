@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::state::names::{ConsumerGroupId, TopicId};
+use crate::state::names::{ConsumerGroupId, OrderKey, TopicId};
 
 /// What one plan holds.
 #[derive(Debug, Default)]
@@ -15,6 +15,8 @@ pub(crate) struct Reserved {
     pub(super) ended: Vec<(u32, u64)>,
     /// Queue, from, to.
     pub(super) unseen: Vec<(u32, u64, u64)>,
+    /// Queue, order key.
+    pub(super) orders: Vec<(u32, OrderKey)>,
 }
 
 /// What all plans of one subscription hold.
@@ -23,6 +25,7 @@ pub(crate) struct Lane {
     ended: BTreeSet<(u32, u64)>,
     /// (queue, from) → to; disjoint.
     unseen: BTreeMap<(u32, u64), u64>,
+    orders: BTreeSet<(u32, OrderKey)>,
 }
 
 type Lanes = BTreeMap<(ConsumerGroupId, TopicId), Arc<Mutex<Lane>>>;
@@ -79,8 +82,15 @@ impl Lane {
         }
     }
 
+    /// The order keys of a queue that plans hold.
+    pub(super) fn orders_of(&self, queue: u32) -> impl Iterator<Item = OrderKey> {
+        let of_queue = self.orders.range((queue, OrderKey(0))..=(queue, OrderKey(u64::MAX)));
+        of_queue.map(|(_, order)| *order)
+    }
+
     pub(super) fn reserve(&mut self, reserved: &Reserved) {
         self.ended.extend(reserved.ended.iter().copied());
+        self.orders.extend(reserved.orders.iter().copied());
         for &(queue, from, to) in &reserved.unseen {
             let before = self.unseen.insert((queue, from), to);
             assert_eq!(before, None, "two plans hold the same messages");
@@ -90,6 +100,9 @@ impl Lane {
     fn release(&mut self, reserved: &Reserved) {
         for ended in &reserved.ended {
             self.ended.remove(ended);
+        }
+        for order in &reserved.orders {
+            self.orders.remove(order);
         }
         for &(queue, from, _) in &reserved.unseen {
             self.unseen.remove(&(queue, from));
@@ -111,7 +124,7 @@ impl Lane {
     }
 
     fn is_empty(&self) -> bool {
-        self.ended.is_empty() && self.unseen.is_empty()
+        self.ended.is_empty() && self.unseen.is_empty() && self.orders.is_empty()
     }
 }
 
@@ -122,7 +135,7 @@ mod tests {
     #[test]
     fn free_parts_lie_between_the_held_ones() {
         let mut lane = Lane::default();
-        lane.reserve(&Reserved { ended: Vec::new(), unseen: vec![(1, 5, 10), (1, 12, 20), (2, 0, 100)] });
+        lane.reserve(&Reserved { unseen: vec![(1, 5, 10), (1, 12, 20), (2, 0, 100)], ..Reserved::default() });
         let free = |from, to| {
             let mut parts = Vec::new();
             lane.free(1, from, to, |from, to| parts.push((from, to)));

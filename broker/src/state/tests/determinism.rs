@@ -27,6 +27,14 @@ pub(super) enum Step {
         to: u64,
         offsets: Vec<u64>,
     },
+    /// As above, of a group that consumes in order.
+    OrderedLease {
+        group: u32,
+        topic: u32,
+        queue: u32,
+        messages: Vec<(u64, u64, bool)>,
+        pass_over: Vec<u64>,
+    },
     Ack(Vec<usize>),
     Change(usize, u64),
     Extend(usize, u64),
@@ -43,6 +51,17 @@ pub(super) enum Step {
         group: u32,
         client: u8,
     },
+    Half {
+        topic: u32,
+        halves: Vec<(u32, u16, u32)>,
+    },
+    End {
+        which: usize,
+        topic: u32,
+        commit: bool,
+    },
+    CountChecks(Vec<(usize, u32)>, u64),
+    Park(Vec<(usize, u32)>),
     CreateTopic(u8, u32),
     GrowTopic(u8, u32),
     DeleteTopic(u8),
@@ -65,6 +84,14 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(group, topic, queue, from, to, offsets)| Step::WildLease {
                 group, topic, queue, from, to, offsets
             }),
+        4 => (
+            1u32..4, 1u32..5, 0u32..5,
+            proptest::collection::vec((0u64..30, 0u64..4, any::<bool>()), 0..6),
+            proptest::collection::vec(0u64..30, 0..3),
+        )
+            .prop_map(|(group, topic, queue, messages, pass_over)| Step::OrderedLease {
+                group, topic, queue, messages, pass_over
+            }),
         6 => proptest::collection::vec(any::<usize>(), 1..4).prop_map(Step::Ack),
         3 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Change(which, ms)),
         2 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Extend(which, ms)),
@@ -77,6 +104,13 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         1 => (0u64..4, any::<usize>()).prop_map(|(letter, which)| Step::Redrive(letter, which)),
         1 => (0u8..3, 1u32..4).prop_map(|(name, attempts)| Step::SetAttempts(name, attempts)),
         1 => (1u32..4, 0u8..3).prop_map(|(group, client)| Step::Release { group, client }),
+        4 => (1u32..5, proptest::collection::vec((0u32..4, any::<u16>(), 0u32..40_000), 1..4))
+            .prop_map(|(topic, halves)| Step::Half { topic, halves }),
+        6 => (any::<usize>(), 1u32..5, any::<bool>())
+            .prop_map(|(which, topic, commit)| Step::End { which, topic, commit }),
+        2 => (proptest::collection::vec((any::<usize>(), 0u32..4), 1..4), 0u64..40_000)
+            .prop_map(|(checks, next_ms)| Step::CountChecks(checks, next_ms)),
+        1 => proptest::collection::vec((any::<usize>(), 0u32..4), 1..4).prop_map(Step::Park),
         2 => (0u8..4, 1u32..4).prop_map(|(name, queues)| Step::CreateTopic(name, queues)),
         1 => (0u8..4, 1u32..90).prop_map(|(name, queues)| Step::GrowTopic(name, queues)),
         1 => (0u8..4).prop_map(Step::DeleteTopic),
@@ -92,6 +126,7 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
 pub(super) struct Leader {
     pub(super) replica: Replica,
     granted: Vec<(ConsumerGroupId, TopicId, Granted)>,
+    halves: Vec<(TopicId, PhysicalOffset, String)>,
     timers: Vec<RecallTimer>,
     pub(super) answers: Vec<Answer>,
 }
@@ -101,6 +136,7 @@ impl Leader {
         let mut leader = Self {
             replica: Replica::in_memory(),
             granted: Vec::new(),
+            halves: Vec::new(),
             timers: Vec::new(),
             answers: Vec::new(),
         };
@@ -159,6 +195,30 @@ impl Leader {
                     attempt_id: String::new(),
                     parts: vec![part],
                 }));
+            }
+            Step::OrderedLease { group, topic, queue, messages, pass_over } => {
+                let (group, topic) = (ConsumerGroupId(*group), TopicId(*topic));
+                let messages = messages
+                    .iter()
+                    .map(|&(offset, order, again)| OrderedMessage {
+                        offset: QueueOffset(offset),
+                        order: OrderKey(order),
+                        again,
+                    })
+                    .collect();
+                let pass_over = pass_over.iter().copied().map(QueueOffset).collect();
+                let command = Command::LeaseInOrder(LeaseInOrder {
+                    consumer_group: group,
+                    topic,
+                    client: ClientHash(2),
+                    invisible_ms: 5_000,
+                    auto_renew: true,
+                    attempt_id: "attempt".to_owned(),
+                    parts: vec![OrderedPart { queue: QueueId(*queue), messages, pass_over }],
+                });
+                if let Answer::Leased(granted) = self.propose(command.encode(self.replica.now)) {
+                    self.granted.extend(granted.into_iter().map(|lease| (group, topic, lease)));
+                }
             }
             Step::Ack(which) => {
                 let Some((group, topic, _)) = self.pick(which[0]) else { return };
@@ -265,6 +325,43 @@ impl Leader {
                 consumer_group: ConsumerGroupId(*group),
                 client: ClientHash(u64::from(*client)),
             })),
+            Step::Half { topic, halves } => {
+                let topic = TopicId(*topic);
+                let halves: Vec<NewHalf> = halves
+                    .iter()
+                    .map(|(queue, id, first_check_ms)| NewHalf {
+                        message: message(*queue, &format!("{}", id % 200)),
+                        first_check_ms: *first_check_ms,
+                    })
+                    .collect();
+                let command = encode_halves(self.replica.now, topic, &halves);
+                if let Answer::Halves(stored) = self.propose(command) {
+                    let stored = stored.iter().zip(&halves);
+                    self.halves
+                        .extend(stored.map(|(at, half)| (topic, at.transaction, half.message.id.clone())));
+                }
+            }
+            Step::End { which, topic, commit } => {
+                let Some((of, transaction, id)) = self.half(*which) else { return };
+                // Now and then by a wrong topic.
+                let topic = if which % 7 == 0 { TopicId(*topic) } else { of };
+                self.propose_command(&Command::EndTransaction(EndTransaction {
+                    topic,
+                    transaction,
+                    message: MessageIdHash::of(id.as_bytes()),
+                    decision: if *commit { Decision::Commit } else { Decision::Rollback },
+                    source: DecisionSource::Check,
+                }));
+            }
+            Step::CountChecks(checks, next_check_ms) => {
+                let command =
+                    CountTransactionChecks { next_check_ms: *next_check_ms, checks: self.checks(checks) };
+                self.propose_command(&Command::CountTransactionChecks(command));
+            }
+            Step::Park(checks) => {
+                let command = ParkTransactions { transactions: self.checks(checks) };
+                self.propose_command(&Command::ParkTransactions(command));
+            }
             Step::CreateTopic(name, queues) => self.propose_command(&Command::CreateTopic(CreateTopic {
                 name: format!("topic-{name}"),
                 settings: TopicSettings::normal(*queues),
@@ -293,6 +390,15 @@ impl Leader {
                 self.propose(Bytes::from(bytes));
             }
         }
+    }
+
+    fn half(&self, which: usize) -> Option<(TopicId, PhysicalOffset, String)> {
+        self.halves.get(which % self.halves.len().max(1)).cloned()
+    }
+
+    fn checks(&self, checks: &[(usize, u32)]) -> Vec<TransactionCheck> {
+        let named = checks.iter().filter_map(|(which, number)| Some((self.half(*which)?, *number)));
+        named.map(|((_, transaction, _), number)| TransactionCheck { transaction, number }).collect()
     }
 
     fn pick(&self, which: usize) -> Option<(ConsumerGroupId, TopicId, Granted)> {

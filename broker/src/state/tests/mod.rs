@@ -7,9 +7,11 @@ mod determinism;
 mod durability;
 mod million_queues;
 mod million_timers;
+mod order;
 mod planning;
 mod sending;
 mod timers;
+mod transactions;
 
 use std::io;
 use std::path::Path;

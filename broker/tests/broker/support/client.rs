@@ -32,6 +32,8 @@ pub struct Receive {
     pub invisible: Duration,
     pub tags: Option<String>,
     pub auto_renew: bool,
+    /// The broker group to receive from.
+    pub broker: String,
 }
 
 impl Default for Receive {
@@ -42,6 +44,7 @@ impl Default for Receive {
             invisible: Duration::from_secs(30),
             tags: None,
             auto_renew: false,
+            broker: "g".to_owned(),
         }
     }
 }
@@ -52,6 +55,10 @@ impl Client {
         let channel = endpoint.connect().await.expect("a broker that listens");
         let id = format!("test@{address}@{:p}", &raw const channel);
         Self { stub: MessagingServiceClient::new(channel), id }
+    }
+
+    pub fn stub(&self) -> MessagingServiceClient<Channel> {
+        self.stub.clone()
     }
 
     pub fn request<T>(&self, message: T, deadline: Duration) -> Request<T> {
@@ -83,7 +90,7 @@ impl Client {
             message_queue: Some(MessageQueue {
                 topic: Some(resource(topic)),
                 id: -1,
-                broker: Some(Broker { name: "g".to_owned(), ..Broker::default() }),
+                broker: Some(Broker { name: receive.broker, ..Broker::default() }),
                 ..MessageQueue::default()
             }),
             filter_expression: receive

@@ -117,6 +117,13 @@ impl Node {
         took
     }
 
+    /// Whether it runs and leads the group of this name.
+    pub fn leads(&self, group: &str) -> bool {
+        self.running.as_ref().is_some_and(|(broker, _)| {
+            broker.node().hosted_groups().any(|hosted| hosted.name().as_str() == group && hosted.leads())
+        })
+    }
+
     pub fn client_addr(&self) -> String {
         self.config.listen.client.clone()
     }
@@ -186,7 +193,7 @@ fn free_ports(count: usize) -> Vec<u16> {
     listeners.iter().map(|listener| listener.local_addr().expect("its address").port()).collect()
 }
 
-fn http_get(address: &str, path: &str) -> (u16, String) {
+pub fn http_get(address: &str, path: &str) -> (u16, String) {
     use std::io::{Read as _, Write as _};
     let Ok(mut stream) = std::net::TcpStream::connect(address) else { return (0, String::new()) };
     let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
