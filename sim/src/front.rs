@@ -10,6 +10,8 @@
 //! | 1 send | queue u32, id length u16, id, body |
 //! | 2 receive | messages at most u32, invisible ms u64, client u64 |
 //! | 3 ack | queue u32, offset u64, epoch u64 |
+//! | 5 delayed send | queue u32, delivery time u64 ms, id length u16, id, body |
+//! | 6 recall | delivery time u64 ms, physical offset u64 |
 //! | 4 change | queue u32, offset u64, epoch u64, invisible ms u64 |
 //!
 //! | Answer | Fields |
@@ -20,18 +22,19 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_broker::state::command::{
     AckEntry, AckMessages, ChangeInvisible, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic,
-    MessageProperties, NewMessage, TopicSettings, encode_append,
+    MessageProperties, NewMessage, TopicSettings, encode_append, encode_delayed,
 };
 use ledgermq_broker::state::{
-    Answer, BodyEncoding, BrokerState, ClientHash, Command, ConsumerGroupId, DeliveryEpoch, MessageType,
-    QueueChoice, ReceiveRequest, TagFilter, TopicId,
+    Answer, BodyEncoding, BrokerState, ClientHash, Command, ConsumerGroupId, DeliveryEpoch, FireTimers,
+    MessageType, QueueChoice, RecallTimer, ReceiveRequest, TagFilter, TopicId,
 };
-use ledgermq_common::clock::{Clock as _, SteppedClock};
-use ledgermq_common::{QueueId, QueueOffset};
+use ledgermq_common::clock::{Clock as _, SteppedClock, UnixMillis};
+use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use ledgermq_raft_store::Group;
 use ledgermq_raft_store::group::ProposeError;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -40,6 +43,9 @@ use crate::network::SimStream;
 
 /// Larger than any request of the workload.
 const FRAME_BYTES_MAX: u32 = 1 << 20;
+const FIRE_LOOK: Duration = Duration::from_millis(20);
+/// Small, so that one moment's timers take several entries.
+const FIRE_BATCH: u32 = 3;
 pub const TOPIC: &str = "orders";
 pub const CONSUMER_GROUP: &str = "billing";
 
@@ -49,6 +55,8 @@ pub enum Request {
     Receive { messages_max: u32, invisible_ms: u64, client: u64 },
     Ack(AckEntry),
     Change { entry: AckEntry, invisible_ms: u64 },
+    SendDelayed { queue: QueueId, deliver_at: UnixMillis, id: String, body: Bytes },
+    Recall { deliver_at: UnixMillis, physical: PhysicalOffset },
 }
 
 #[derive(Debug, Clone)]
@@ -108,6 +116,25 @@ impl Front {
                 };
                 self.propose(encode_append(self.clock.now(), topic, &[message])).await
             }
+            Request::SendDelayed { queue, deliver_at, id, body } => {
+                let message = NewMessage {
+                    queue: QueueId(queue.get() % self.queues),
+                    id,
+                    message_type: MessageType::Delay,
+                    body_encoding: BodyEncoding::Identity,
+                    born_at: self.clock.now(),
+                    properties: MessageProperties {
+                        deliver_at_ms: Some(deliver_at.get()),
+                        ..MessageProperties::default()
+                    },
+                    body,
+                };
+                self.propose(encode_delayed(self.clock.now(), topic, &[(deliver_at, message)])).await
+            }
+            Request::Recall { deliver_at, physical } => {
+                let command = RecallTimer { deliver_at, physical };
+                self.propose(Command::RecallTimer(command).encode(self.clock.now())).await
+            }
             Request::Receive { messages_max, invisible_ms, client } => {
                 let consumer_group = self.consumer_group().await?;
                 let request = ReceiveRequest {
@@ -141,6 +168,20 @@ impl Front {
                     invisible_ms,
                 };
                 self.propose(Command::ChangeInvisible(change).encode(self.clock.now())).await
+            }
+        }
+    }
+
+    /// Fires what is due by this node's clock while it leads, until the node's life ends.
+    pub async fn fire_timers(self) {
+        loop {
+            tokio::time::sleep(FIRE_LOOK).await;
+            let now = self.clock.now();
+            let is_due = self.state.next_timer().is_some_and(|next| next <= now);
+            if is_due && self.group.leadership().borrow().is_leader_ready {
+                let command = FireTimers { through: now, max: FIRE_BATCH };
+                // It may fail for a good reason; the next leader fires what is left.
+                drop(self.propose(Command::FireTimers(command).encode(now)).await);
             }
         }
     }
@@ -217,6 +258,19 @@ impl Request {
                 out.put_u64_le(*invisible_ms);
                 out.put_u64_le(*client);
             }
+            Self::SendDelayed { queue, deliver_at, id, body } => {
+                out.put_u8(5);
+                out.put_u32_le(queue.get());
+                out.put_u64_le(deliver_at.get());
+                out.put_u16_le(u16::try_from(id.len()).expect("a short id"));
+                out.put_slice(id.as_bytes());
+                out.put_slice(body);
+            }
+            Self::Recall { deliver_at, physical } => {
+                out.put_u8(6);
+                out.put_u64_le(deliver_at.get());
+                out.put_u64_le(physical.get());
+            }
             Self::Ack(entry) => put_entry(&mut out, 3, entry),
             Self::Change { entry, invisible_ms } => {
                 put_entry(&mut out, 4, entry);
@@ -243,6 +297,20 @@ impl Request {
                 client: frame.try_get_u64_le().ok()?,
             }),
             3 => Some(Self::Ack(decode_entry(&mut frame)?)),
+            5 => {
+                let queue = QueueId(frame.try_get_u32_le().ok()?);
+                let deliver_at = UnixMillis(frame.try_get_u64_le().ok()?);
+                let id_len = usize::from(frame.try_get_u16_le().ok()?);
+                if frame.len() < id_len {
+                    return None;
+                }
+                let id = String::from_utf8(frame.split_to(id_len).to_vec()).ok()?;
+                Some(Self::SendDelayed { queue, deliver_at, id, body: frame })
+            }
+            6 => Some(Self::Recall {
+                deliver_at: UnixMillis(frame.try_get_u64_le().ok()?),
+                physical: PhysicalOffset(frame.try_get_u64_le().ok()?),
+            }),
             4 => Some(Self::Change {
                 entry: decode_entry(&mut frame)?,
                 invisible_ms: frame.try_get_u64_le().ok()?,

@@ -20,7 +20,7 @@ use ledgermq_common::{ConsumerGroupName, QueueId, QueueOffset};
 use ledgermq_edge::codes::{self, topic_not_found};
 use ledgermq_edge::context::CallContext;
 use ledgermq_edge::group_call::{
-    Filter, GroupResponse, NotExecuted, OffsetQuery, OffsetRequest, PullRequest, Pulled, Refused,
+    GroupResponse, NotExecuted, OffsetQuery, OffsetRequest, PullRequest, Pulled, Refused,
 };
 use ledgermq_proto::rocketmq::{Code, Resource, Status};
 use ledgermq_raft_store::group::BarrierError;
@@ -29,12 +29,13 @@ use tokio::time::Instant;
 use super::delivery::{Delivery, delivered};
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::receive::read_record;
-use crate::state::{Answer, Command, CommitOffset, ResetProgress, TagFilter, TopicView};
+use super::wanted::Wanted;
+use crate::state::{Answer, Command, CommitOffset, ResetProgress, TopicView};
 
 /// Bodies of one answer together; a single message may be larger.
 const PULL_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Entries looked at for one answer.
-const PULL_SCAN_ENTRIES_MAX: u64 = 4_096;
+const PULL_SCAN_ENTRIES_MAX: u32 = 4_096;
 const POLL_END_MARGIN: Duration = Duration::from_millis(50);
 
 pub async fn pull(
@@ -46,10 +47,7 @@ pub async fn pull(
     let consumer_group = hosted.consumer_group_or_create(&request.consumer_group).await?;
     let ends = request.poll_until.min(context.deadline);
     let ends = ends.checked_sub(POLL_END_MARGIN).unwrap_or(ends);
-    let filter = match &request.filter {
-        Filter::All => TagFilter::All,
-        Filter::Tags(tags) => TagFilter::tags(tags.iter().map(String::as_str)),
-    };
+    let wanted = Wanted::of(&request.filter);
     let mut leadership = hosted.raft_leadership();
     let mut stopping = hosted.stopping.clone();
     let mut next = request.offset;
@@ -74,7 +72,7 @@ pub async fn pull(
         place.about_to_look();
         leadership.borrow_and_update();
         hosted.leader_still()?;
-        let (messages, reached) = look(hosted, &topic, request, &filter, next);
+        let (messages, reached) = look(hosted, &topic, request, &wanted, next);
         let moved = reached > next;
         next = reached;
         let is_over = Instant::now() >= ends || *stopping.borrow_and_update();
@@ -107,29 +105,26 @@ fn look(
     hosted: &HostedGroup,
     topic: &TopicView,
     request: &PullRequest,
-    filter: &TagFilter,
+    wanted: &Wanted,
     from: QueueOffset,
 ) -> (Vec<ledgermq_proto::rocketmq::Message>, QueueOffset) {
     let batch = request.batch_size.clamp(1, RECEIVE_BATCH_MESSAGES_MAX) as usize;
-    let entries_max = match filter {
-        TagFilter::All => batch as u64,
-        TagFilter::Tags(_) => PULL_SCAN_ENTRIES_MAX,
-    };
+    let entries_max = if wanted.is_everything() { batch as u32 } else { PULL_SCAN_ENTRIES_MAX };
+    let tags = wanted.tags();
     let resource = Resource { resource_namespace: String::new(), name: topic.name.clone() };
     let (mut messages, mut bytes, mut next) = (Vec::new(), 0, from);
-    let entries =
-        hosted.state.range(topic.id, request.queue, from, u32::try_from(entries_max).unwrap_or(u32::MAX));
+    let entries = hosted.state.range(topic.id, request.queue, from, entries_max);
     for (offset, entry) in entries {
         if messages.len() >= batch || bytes >= PULL_BYTES_MAX {
             break;
         }
         next = QueueOffset(offset.get() + 1);
-        if !filter.may_match(entry.tag_code) {
+        if !tags.may_match(entry.tag_code) {
             continue;
         }
         // One that cannot be read is logged and passed over: nobody holds a lease that would bring it back.
         let Some(stored) = read_record(hosted, entry) else { continue };
-        if !filter.matches(stored.properties.tag.as_deref()) {
+        if !wanted.wants(&stored) {
             continue;
         }
         bytes += stored.body.len() as u64;
