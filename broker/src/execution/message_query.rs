@@ -10,7 +10,9 @@ use ledgermq_proto::rocketmq::Code;
 
 use super::hosted_group::{Ended, HostedGroup};
 use super::receive::read_record;
-use crate::state::{DeliveryState, FoundRecord, IndexEntry, SearchKey, StoredMessage, TimerState, TopicView};
+use crate::state::{
+    DeliveryState, FoundRecord, IndexEntry, MessageType, SearchKey, StoredMessage, TimerState, TopicView,
+};
 
 const MESSAGES_PER_PAGE_MAX: usize = 256;
 const BODIES_PER_PAGE_MAX: usize = 8;
@@ -18,6 +20,9 @@ const BODIES_PER_PAGE_MAX: usize = 8;
 const PAGE_BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Messages of a topic by time: a cursor holds the queue in its upper and the offset in its lower bits.
 const CURSOR_OFFSET_BITS: u32 = 40;
+
+/// Further ahead than any producer's clock should be.
+const PRODUCER_CLOCK_AHEAD_MS_MAX: u64 = 600_000;
 
 /// A page in the making.
 struct Page<'a> {
@@ -79,7 +84,7 @@ impl Page<'_> {
                         topic.id,
                         stored.queue,
                         record.physical,
-                        stored.properties.deliver_at_ms.map(UnixMillis),
+                        visible_after(&stored),
                     );
                     let queue = stored.queue;
                     self.push(stored, queue, place);
@@ -163,6 +168,17 @@ impl Page<'_> {
     }
 }
 
+/// A time after which a message that is not visible at once became visible.
+fn visible_after(stored: &StoredMessage) -> Option<UnixMillis> {
+    match stored.message_type {
+        // By its producer's clock, which may be ahead of ours.
+        MessageType::Transaction => {
+            Some(UnixMillis(stored.born_at.get().saturating_sub(PRODUCER_CLOCK_AHEAD_MS_MAX)))
+        }
+        _ => stored.properties.deliver_at_ms.map(UnixMillis),
+    }
+}
+
 fn read_found(hosted: &HostedGroup, record: FoundRecord) -> Option<StoredMessage> {
     let FoundRecord { physical, record_bytes } = record;
     read_record(hosted, IndexEntry { physical, record_bytes, tag_code: 0, stored_at: UnixMillis(0) })
@@ -212,10 +228,14 @@ fn find_out(hosted: &HostedGroup, request: &wire::WhyRequest, part: &mut wire::W
             TimerState::Over | TimerState::Unknown => {}
         }
     }
-    let Some((offset, entry)) = state.place_of_record(topic.id, stored.queue, record.physical, deliver_at)
+    let Some((offset, entry)) =
+        state.place_of_record(topic.id, stored.queue, record.physical, visible_after(&stored))
     else {
         return if deliver_at.is_some() {
             "it is not in its queue: it was recalled before its time came".to_owned()
+        } else if stored.message_type == MessageType::Transaction {
+            "its transaction is undecided or was rolled back: `ledgermq admin transaction show` knows"
+                .to_owned()
         } else {
             "it is not in its queue".to_owned()
         };
