@@ -24,8 +24,24 @@ fn a_run_is_judged_and_a_spoilt_history_is_not_passed() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let out = folder.path().display().to_string();
     let run = chaos(&[
-        "run", "--scenario", "kill-leader", "--injections", "1", "--duration", "30", "--rate", "200", "--seed", "5",
-        "--fault-ms", "500", "--pause-ms", "1000", "--out", &out, "--json",
+        "run",
+        "--scenario",
+        "kill-leader",
+        "--injections",
+        "1",
+        "--duration",
+        "30",
+        "--rate",
+        "200",
+        "--seed",
+        "5",
+        "--fault-ms",
+        "500",
+        "--pause-ms",
+        "1000",
+        "--out",
+        &out,
+        "--json",
     ])?;
     ensure!(run.status.success(), "{}\n{}\n{}", run.status, text(&run.stdout), text(&run.stderr));
     let report: serde_json::Value = serde_json::from_slice(&run.stdout)?;
