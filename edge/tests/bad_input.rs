@@ -394,8 +394,6 @@ async fn what_does_not_exist_yet_says_so_in_the_body() {
     let cluster = Cluster::start(1).await;
     cluster.elect(Some(1));
     let mut client = client(cluster.node(1).client_addr).await;
-    let recalled = client.recall_message(java(rmq::RecallMessageRequest::default())).await.expect("gRPC OK");
-    assert_eq!(code_of(&recalled.into_inner().status), Code::NotImplemented);
     let mut pulled =
         client.pull_message(java(rmq::PullMessageRequest::default())).await.expect("gRPC OK").into_inner();
     let Some(rmq::pull_message_response::Content::Status(status)) =

@@ -10,6 +10,9 @@
 //! | one live lease per message | nothing is granted while an earlier grant runs, by log time |
 //! | acknowledged is done | nothing is granted after an acknowledgement was answered |
 //! | attempts never go back | a grant has the attempt after the last one |
+//! | transactions | see [`transactions`] |
+
+pub mod transactions;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +20,8 @@ use bytes::Bytes;
 use ledgermq_broker::state::{Answer, ChangeOutcome, Command, DeliveryOutcome, Granted, StoredAt};
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{QueueId, QueueOffset};
+
+use transactions::Transactions;
 
 pub type Place = (QueueId, QueueOffset);
 
@@ -26,6 +31,7 @@ pub struct Model {
     stored: BTreeMap<String, Stored>,
     next_offset: BTreeMap<QueueId, QueueOffset>,
     deliveries: BTreeMap<Place, Delivery>,
+    transactions: Transactions,
 }
 
 /// Where a message id was stored, and by which entry.
@@ -45,6 +51,10 @@ struct Delivery {
 impl Model {
     pub fn stored(&self) -> &BTreeMap<String, Stored> {
         &self.stored
+    }
+
+    pub fn transactions(&self) -> &Transactions {
+        &self.transactions
     }
 
     pub fn is_consumed(&self, place: Place) -> bool {
@@ -86,6 +96,16 @@ impl Model {
             (Command::ChangeInvisible(change), Answer::Changed(ChangeOutcome::Changed { until, .. })) => {
                 self.deliveries.entry((change.queue, change.offset)).or_default().until = until;
                 Ok(())
+            }
+            (Command::AppendHalves(append), Answer::Halves(at)) => self.halves(index, &append, &at),
+            (Command::EndTransaction(command), Answer::TransactionEnded(end)) => {
+                self.end(index, &command, &end)
+            }
+            (Command::CountTransactionChecks(count), Answer::Transactions(changed)) => {
+                self.checks(index, &count.checks, false, changed)
+            }
+            (Command::ParkTransactions(park), Answer::Transactions(changed)) => {
+                self.checks(index, &park.transactions, true, changed)
             }
             (Command::ChangeInvisible(_), Answer::Changed(ChangeOutcome::Not(_)))
             | (Command::CreateTopic(_), Answer::Topic { .. })

@@ -171,6 +171,8 @@ pub enum Refusal {
     TransactionOfOtherTopic = 21,
     #[error("{} transactions wait for their outcome", ledgermq_common::limits::UNDECIDED_TRANSACTIONS_MAX)]
     TooManyTransactions = 22,
+    #[error("the number of queues of a topic with order cannot change: its message groups would move")]
+    QueuesOfOrderedTopic = 23,
 }
 
 impl Answer {
@@ -402,6 +404,7 @@ impl Refusal {
             20 => Self::TransactionUnknown,
             21 => Self::TransactionOfOtherTopic,
             22 => Self::TooManyTransactions,
+            23 => Self::QueuesOfOrderedTopic,
             _ => return None,
         })
     }
