@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::stream::Fuse;
 use futures_util::{FutureExt, Stream, StreamExt};
 use ledgermq_proto::raft as proto;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -295,15 +296,21 @@ impl PeerClient {
 ///
 /// One that is dropped is never answered: openraft takes an answer for everything before it.
 struct WithoutBareCommits<S> {
-    input: S,
+    /// Fused: what is held when the input ends goes out, and then the end is asked for once more.
+    input: Fuse<S>,
     sent_upto: Option<LogId>,
     held: Option<AppendEntriesRequest<Consensus>>,
     wait: Pin<Box<Sleep>>,
 }
 
-impl<S> WithoutBareCommits<S> {
+impl<S: Stream> WithoutBareCommits<S> {
     fn new(input: S) -> Self {
-        Self { input, sent_upto: None, held: None, wait: Box::pin(tokio::time::sleep(BARE_COMMIT_WAIT)) }
+        Self {
+            input: input.fuse(),
+            sent_upto: None,
+            held: None,
+            wait: Box::pin(tokio::time::sleep(BARE_COMMIT_WAIT)),
+        }
     }
 }
 
@@ -393,4 +400,52 @@ fn unreachable(status: tonic::Status) -> Error {
 
 fn malformed(error: wire::MalformedMessage) -> Error {
     NetworkError::new(&error).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use ledgermq_common::{LogIndex, Term};
+
+    use super::*;
+    use crate::machine::EntryId;
+    use crate::raft::vocabulary::{Entry, Payload, log_id};
+
+    fn append(previous: u64, entries: &[u64], committed: u64) -> AppendEntriesRequest<Consensus> {
+        let id = |index| log_id(EntryId { term: Term(1), index: LogIndex(index) });
+        let entry = |index: &u64| Entry { log_id: id(*index), payload: Payload::Blank, payload_at: None };
+        AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: Some(id(previous)),
+            entries: entries.iter().map(entry).collect(),
+            leader_commit: Some(id(committed)),
+        }
+    }
+
+    fn committed(request: &AppendEntriesRequest<Consensus>) -> u64 {
+        request.leader_commit.map_or(0, |id| id.index)
+    }
+
+    /// openraft's own input does not bear being asked again after its end.
+    fn input(
+        requests: Vec<AppendEntriesRequest<Consensus>>,
+    ) -> impl Stream<Item = AppendEntriesRequest<Consensus>> {
+        futures_util::stream::unfold(
+            requests.into_iter(),
+            |mut left| async move { Some((left.next()?, left)) },
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_held_at_the_end_goes_out_and_the_end_is_not_asked_for_again() {
+        let requests = vec![append(0, &[1], 0), append(1, &[], 1)];
+        let out: Vec<_> = WithoutBareCommits::new(Box::pin(input(requests))).collect().await;
+        assert_eq!(out.iter().map(committed).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bare_commit_gives_way_to_an_append_that_carries_it() {
+        let requests = vec![append(0, &[1], 0), append(1, &[], 1), append(1, &[2], 1)];
+        let out: Vec<_> = WithoutBareCommits::new(Box::pin(input(requests))).collect().await;
+        assert_eq!(out.iter().map(|request| request.entries.len()).collect::<Vec<_>>(), [1, 1]);
+    }
 }

@@ -40,7 +40,7 @@ const STREAMS_MAX: u32 = 4_096;
 /// Time a new leader is given to find out that it leads, before its follower is told it does not.
 const WATCH_GRACE: Duration = Duration::from_millis(50);
 
-/// Time for the entries below a snapshot to reach the disk, before the snapshot is installed.
+/// Time for openraft to hear that the entries below a snapshot reached the disk.
 const TAIL_GRACE: Duration = Duration::from_millis(500);
 
 pub(crate) type Raft = openraft::Raft<Consensus, Applier>;
@@ -297,13 +297,24 @@ async fn install(
 /// would, and nothing is left for openraft to look for.
 async fn settle_tail(port: &GroupPort, vote: Vote, inside: EntryId) -> Result<(), Status> {
     let Some(last) = port.store.last_id() else { return Ok(()) };
+    // First the disk itself, however slow it is: what is committed but not synced has an apply that
+    // waits for the sync, and that is the one that would find its entries gone.
+    let mut flushed = port.store.flushed();
+    let on_disk = flushed.wait_for(|flushed| flushed.is_some_and(|flushed| flushed.index >= last.index));
+    match tokio::time::timeout(SNAPSHOT_STALL, on_disk).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => return Err(stopped(error)),
+        Err(_) => return Err(Status::deadline_exceeded("the log below the snapshot could not be synced")),
+    }
+    // Then openraft, which hears of the sync through its own queue.
     let mut progress = port.raft.watch_log_progress();
-    let is_flushed = progress.wait_until(|point| {
+    let is_known = progress.wait_until(|point| {
         let flushed = point.as_ref().and_then(|point| point.last_log_id);
         flushed.is_some_and(|flushed| flushed.index >= last.index.get())
     });
-    // A tail of an earlier leader is never flushed in the name of this one; it is not waited for long.
-    let _ = tokio::time::timeout(TAIL_GRACE, is_flushed).await;
+    // A tail of an earlier leader never counts as flushed in the name of this one; nobody waits for
+    // that. What was committed of it is applied by now.
+    let _ = tokio::time::timeout(TAIL_GRACE, is_known).await;
     let Some(matched) = progress.get().filter(|matched| matched.vote == vote) else { return Ok(()) };
     let Some(tail) = matched.last_log_id.filter(|tail| tail.index <= inside.index.get()) else {
         return Ok(());

@@ -1,15 +1,16 @@
 //! One real replica, spoken to by a leader that this test plays.
 
-use std::io::Cursor;
+use std::io::{Cursor, IoSlice};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 
 use bytes::Bytes;
 use ledgermq_common::{LogIndex, NodeId, PhysicalOffset, Term};
 
 use super::*;
 use crate::group::{Environment, GroupConfig, Member, Retention, Timings};
-use crate::io::{Disk, RealDisk};
+use crate::io::{DirectoryLock, Disk, DiskFile, RealDisk};
 use crate::machine::{AppliedEntry, ApplyError, SnapshotReader, StateMachine};
 use crate::peer::TcpConnector;
 use crate::raft::membership;
@@ -91,13 +92,13 @@ async fn leaders_log(directory: &Path) -> LogStore {
     store
 }
 
-fn append_of_the_tail(log: &LogStore, to: Address) -> proto::AppendRequest {
+fn append_of_the_tail(log: &LogStore, to: Address, committed: u64) -> proto::AppendRequest {
     let entries = log.read(LogIndex(1)..LogIndex(TAIL + 1), usize::MAX).expect("readable");
     proto::AppendRequest {
         to: Some(to.into()),
         ballot: Some(proto::Ballot { term: 1, node: 1, committed: true }),
         previous: Some(proto::EntryId { term: 0, index: 0 }),
-        committed: Some(proto::EntryId { term: 1, index: 2 }),
+        committed: Some(proto::EntryId { term: 1, index: committed }),
         entries: entries
             .into_iter()
             .map(|entry| proto::Entry {
@@ -110,58 +111,199 @@ fn append_of_the_tail(log: &LogStore, to: Address) -> proto::AppendRequest {
     }
 }
 
+/// A real disk whose syncs take [`SLOW_SYNC`] while it is told to be slow.
+#[derive(Debug, Default)]
+struct SlowDisk {
+    is_slow: Arc<AtomicBool>,
+}
+
+/// Longer than anything that gives openraft a moment and then goes on.
+const SLOW_SYNC: Duration = Duration::from_millis(800);
+
+#[derive(Debug)]
+struct SlowFile {
+    file: Arc<dyn DiskFile>,
+    is_slow: Arc<AtomicBool>,
+}
+
+impl SlowDisk {
+    fn file(&self, file: std::io::Result<Arc<dyn DiskFile>>) -> std::io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(SlowFile { file: file?, is_slow: Arc::clone(&self.is_slow) }))
+    }
+}
+
+impl Disk for SlowDisk {
+    fn create_directory(&self, path: &Path) -> std::io::Result<()> {
+        RealDisk.create_directory(path)
+    }
+    fn create(&self, path: &Path) -> std::io::Result<Arc<dyn DiskFile>> {
+        self.file(RealDisk.create(path))
+    }
+    fn open(&self, path: &Path) -> std::io::Result<Arc<dyn DiskFile>> {
+        self.file(RealDisk.open(path))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> std::io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn list(&self, directory: &Path) -> std::io::Result<Vec<String>> {
+        RealDisk.list(directory)
+    }
+    fn sync_directory(&self, directory: &Path) -> std::io::Result<()> {
+        RealDisk.sync_directory(directory)
+    }
+    fn lock(&self, directory: &Path) -> std::io::Result<Box<dyn DirectoryLock>> {
+        RealDisk.lock(directory)
+    }
+}
+
+impl DiskFile for SlowFile {
+    fn write_vectored_at(&self, parts: &[IoSlice<'_>], at: u64) -> std::io::Result<()> {
+        self.file.write_vectored_at(parts, at)
+    }
+    fn read_at(&self, into: &mut [u8], at: u64) -> std::io::Result<usize> {
+        self.file.read_at(into, at)
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        if self.is_slow.load(Ordering::SeqCst) {
+            std::thread::sleep(SLOW_SYNC);
+        }
+        self.file.sync_data()
+    }
+    fn byte_len(&self) -> std::io::Result<u64> {
+        self.file.byte_len()
+    }
+    fn reserve(&self, len: u64) -> std::io::Result<()> {
+        self.file.reserve(len)
+    }
+    fn zero_fill(&self, at: u64, len: u64) -> std::io::Result<()> {
+        self.file.zero_fill(at, len)
+    }
+    fn map(&self, at: u64, len: usize) -> std::io::Result<Bytes> {
+        self.file.map(at, len)
+    }
+}
+
+/// A follower, the snapshot its leader has, and the leader's log.
+struct Scene {
+    directory: tempfile::TempDir,
+    log: LogStore,
+    boundary: crate::store::SnapshotBoundary,
+    snapshot: SnapshotFile,
+    machine: Arc<LastApplied>,
+    group: Group,
+    server: PeerServer,
+}
+
+impl Scene {
+    async fn set(disk: Arc<dyn Disk>) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let log = leaders_log(&directory.path().join("leader")).await;
+        let boundary = log.boundary_at(LogIndex(INSIDE)).expect("readable").expect("present");
+        let leaders_snapshots = SnapshotCatalog::open(
+            Arc::new(RealDisk),
+            directory.path().join("snapshots-of-the-leader"),
+            GROUP,
+            cluster_hash(CLUSTER),
+            2,
+        )
+        .expect("opens");
+        let head = SnapshotHead { boundary, membership: stored_membership() };
+        let snapshot = leaders_snapshots.write(head, &mut Cursor::new(vec![5; 1_000_000])).expect("written");
+        let machine = Arc::new(LastApplied::default());
+        let config = GroupConfig {
+            cluster: CLUSTER.to_owned(),
+            group: GROUP,
+            name: "one".to_owned(),
+            node: NodeId(2),
+            members: members(),
+            timings: Timings::default(),
+            retention: Retention::default(),
+            store: small(&directory.path().join("follower")),
+        };
+        let environment =
+            Environment { disk, writer: WriterSpawn::Thread, connector: Arc::new(TcpConnector), seed: 2 };
+        let group = Group::open(config, Arc::clone(&machine) as Arc<dyn StateMachine>, environment)
+            .await
+            .expect("opens");
+        let server = PeerServer::new();
+        server.add(&group);
+        Self { directory, log, boundary, snapshot, machine, group, server }
+    }
+
+    fn received(&self) -> SnapshotFile {
+        let port = self.group.port();
+        let mut incoming = port.catalog.receive(self.snapshot.file_bytes).expect("room");
+        incoming.write(&self.snapshot.read_raw(0, usize::MAX).expect("readable")).expect("fits");
+        port.catalog.accept(&incoming).expect("verifies")
+    }
+
+    async fn end_behind_the_snapshot(self) {
+        let status = self.group.status();
+        assert_eq!(status.applied, Some(LogIndex(INSIDE)));
+        let (end, leaders) = (status.physical_end, self.boundary.next_physical_offset);
+        assert_eq!(end, leaders, "the log goes on where the leader's does");
+        assert_eq!(self.machine.0.load(Ordering::SeqCst), INSIDE);
+        self.group.shutdown().await;
+        drop(self.directory);
+    }
+}
+
 /// The follower's side of openraft#2116 (see `settle_tail`): the tail is applied before the snapshot
 /// takes its place, and only then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_may_overtake_entries_that_are_not_committed_yet() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let log = leaders_log(&directory.path().join("leader")).await;
-    let boundary = log.boundary_at(LogIndex(INSIDE)).expect("readable").expect("present");
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let leaders_snapshots = SnapshotCatalog::open(
-        Arc::clone(&disk),
-        directory.path().join("snapshots-of-the-leader"),
-        GROUP,
-        cluster_hash(CLUSTER),
-        2,
-    )
-    .expect("opens");
-    let head = SnapshotHead { boundary, membership: stored_membership() };
-    let snapshot = leaders_snapshots.write(head, &mut Cursor::new(vec![5; 1_000_000])).expect("written");
+    let scene = Scene::set(Arc::new(RealDisk)).await;
+    let port = scene.group.port();
 
-    let machine = Arc::new(LastApplied::default());
-    let config = GroupConfig {
-        cluster: CLUSTER.to_owned(),
-        group: GROUP,
-        name: "one".to_owned(),
-        node: NodeId(2),
-        members: members(),
-        timings: Timings::default(),
-        retention: Retention::default(),
-        store: small(&directory.path().join("follower")),
-    };
-    let environment =
-        Environment { disk, writer: WriterSpawn::Thread, connector: Arc::new(TcpConnector), seed: 2 };
-    let group =
-        Group::open(config, Arc::clone(&machine) as Arc<dyn StateMachine>, environment).await.expect("opens");
-    let server = PeerServer::new();
-    server.add(&group);
-    let port = group.port();
-
-    let append = append_of_the_tail(&log, port.address);
-    let answer = server.heartbeat(Request::new(append)).await.expect("answered").into_inner();
+    let append = append_of_the_tail(&scene.log, port.address, 2);
+    let answer = scene.server.heartbeat(Request::new(append)).await.expect("answered").into_inner();
     assert!(matches!(answer.outcome, Some(proto::append_response::Outcome::Matched(_))), "{answer:?}");
 
-    let mut incoming = port.catalog.receive(snapshot.file_bytes).expect("room");
-    incoming.write(&snapshot.read_raw(0, usize::MAX).expect("readable")).expect("fits");
-    let received = port.catalog.accept(&incoming).expect("verifies");
-    settle_tail(&port, Vote::new_committed(1, 1), boundary.id).await.expect("settled");
-    assert_eq!(machine.0.load(Ordering::SeqCst), TAIL, "nothing is left to be applied below the snapshot");
+    let received = scene.received();
+    settle_tail(&port, Vote::new_committed(1, 1), scene.boundary.id).await.expect("settled");
+    let applied = scene.machine.0.load(Ordering::SeqCst);
+    assert_eq!(applied, TAIL, "nothing is left to be applied below the snapshot");
     install(&port, Vote::new_committed(1, 1), received).await.expect("installed");
+    scene.end_behind_the_snapshot().await;
+}
 
-    let status = group.status();
-    assert_eq!(status.applied, Some(LogIndex(INSIDE)));
-    assert_eq!(status.physical_end, boundary.next_physical_offset, "the log goes on where the leader's does");
-    assert_eq!(machine.0.load(Ordering::SeqCst), INSIDE);
-    group.shutdown().await;
+/// Around openraft#2116: entries and a repeat of them wait for a slow disk when a snapshot comes that
+/// makes openraft forget their ids. The snapshot is kept back until they are synced, so nothing is
+/// left that could look for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_may_overtake_committed_entries_that_wait_for_a_slow_disk() {
+    let disk = SlowDisk::default();
+    let is_slow = Arc::clone(&disk.is_slow);
+    let scene = Scene::set(Arc::new(disk)).await;
+    let port = scene.group.port();
+    let received = scene.received();
+
+    is_slow.store(true, Ordering::SeqCst);
+    let append = append_of_the_tail(&scene.log, port.address, 2);
+    let server = scene.server.clone();
+    let appended = tokio::spawn(async move { server.heartbeat(Request::new(append)).await });
+    let placed = async {
+        while port.store.last_id().is_none_or(|last| last.index < LogIndex(TAIL)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), placed).await.expect("the entries are placed");
+    let again = append_of_the_tail(&scene.log, port.address, 2);
+    let mut repeated = Box::pin(scene.server.heartbeat(Request::new(again)));
+    let is_waiting =
+        std::future::poll_fn(|context| Poll::Ready(repeated.as_mut().poll(context).is_pending()));
+    assert!(is_waiting.await, "the repeat waits for the disk");
+
+    tokio::select! {
+        biased;
+        fault = scene.group.fault() => panic!("the replica is lost: {fault}"),
+        installed = install(&port, Vote::new_committed(1, 1), received) => drop(installed.expect("installed")),
+    }
+    is_slow.store(false, Ordering::SeqCst);
+    appended.await.expect("no panic").expect("answered");
+    repeated.await.expect("answered");
+    scene.end_behind_the_snapshot().await;
 }
