@@ -13,6 +13,9 @@
 //! | 5 delayed send | queue u32, delivery time u64 ms, id length u16, id, body |
 //! | 6 recall | delivery time u64 ms, physical offset u64 |
 //! | 4 change | queue u32, offset u64, epoch u64, invisible ms u64 |
+//! | 7 half | as 1 |
+//! | 8 end | transaction u64, decision u8, id |
+//! | 9 check | none: counts a check of the transaction that is due, or parks it |
 //!
 //! | Answer | Fields |
 //! |---|---|
@@ -30,8 +33,10 @@ use ledgermq_broker::state::command::{
     MessageProperties, NewMessage, TopicSettings, encode_append, encode_delayed,
 };
 use ledgermq_broker::state::{
-    Answer, BodyEncoding, BrokerState, ClientHash, Command, ConsumerGroupId, DeliveryEpoch, FireTimers,
-    MessageType, QueueChoice, RecallTimer, ReceiveRequest, TagFilter, TopicId,
+    Answer, BodyEncoding, BrokerState, ClientHash, Command, ConsumerGroupId, CountTransactionChecks,
+    Decision, DecisionSource, DeliveryEpoch, EndTransaction, FireTimers, MessageIdHash, MessageType, NewHalf,
+    ParkTransactions, QueueChoice, RecallTimer, ReceiveRequest, TagFilter, TopicId, TransactionCheck,
+    encode_halves,
 };
 use ledgermq_common::clock::{Clock as _, SteppedClock, UnixMillis};
 use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
@@ -46,6 +51,9 @@ const FRAME_BYTES_MAX: u32 = 1 << 20;
 const FIRE_LOOK: Duration = Duration::from_millis(20);
 /// Small, so that one moment's timers take several entries.
 const FIRE_BATCH: u32 = 3;
+const FIRST_CHECK_MS: u32 = 300;
+const NEXT_CHECK_MS: u64 = 200;
+const CHECKS_MAX: u32 = 3;
 pub const TOPIC: &str = "orders";
 pub const CONSUMER_GROUP: &str = "billing";
 
@@ -57,6 +65,9 @@ pub enum Request {
     Change { entry: AckEntry, invisible_ms: u64 },
     SendDelayed { queue: QueueId, deliver_at: UnixMillis, id: String, body: Bytes },
     Recall { deliver_at: UnixMillis, physical: PhysicalOffset },
+    Half { queue: QueueId, id: String, body: Bytes },
+    End { transaction: PhysicalOffset, id: String, decision: Decision },
+    Check,
 }
 
 #[derive(Debug, Clone)]
@@ -169,6 +180,44 @@ impl Front {
                 };
                 self.propose(Command::ChangeInvisible(change).encode(self.clock.now())).await
             }
+            Request::Half { queue, id, body } => {
+                let message = NewMessage {
+                    queue: QueueId(queue.get() % self.queues),
+                    id,
+                    message_type: MessageType::Transaction,
+                    body_encoding: BodyEncoding::Identity,
+                    born_at: self.clock.now(),
+                    properties: MessageProperties::default(),
+                    body,
+                };
+                let half = NewHalf { message, first_check_ms: FIRST_CHECK_MS };
+                self.propose(encode_halves(self.clock.now(), topic, &[half])).await
+            }
+            Request::End { transaction, id, decision } => {
+                let end = EndTransaction {
+                    topic,
+                    transaction,
+                    message: MessageIdHash::of(id.as_bytes()),
+                    decision,
+                    source: DecisionSource::Producer,
+                };
+                self.propose(Command::EndTransaction(end).encode(self.clock.now())).await
+            }
+            Request::Check => {
+                let due = self.state.due_transactions(self.clock.now(), 1);
+                let Some(open) = due.first() else { return Ok(Answer::Transactions(0)) };
+                let command = if open.checks >= CHECKS_MAX {
+                    let check = TransactionCheck { transaction: open.id, number: open.checks };
+                    Command::ParkTransactions(ParkTransactions { transactions: vec![check] })
+                } else {
+                    let check = TransactionCheck { transaction: open.id, number: open.checks + 1 };
+                    Command::CountTransactionChecks(CountTransactionChecks {
+                        next_check_ms: NEXT_CHECK_MS,
+                        checks: vec![check],
+                    })
+                };
+                self.propose(command.encode(self.clock.now())).await
+            }
         }
     }
 
@@ -276,21 +325,44 @@ impl Request {
                 put_entry(&mut out, 4, entry);
                 out.put_u64_le(*invisible_ms);
             }
+            Self::Half { queue, id, body } => {
+                out.put_u8(7);
+                out.put_u32_le(queue.get());
+                out.put_u16_le(u16::try_from(id.len()).expect("a short id"));
+                out.put_slice(id.as_bytes());
+                out.put_slice(body);
+            }
+            Self::End { transaction, id, decision } => {
+                out.put_u8(8);
+                out.put_u64_le(transaction.get());
+                out.put_u8(decision.number());
+                out.put_slice(id.as_bytes());
+            }
+            Self::Check => out.put_u8(9),
         }
         out.freeze()
     }
 
     fn decode(mut frame: Bytes) -> Option<Self> {
         match frame.try_get_u8().ok()? {
-            1 => {
+            kind @ (1 | 7) => {
                 let queue = QueueId(frame.try_get_u32_le().ok()?);
                 let id_len = usize::from(frame.try_get_u16_le().ok()?);
                 if frame.len() < id_len {
                     return None;
                 }
                 let id = String::from_utf8(frame.split_to(id_len).to_vec()).ok()?;
-                Some(Self::Send { queue, id, body: frame })
+                Some(match kind {
+                    1 => Self::Send { queue, id, body: frame },
+                    _ => Self::Half { queue, id, body: frame },
+                })
             }
+            8 => Some(Self::End {
+                transaction: PhysicalOffset(frame.try_get_u64_le().ok()?),
+                decision: Decision::from_number(frame.try_get_u8().ok()?)?,
+                id: String::from_utf8(frame.to_vec()).ok()?,
+            }),
+            9 => Some(Self::Check),
             2 => Some(Self::Receive {
                 messages_max: frame.try_get_u32_le().ok()?,
                 invisible_ms: frame.try_get_u64_le().ok()?,

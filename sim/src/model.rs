@@ -11,6 +11,9 @@
 //! | acknowledged is done | nothing is granted after an acknowledgement was answered |
 //! | delayed messages keep their promises | see [`timers`](crate::timers) |
 //! | attempts never go back | a grant has the attempt after the last one |
+//! | transactions | see [`transactions`] |
+
+pub mod transactions;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +23,7 @@ use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{QueueId, QueueOffset};
 
 use crate::timers::{NowVisible, TimerModel};
+use transactions::Transactions;
 
 pub type Place = (QueueId, QueueOffset);
 
@@ -30,6 +34,7 @@ pub struct Model {
     next_offset: BTreeMap<QueueId, QueueOffset>,
     deliveries: BTreeMap<Place, Delivery>,
     timers: TimerModel,
+    transactions: Transactions,
 }
 
 /// Where a message id was stored, and by which entry.
@@ -49,6 +54,10 @@ struct Delivery {
 impl Model {
     pub fn stored(&self) -> &BTreeMap<String, Stored> {
         &self.stored
+    }
+
+    pub fn transactions(&self) -> &Transactions {
+        &self.transactions
     }
 
     pub fn is_consumed(&self, place: Place) -> bool {
@@ -105,6 +114,16 @@ impl Model {
             }
             (Command::RecallTimer(recall), Answer::Recalled(outcome)) => {
                 self.timers.recall(recall, outcome).map_err(|what| format!("entry {index}: {what}"))
+            }
+            (Command::AppendHalves(append), Answer::Halves(at)) => self.halves(index, &append, &at),
+            (Command::EndTransaction(command), Answer::TransactionEnded(end)) => {
+                self.end(index, &command, &end)
+            }
+            (Command::CountTransactionChecks(count), Answer::Transactions(changed)) => {
+                self.checks(index, &count.checks, false, changed)
+            }
+            (Command::ParkTransactions(park), Answer::Transactions(changed)) => {
+                self.checks(index, &park.transactions, true, changed)
             }
             (Command::ChangeInvisible(_), Answer::Changed(ChangeOutcome::Not(_)))
             | (Command::CreateTopic(_), Answer::Topic { .. })

@@ -5,7 +5,7 @@
 //! | every apply on every replica | all replicas apply the same bytes at the same index, term and physical offset and give the same answer; nothing is applied twice in a life or left out; the [`Model`] |
 //! | the state's digest behind an entry | equal on all replicas |
 //! | the status of every replica after every tick | one leader per term; applied ≤ committed ≤ last; watermarks of a life never go back; what is committed is flushed on a majority |
-//! | what clients were answered | the entry was committed then; an id has one place; nothing acknowledged is delivered |
+//! | what clients were answered | the entry was committed then; an id has one place, a transaction one outcome; nothing acknowledged is delivered |
 //!
 //! A violation is kept, never repaired; the first one ends the run.
 
@@ -13,8 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ledgermq_broker::state::{Granted, RecallOutcome, Scheduled, StateDigest, StoredAt};
-use ledgermq_common::LogIndex;
+use ledgermq_broker::state::{
+    Decision, Granted, RecallOutcome, Scheduled, StateDigest, StoredAt, TransactionEnd,
+};
+use ledgermq_common::{LogIndex, PhysicalOffset};
 use ledgermq_raft_store::AppliedEntry;
 use ledgermq_raft_store::group::GroupStatus;
 use parking_lot::Mutex;
@@ -77,6 +79,8 @@ pub struct Tallies {
     pub acks: u64,
     pub elections: u64,
     pub unknown_outcomes: u64,
+    pub commits: u64,
+    pub rollbacks: u64,
     /// Snapshots that replaced a state: at starts and for replicas that were far behind.
     pub restores: u64,
     pub purges: u64,
@@ -276,6 +280,34 @@ impl Oracle {
         }
         state.tallies.recalled += u64::from(is_recalled);
         state.trace.event(who, format_args!("recall of {id}: {outcome:?}"));
+    }
+
+    /// A producer was told that its half message is stored.
+    pub fn half_answered(&self, who: &str, id: &str, transaction: PhysicalOffset) {
+        let mut state = self.0.lock();
+        if state.model.transactions().of(id) != Some(transaction) {
+            state.violate(format!("{who} was told half {id} is {transaction}, and no entry says so"));
+        }
+        state.trace.event(who, format_args!("half {id} is {transaction}"));
+    }
+
+    /// A producer was told the outcome of its transaction.
+    pub fn end_answered(&self, who: &str, id: &str, end: &TransactionEnd, body: &[u8]) {
+        let mut state = self.0.lock();
+        let outcome = state.model.transactions().outcome(id);
+        let Some(outcome) = outcome.filter(|outcome| outcome.decision == end.decision) else {
+            state.violate(format!("{who} was told {id} ended by {end:?}, the log says {outcome:?}"));
+            return;
+        };
+        state.answered_in_tick = state.answered_in_tick.max(outcome.index + 1);
+        state.trace.event(who, format_args!("{id} ended by {:?}", end.decision));
+        if outcome.decision == Decision::Commit {
+            let send = Send { place: outcome.place, index: outcome.index, body_hash: xxh3_64(body) };
+            state.sends.entry(id.to_owned()).or_insert(send);
+            state.tallies.commits += 1;
+        } else {
+            state.tallies.rollbacks += 1;
+        }
     }
 
     /// A consumer was given messages; it had asked at `asked_at_ms`.

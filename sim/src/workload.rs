@@ -4,6 +4,8 @@
 //! They run on one host of their own and reach the brokers over the simulated network, so answers
 //! are lost, late and in doubt. Everything they are told goes to the oracle.
 
+mod transact;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -90,6 +92,7 @@ impl Workload {
         let who = format!("producer {producer}");
         let mut client = self.client(&who, 100 + producer as u64);
         let mut probes_left = PROBES;
+        let mut open = Vec::new();
         for number in 0..SENDS_MAX {
             if self.stage.is_healed() {
                 if probes_left == 0 {
@@ -102,6 +105,16 @@ impl Workload {
             if client.random.random_bool(DELAYED_SHARE) {
                 client.send_delayed(&format!("d{producer}-{number:05}"), &body).await;
             }
+            if client.random.random_bool(0.25) {
+                let half = client.half(&id, &body).await;
+                if client.random.random_bool(0.7) {
+                    client.decide(&half).await
+                } else {
+                    open.push(half)
+                }
+                client.pause(30).await;
+                continue;
+            }
             let at = client.send(&id, &body).await;
             if client.random.random_bool(0.1) {
                 let again = client.send(&id, &body).await;
@@ -110,6 +123,9 @@ impl Workload {
                 }
             }
             client.pause(30).await;
+        }
+        for half in &open {
+            client.decide(half).await;
         }
         self.stage.producers_done.fetch_add(1, Ordering::SeqCst);
     }
@@ -123,6 +139,9 @@ impl Workload {
                 break;
             }
             client.receive(200 + consumer as u64, self.stage.is_healed()).await;
+            if client.random.random_bool(0.3) {
+                client.check().await;
+            }
             client.pause(40).await;
         }
         self.stage.consumers_done.fetch_add(1, Ordering::SeqCst);

@@ -20,7 +20,7 @@ fn nothing_acknowledged_is_lost_repeated_or_reordered_under_faults_and_power_los
         Some(seed) => (seed..seed + 1, true),
         None => (0..number("LEDGERMQ_SIM_SEEDS").unwrap_or(SEEDS_DEFAULT), false),
     };
-    let mut sends = 0;
+    let (mut sends, mut commits, mut rollbacks) = (0, 0, 0);
     for seed in seeds {
         let outcome = run_seed(seed, Options { prints_trace, defect: None });
         assert!(
@@ -31,8 +31,11 @@ fn nothing_acknowledged_is_lost_repeated_or_reordered_under_faults_and_power_los
         );
         assert!(outcome.power_losses_of_all >= 1, "seed {seed} cut no power");
         sends += outcome.tallies.sends;
+        commits += outcome.tallies.commits;
+        rollbacks += outcome.tallies.rollbacks;
     }
     assert!(sends > 0, "no send was ever answered");
+    assert!(commits > 0 && rollbacks > 0, "no transaction was ever decided");
 }
 
 /// The trace of one seed, from a process of its own: how a failing seed is replayed.

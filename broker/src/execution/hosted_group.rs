@@ -389,9 +389,10 @@ pub fn refused(refusal: Refusal, topic: &str) -> Refused {
     match refusal {
         Refusal::TopicUnknown => topic_not_found(topic),
         Refusal::ConsumerGroupUnknown => Refused::new(Code::ConsumerGroupNotFound, refusal.to_string()),
-        Refusal::QueueUnknown | Refusal::QueueCount | Refusal::QueuesCannotShrink => {
-            Refused::new(Code::BadRequest, refusal.to_string())
-        }
+        Refusal::QueueUnknown
+        | Refusal::QueueCount
+        | Refusal::QueuesCannotShrink
+        | Refusal::QueuesOfOrderedTopic => Refused::new(Code::BadRequest, refusal.to_string()),
         Refusal::TransactionUnknown | Refusal::TransactionOfOtherTopic => {
             Refused::new(Code::InvalidTransactionId, refusal.to_string())
         }

@@ -173,6 +173,8 @@ pub enum Refusal {
     TransactionOfOtherTopic = 21,
     #[error("{} transactions wait for their outcome", ledgermq_common::limits::UNDECIDED_TRANSACTIONS_MAX)]
     TooManyTransactions = 22,
+    #[error("the number of queues of a topic with order cannot change: its message groups would move")]
+    QueuesOfOrderedTopic = 23,
     #[error("the offset is below the first or above the next of its queue")]
     OffsetOutOfRange = 40,
 }
@@ -411,6 +413,7 @@ impl Refusal {
             20 => Self::TransactionUnknown,
             21 => Self::TransactionOfOtherTopic,
             22 => Self::TooManyTransactions,
+            23 => Self::QueuesOfOrderedTopic,
             40 => Self::OffsetOutOfRange,
             _ => return None,
         })

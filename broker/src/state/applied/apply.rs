@@ -22,7 +22,7 @@ use crate::state::command::{
     DeleteTopic, UpdateConsumerGroup, UpdateTopic,
 };
 use crate::state::consume_queue::{IndexEntry, QueueKey};
-use crate::state::names::{ConsumerGroupId, TopicId};
+use crate::state::names::{ConsumerGroupId, MessageType, TopicId};
 use crate::state::records::{QUEUES_PER_RECORD, RecordKey};
 
 /// What an applied batch means to those who wait for messages.
@@ -169,6 +169,12 @@ impl Applied {
         let topic = self.topics.get_mut(&id).ok_or(Refusal::TopicUnknown)?;
         if command.settings.queues < topic.settings.queues {
             return Err(Refusal::QueuesCannotShrink);
+        }
+        let has_order = MessageType::Fifo;
+        if command.settings.queues != topic.settings.queues
+            && [topic.settings.message_type, command.settings.message_type].contains(&has_order)
+        {
+            return Err(Refusal::QueuesOfOrderedTopic);
         }
         topic.settings = command.settings;
         topic.queues.resize(command.settings.queues as usize, QueueRange::default());

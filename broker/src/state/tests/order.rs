@@ -171,6 +171,21 @@ fn a_message_delivered_often_enough_holds_up_its_group_until_it_is_a_dead_letter
 }
 
 #[test]
+fn the_queues_of_a_topic_with_order_stay_as_they_are() {
+    let mut replica = Replica::in_memory();
+    let settings =
+        |queues| TopicSettings { message_type: MessageType::Fifo, ..TopicSettings::normal(queues) };
+    let name = "steps".to_owned();
+    replica.propose(&Command::CreateTopic(CreateTopic { name: name.clone(), settings: settings(4) }));
+    let mut update = |queues| {
+        let settings = settings(queues);
+        replica.propose(&Command::UpdateTopic(UpdateTopic { name: name.clone(), settings }))
+    };
+    assert_eq!(update(5), Answer::Refused(Refusal::QueuesOfOrderedTopic));
+    assert!(matches!(update(4), Answer::Topic { created: false, .. }));
+}
+
+#[test]
 fn two_receives_at_once_do_not_share_a_message_group() {
     let mut steps = Ordered::new(1);
     for group in ["a", "a", "b"] {
