@@ -119,6 +119,10 @@ fn sends_in_order(
     let mut moments: BTreeMap<Queue, Vec<(u64, bool, u64, u64)>> = BTreeMap::new();
     for (number, sent) in &messages.sends {
         let (Kind::Ok, Some(completed)) = (sent.kind, sent.completed_ns) else { continue };
+        // These get their place later, when they are committed or fire.
+        if sent.answer.half || sent.answer.due_ns.is_some() {
+            continue;
+        }
         let delivered = places_of.get(number).and_then(|places| places.first());
         let told = sent.answer.queue.clone().zip(sent.answer.offset);
         let place = told.or_else(|| delivered.map(|place| ((place.0.clone(), place.1), place.2)));

@@ -51,6 +51,11 @@ fn message(number: usize) -> BTreeMap<String, String> {
     .collect()
 }
 
+/// The round that was disturbed least: the machine does other things too.
+fn least(rounds: impl Iterator<Item = f64>) -> f64 {
+    rounds.fold(f64::INFINITY, f64::min)
+}
+
 fn main() {
     let messages: Vec<_> = (0..MESSAGES).map(message).collect();
     println!(
@@ -65,21 +70,21 @@ fn main() {
         "customer STARTSWITH 'customer-9' OR (channel = 'app' AND NOT trace CONTAINS 'ffff')",
         "missing IS NULL AND (region = 'eu' OR region = 'ap') AND amount NOT BETWEEN 0 AND 99 AND price < 80",
     ] {
-        let began = Instant::now();
-        for _ in 0..ROUNDS {
+        let parse_ns = least((0..ROUNDS).map(|_| {
+            let began = Instant::now();
             black_box(Expression::parse(black_box(text)).expect("valid"));
-        }
-        let parse_ns = began.elapsed().as_nanos() as f64 / ROUNDS as f64;
+            began.elapsed().as_nanos() as f64
+        }));
         let expression = parse_cached(text).expect("valid");
         let mut matched = 0usize;
         let allocations_before = ALLOCATIONS.load(Ordering::Relaxed);
-        let began = Instant::now();
-        for _ in 0..ROUNDS {
+        let ns = least((0..ROUNDS).map(|_| {
+            let began = Instant::now();
             for message in &messages {
                 matched += usize::from(expression.matches(black_box(message)));
             }
-        }
-        let ns = began.elapsed().as_nanos() as f64 / (ROUNDS * MESSAGES) as f64;
+            began.elapsed().as_nanos() as f64 / MESSAGES as f64
+        }));
         let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations_before;
         let share = matched as f64 * 100.0 / (ROUNDS * MESSAGES) as f64;
         println!("{text:<72} {share:>7.1}% {ns:>10.1} {allocations:>12} {parse_ns:>10.0}");

@@ -146,6 +146,11 @@ fn sends_that_overlap_may_be_stored_in_either_order() {
 }
 
 #[test]
+fn a_half_has_the_place_of_its_commit_and_not_of_its_send() {
+    good(queue_log_of, "0 send 1 half\n1 send 2 half\n1 commit 2\n0 commit 1\n5 recv g 2@q0:0 1@q0:1");
+}
+
+#[test]
 fn shared_groups_may_get_first_deliveries_out_of_order() {
     let script = "0 send 1\n0 send 2\n5 recv g 2@q0:1\n5 recv g 1@q0:0";
     let history = history(script);

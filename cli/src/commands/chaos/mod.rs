@@ -19,6 +19,7 @@ mod page;
 mod report;
 mod run;
 mod scenario;
+mod transactions;
 mod workload;
 
 use std::path::PathBuf;

@@ -8,22 +8,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use ledgermq_checkers::History;
 use ledgermq_client::{Client, ClientOptions, ConsumerOptions};
-use ledgermq_proto::admin::CreateTopicRequest;
+use ledgermq_proto::admin::{CreateTopicRequest, SetConsumerGroupRequest};
 use ledgermq_proto::rocketmq::MessageType;
 use tokio::time::Instant;
 
 use super::nemesis::{Dice, Nemesis};
 use super::report::{self, Report};
 use super::scenario::{self, Fault, Scenario};
+use super::transactions::{TransactionSender, checker};
 use super::workload::{LEASE, Receiver, Recorder, Sender};
 use super::{ClusterKind, exit_code, judge};
 use crate::cluster::{Cluster, ClusterPlan};
 
 const TOPIC: &str = "chaos";
+const CONSUMER_GROUP: &str = "chaos-readers";
+/// Message groups of one producer: several, so that one that is held does not stop it.
+const MESSAGE_GROUPS: u32 = 4;
 const READY_WITHIN: Duration = Duration::from_secs(90);
 const CREATE_WITHIN: Duration = Duration::from_secs(30);
 const STOP_WITHIN: Duration = Duration::from_secs(12);
@@ -36,10 +40,22 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// A send is given up only long after the longest failover.
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Workload {
+    /// Messages without order.
+    Queue,
+    /// Messages in order by message group.
+    Fifo,
+    /// Half messages with their outcomes, some left to the check.
+    Transactions,
+}
+
 #[derive(Debug, Args)]
 pub struct RunArgs {
     #[arg(long, value_parser = scenario::parse)]
     scenario: Scenario,
+    #[arg(long, value_enum, default_value_t = Workload::Queue)]
+    workload: Workload,
     /// Seconds of load; faults begin until then.
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     duration: u64,
@@ -96,7 +112,11 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let _ = cluster.stop(STOP_WITHIN).await;
 
-    let scenario = arguments.scenario.name.to_owned();
+    let scenario = match arguments.workload {
+        Workload::Queue => arguments.scenario.name.to_owned(),
+        Workload::Fifo => format!("{} fifo", arguments.scenario.name),
+        Workload::Transactions => format!("{} transactions", arguments.scenario.name),
+    };
     let history = History { scenario, seed, events: recorder.take() };
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let path = out.join("history.jsonl");
@@ -127,18 +147,18 @@ async fn exercise(
     let options = ClientOptions { total_deadline: SEND_DEADLINE, ..ClientOptions::default() };
     let producing = Client::connect(&cluster.broker_access_points(), options.clone()).await?;
     let consuming = Client::connect(&cluster.broker_access_points(), options).await?;
-    create_topic(&producing).await?;
+    prepare(&producing, arguments.workload).await?;
     let stop_receiving = Arc::new(AtomicBool::new(false));
     let mut receivers = Vec::new();
     for _ in 0..arguments.consumers {
-        let options = ConsumerOptions::new("chaos-readers")
+        let options = ConsumerOptions::new(CONSUMER_GROUP)
             .subscribe(TOPIC, "*")
             .await_duration(Duration::from_secs(2))
             .invisible_duration(LEASE);
         let receiver = Receiver {
             consumer: consuming.simple_consumer(options),
             recorder: Arc::clone(recorder),
-            group: "chaos-readers".to_owned(),
+            group: CONSUMER_GROUP.to_owned(),
             stop: Arc::clone(&stop_receiving),
         };
         receivers.push(tokio::spawn(receiver.run()));
@@ -149,15 +169,21 @@ async fn exercise(
         rate => Duration::from_secs_f64(f64::from(arguments.producers) / f64::from(rate)),
     };
     let mut senders = Vec::new();
-    for _ in 0..arguments.producers {
-        let sender = Sender {
-            producer: producing.producer(),
-            recorder: Arc::clone(recorder),
-            topic: TOPIC.to_owned(),
-            body_bytes: arguments.message_size as usize,
-            pause,
-            stop: Arc::clone(&stop_sending),
+    for producer in 0..arguments.producers {
+        let (recorder, stop) = (Arc::clone(recorder), Arc::clone(&stop_sending));
+        let (topic, body_bytes) = (TOPIC.to_owned(), arguments.message_size as usize);
+        if arguments.workload == Workload::Transactions {
+            let producer = producing.transactional_producer([TOPIC], checker(Arc::clone(&recorder)));
+            let sender = TransactionSender { producer, recorder, topic, body_bytes, pause, stop };
+            senders.push(tokio::spawn(sender.run()));
+            continue;
+        }
+        let message_groups = match arguments.workload {
+            Workload::Fifo => (0..MESSAGE_GROUPS).map(|group| format!("{producer}-{group}")).collect(),
+            Workload::Queue | Workload::Transactions => Vec::new(),
         };
+        let producer = producing.producer();
+        let sender = Sender { producer, recorder, topic, body_bytes, message_groups, pause, stop };
         senders.push(tokio::spawn(sender.run()));
     }
     let quiet = arguments.json || !std::io::stderr().is_terminal();
@@ -212,15 +238,30 @@ async fn torment(
     Ok(())
 }
 
-async fn create_topic(client: &Client) -> anyhow::Result<()> {
+/// The topic of the workload's type, and a consumer group that keeps order where there is one.
+async fn prepare(client: &Client, workload: Workload) -> anyhow::Result<()> {
+    let message_type = match workload {
+        Workload::Queue => MessageType::Normal,
+        Workload::Fifo => MessageType::Fifo,
+        Workload::Transactions => MessageType::Transaction,
+    };
     let request = CreateTopicRequest {
         name: TOPIC.to_owned(),
         queues: 8,
-        message_type: MessageType::Normal as i32,
+        message_type: message_type as i32,
         groups: Vec::new(),
     };
     let created = tokio::time::timeout(CREATE_WITHIN, client.admin().create_topic(request)).await;
     created.context("the topic could not be created in time")??;
+    if workload == Workload::Fifo {
+        let request = SetConsumerGroupRequest {
+            name: CONSUMER_GROUP.to_owned(),
+            fifo: Some(true),
+            ..SetConsumerGroupRequest::default()
+        };
+        let set = tokio::time::timeout(CREATE_WITHIN, client.admin().set_consumer_group(request)).await;
+        set.context("the consumer group could not be set in time")??;
+    }
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 const RECEIVE_BATCH: u32 = 32;
-const AFTER_ERROR: Duration = Duration::from_millis(50);
+pub(super) const AFTER_ERROR: Duration = Duration::from_millis(50);
 pub const LEASE: Duration = Duration::from_secs(10);
 
 /// All events in one order, and figures for the progress line.
@@ -53,6 +53,15 @@ impl Recorder {
 
     pub fn process(&self) -> u32 {
         self.next_process.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn next_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The consumers wait for it at the end.
+    pub fn must_arrive(&self, number: u64) {
+        self.acknowledged.lock().insert(number);
     }
 
     /// The stamp is taken under the lock, so the file is in the order of its stamps.
@@ -90,6 +99,8 @@ pub struct Sender {
     pub recorder: Arc<Recorder>,
     pub topic: String,
     pub body_bytes: usize,
+    /// Message groups this sender takes in turn, none for messages without order.
+    pub message_groups: Vec<String>,
     /// Between the begins of two sends; zero sends as fast as answers come.
     pub pause: Duration,
     pub stop: Arc<AtomicBool>,
@@ -100,10 +111,18 @@ impl Sender {
         let mut process = self.recorder.process();
         let mut next = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
-            let number = self.recorder.next_number.fetch_add(1, Ordering::Relaxed);
-            let asked = Sending { number, ..Sending::default() };
+            let number = self.recorder.next_number();
+            let message_group = match self.message_groups.len() {
+                0 => None,
+                groups => self.message_groups.get(number as usize % groups).cloned(),
+            };
+            let mut message = Message::new(&self.topic, body(number, self.body_bytes));
+            if let Some(group) = &message_group {
+                message = message.message_group(group);
+            }
+            let asked = Sending { number, message_group, ..Sending::default() };
             self.recorder.record(process, Kind::Invoke, Operation::Send(asked.clone()));
-            match self.producer.send(Message::new(&self.topic, body(number, self.body_bytes))).await {
+            match self.producer.send(message).await {
                 Ok(receipt) => {
                     let answer = Sending {
                         id: Some(receipt.message_id),
@@ -111,7 +130,7 @@ impl Sender {
                         ..asked
                     };
                     self.recorder.record(process, Kind::Ok, Operation::Send(answer));
-                    self.recorder.acknowledged.lock().insert(number);
+                    self.recorder.must_arrive(number);
                 }
                 Err(SendError::Refused(_) | SendError::Batch(_)) => {
                     self.recorder.failed.fetch_add(1, Ordering::Relaxed);
@@ -194,14 +213,19 @@ impl Receiver {
 }
 
 /// The number in the first eight bytes, then filling.
-fn body(number: u64, bytes: usize) -> Vec<u8> {
+pub(super) fn body(number: u64, bytes: usize) -> Vec<u8> {
     let mut body = number.to_be_bytes().to_vec();
     body.resize(bytes.max(8), b'.');
     body
 }
 
+/// 0, which no message has, where there is none.
+pub(super) fn number_in(body: &[u8]) -> u64 {
+    body.first_chunk::<8>().map_or(0, |head| u64::from_be_bytes(*head))
+}
+
 fn delivery(message: &ReceivedMessage) -> Delivery {
-    let number = message.body.first_chunk::<8>().map_or(0, |head| u64::from_be_bytes(*head));
+    let number = number_in(&message.body);
     Delivery {
         number,
         id: message.message_id.clone(),
