@@ -5,6 +5,7 @@
 //! | [`produce`] | sends per second and their latency |
 //! | [`consume`] | receives with acknowledgement per second |
 //! | [`end_to_end`] | from the start of a send to the arrival at a waiting consumer |
+//! | [`delayed`] | how late delayed messages come while many wait, and how fast many fire |
 //! | [`cost`] | CPU seconds, written bytes and memory of the server processes |
 //! | [`disk`] | fdatasync latency and sequential bandwidth of the disk below |
 //!
@@ -13,6 +14,7 @@
 
 pub mod consume;
 pub mod cost;
+pub mod delayed;
 pub mod disk;
 pub mod end_to_end;
 mod latency;

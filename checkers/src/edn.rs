@@ -55,8 +55,9 @@ fn operation(operation: &Operation) -> (String, String, String) {
             let more = format!(", :group {}", quoted(&receive.group));
             (":dequeue".to_owned(), format!("[{}]", numbers.join(" ")), more)
         }
-        Operation::Ack { group, number } => {
-            plain(":ack", format!("{{:group {}, :number {number}}}", quoted(group)))
+        Operation::Ack { group, numbers } => {
+            let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
+            plain(":ack", format!("{{:group {}, :numbers [{}]}}", quoted(group), numbers.join(" ")))
         }
         Operation::End { number, commit } => plain(":end", format!("{{:number {number}, :commit {commit}}}")),
         Operation::Recall { number } => plain(":recall", format!("{{:number {number}}}")),

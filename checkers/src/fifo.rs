@@ -27,14 +27,21 @@ pub fn check(spans: &[Span<'_>]) -> Verdict {
     }
     findings.count("message groups", keys.len());
     findings.count("deliveries", messages.count_deliveries());
+    let mut key_of: BTreeMap<u64, &str> = BTreeMap::new();
     for (key, sends) in &mut keys {
         sends.sort_by_key(|(_, sent)| sent.invoked_ns);
-        for (group, deliveries) in &messages.deliveries {
-            let of_key: Vec<&Delivered<'_>> = deliveries
-                .iter()
-                .filter(|delivered| sends.iter().any(|(number, _)| *number == delivered.delivery.number))
-                .collect();
-            one(key, group, sends, &of_key, &messages, &mut findings);
+        key_of.extend(sends.iter().map(|(number, _)| (*number, *key)));
+    }
+    for (group, deliveries) in &messages.deliveries {
+        let mut of_keys: BTreeMap<&str, Vec<&Delivered<'_>>> = BTreeMap::new();
+        for delivered in deliveries {
+            if let Some(key) = key_of.get(&delivered.delivery.number) {
+                of_keys.entry(key).or_default().push(delivered);
+            }
+        }
+        for (key, deliveries) in &of_keys {
+            let sends = keys.get(key).map_or(&[] as &[_], Vec::as_slice);
+            one(key, group, sends, deliveries, &messages, &mut findings);
         }
     }
     let nothing = (keys.is_empty() || messages.deliveries.is_empty())

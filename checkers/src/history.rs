@@ -48,10 +48,10 @@ pub enum Operation {
     Send(Sending),
     /// The answer to a receive; at its invocation the list is empty.
     Receive(Receiving),
-    /// One message taken from the group for good.
+    /// Messages taken from the group for good; the answer lists those of which it says so.
     Ack {
         group: String,
-        number: u64,
+        numbers: Vec<u64>,
     },
     /// The outcome a producer (or a check) asks for a half message.
     End {
@@ -327,11 +327,15 @@ impl<'a> Messages<'a> {
                         delivery,
                     }));
                 }
-                (Operation::Ack { group, number }, _) if span.kind != Kind::Fail => {
-                    let key = (group.as_str(), *number);
-                    messages.ack_invoked.entry(key).or_insert(span.invoked_ns);
-                    if let (Kind::Ok, Some(at)) = (span.kind, span.completed_ns) {
-                        let first = messages.acked.entry(key).or_insert(at);
+                (Operation::Ack { group, numbers }, Operation::Ack { numbers: acked, .. })
+                    if span.kind != Kind::Fail =>
+                {
+                    for number in numbers {
+                        messages.ack_invoked.entry((group.as_str(), *number)).or_insert(span.invoked_ns);
+                    }
+                    let Some(at) = span.completed_ns else { continue };
+                    for number in acked {
+                        let first = messages.acked.entry((group.as_str(), *number)).or_insert(at);
                         *first = at.min(*first);
                     }
                 }

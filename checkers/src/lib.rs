@@ -11,6 +11,7 @@
 //! | [`transactions`] | two outcomes, early visibility, visible after rollback, lost commit |
 //! | [`timers`] | early, late, fired twice, fired although recalled |
 //! | [`linearizable`] | registers that no order of their operations explains (Wing–Gong–Lowe, by key) |
+//! | [`availability`] | how long each fault was felt |
 //!
 //! Rules for all of them:
 //!
@@ -22,6 +23,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod availability;
 pub mod edn;
 pub mod fifo;
 pub mod history;

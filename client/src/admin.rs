@@ -63,6 +63,9 @@ impl Admin {
         RedriveDeadLettersRequest,
         RedriveDeadLettersResponse
     );
+    operation!(reset_offsets, "reset offsets", ResetOffsetsRequest, ResetOffsetsResponse);
+    operation!(query_messages, "query messages", QueryMessagesRequest, QueryMessagesResponse);
+    operation!(why, "why", WhyRequest, WhyResponse);
     operation!(
         /// Transactions without an outcome, a page at a time.
         list_transactions,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use ledgermq_common::clock::UnixMillis;
 use ledgermq_proto::rocketmq as wire;
 use md5::{Digest as _, Md5};
 
@@ -24,6 +25,8 @@ pub struct Message {
     /// Of a transactional message: nobody is asked for its outcome before; the server's time-out
     /// unless set.
     pub check_after: Option<std::time::Duration>,
+    /// Not delivered before this time; for a topic of delayed messages.
+    pub deliver_at: Option<UnixMillis>,
 }
 
 impl Message {
@@ -37,6 +40,7 @@ impl Message {
             id: None,
             message_group: None,
             check_after: None,
+            deliver_at: None,
         }
     }
 
@@ -65,6 +69,11 @@ impl Message {
         self
     }
 
+    pub fn deliver_at(mut self, at: UnixMillis) -> Self {
+        self.deliver_at = Some(at);
+        self
+    }
+
     pub fn check_after(mut self, wait: std::time::Duration) -> Self {
         self.check_after = Some(wait);
         self
@@ -86,11 +95,12 @@ impl Message {
                 keys: self.keys,
                 message_id: id,
                 body_encoding: wire::Encoding::Identity as i32,
-                message_type: if message_type == wire::MessageType::Normal && self.message_group.is_some() {
-                    wire::MessageType::Fifo as i32
-                } else {
-                    message_type as i32
-                },
+                message_type: match message_type {
+                    wire::MessageType::Normal if self.deliver_at.is_some() => wire::MessageType::Delay,
+                    wire::MessageType::Normal if self.message_group.is_some() => wire::MessageType::Fifo,
+                    given => given,
+                } as i32,
+                delivery_timestamp: self.deliver_at.map(|at| timestamp(at.get())),
                 message_group: self.message_group,
                 orphaned_transaction_recovery_duration: self
                     .check_after
@@ -113,6 +123,8 @@ pub struct SendReceipt {
     pub queue_offset: i64,
     /// 1 unless the request had to be repeated.
     pub attempts: u32,
+    /// Takes a delayed message out before its time; empty for any other.
+    pub recall_handle: String,
 }
 
 /// A message under lease: it comes back to the group unless it is acknowledged in time.

@@ -98,9 +98,28 @@ impl Producer {
         Ok(receipts
             .map(|(message_id, entry)| {
                 let queue_offset = entry.as_ref().map_or(-1, |entry| entry.offset);
-                (SendReceipt { message_id, queue_offset, attempts }, entry)
+                let recall_handle =
+                    entry.as_ref().map(|entry| entry.recall_handle.clone()).unwrap_or_default();
+                (SendReceipt { message_id, queue_offset, attempts, recall_handle }, entry)
             })
             .collect())
+    }
+
+    /// Takes a delayed message out before its time; answers its message id.
+    pub async fn recall(&self, topic: &str, recall_handle: &str) -> Result<String, SendError> {
+        let request = wire::RecallMessageRequest {
+            topic: Some(self.session.resource(topic)),
+            recall_handle: recall_handle.to_owned(),
+        };
+        let (message_id, _) = call(&self.session.connections, self.session.budget("recall"), |live, time| {
+            let request = self.session.request(request.clone(), time);
+            async move {
+                let answer = messaging(live).recall_message(request).await?.into_inner();
+                Ok(judge(answer.status, answer.message_id))
+            }
+        })
+        .await?;
+        Ok(message_id)
     }
 
     /// Tells the cluster that this producer ends.

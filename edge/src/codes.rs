@@ -83,7 +83,11 @@ impl From<Invalid> for Refused {
             Invalid::PollingTime { .. } => Code::IllegalPollingTime,
             Invalid::Filter { .. } | Invalid::FilterSql { .. } => Code::IllegalFilterExpression,
             Invalid::ReceiptHandle(_) | Invalid::ReceiptHandleGroup { .. } => Code::InvalidReceiptHandle,
+            Invalid::Offset { .. } => Code::IllegalOffset,
             Invalid::OrphanRecovery { .. }
+            | Invalid::QueueId { .. }
+            | Invalid::QueueBroker { .. }
+            | Invalid::TimestampMissing
             | Invalid::RecallHandle(_)
             | Invalid::RecallHandleGroup { .. }
             | Invalid::BatchSize { .. }

@@ -21,7 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::transaction_id::TransactionId;
-use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, Term, TopicName};
+use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, QueueId, QueueOffset, Term, TopicName};
 use ledgermq_filter::Expression;
 use ledgermq_proto::admin::{
     GroupOperation, GroupOperationResult, ListTransactionsRequest, ListTransactionsResponse,
@@ -94,6 +94,8 @@ pub enum GroupRequest {
     DeadLetter(ForwardMessageToDeadLetterQueueRequest),
     /// The handle parsed and names the group that is asked.
     Recall(RecallMessageRequest),
+    Pull(PullRequest),
+    Offset(OffsetRequest),
     /// An administrator's, for this group.
     Operation(GroupOperation),
 }
@@ -101,7 +103,7 @@ pub enum GroupRequest {
 impl GroupRequest {
     /// It waits for something to happen; whoever asked may go away meanwhile.
     pub fn is_long_poll(&self) -> bool {
-        matches!(self, Self::Receive(_) | Self::AwaitTransactionChecks(_))
+        matches!(self, Self::Receive(_) | Self::Pull(_) | Self::AwaitTransactionChecks(_))
     }
 }
 
@@ -124,6 +126,37 @@ pub struct ReceiveRequest {
     pub attempt_id: Option<String>,
     /// When to stop waiting for a message. The answer must leave the executor by then.
     pub poll_until: Instant,
+}
+
+/// Messages of one queue from an offset on, without leases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullRequest {
+    pub consumer_group: ConsumerGroupName,
+    pub topic: TopicName,
+    pub queue: QueueId,
+    pub offset: QueueOffset,
+    /// 1..=`RECEIVE_BATCH_MESSAGES_MAX`.
+    pub batch_size: u32,
+    pub filter: Filter,
+    /// When to stop waiting for a message.
+    pub poll_until: Instant,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OffsetRequest {
+    pub topic: TopicName,
+    pub queue: QueueId,
+    pub query: OffsetQuery,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OffsetQuery {
+    Get(ConsumerGroupName),
+    Update(ConsumerGroupName, QueueOffset),
+    Beginning,
+    End,
+    /// Of the first message stored at this time or later.
+    At(UnixMillis),
 }
 
 /// Which messages a consumer wants.
@@ -176,6 +209,9 @@ pub enum GroupResponse {
     Transactions(ListTransactionsResponse),
     Transaction(ShowTransactionResponse),
     Recalled(RecallMessageResponse),
+    Pulled(Pulled),
+    /// As it is after the request.
+    Offset(QueueOffset),
     Operation(GroupOperationResult),
     /// DeleteTopic, ClientHeartbeat, ClientTermination, DeadLetter, EndTransaction, TransactionsAsked.
     Done,
@@ -189,6 +225,14 @@ pub struct Received {
     pub status: Status,
     pub messages: Vec<Message>,
     pub delivery_timestamp: UnixMillis,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pulled {
+    /// OK with messages, MESSAGE_NOT_FOUND without.
+    pub status: Status,
+    pub messages: Vec<Message>,
+    pub next_offset: QueueOffset,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

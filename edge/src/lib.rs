@@ -33,6 +33,7 @@ pub mod group_call;
 pub mod hold;
 pub mod leaders;
 pub mod messaging;
+mod offsets;
 mod order;
 mod producers;
 mod recall;

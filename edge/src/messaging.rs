@@ -7,6 +7,7 @@ use std::pin::Pin;
 
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt as _};
+use ledgermq_common::QueueOffset;
 use ledgermq_listener::ClientConnectInfo;
 use ledgermq_proto::rocketmq::messaging_service_server::MessagingService;
 use ledgermq_proto::rocketmq::{
@@ -23,7 +24,7 @@ use ledgermq_proto::rocketmq::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::codes::not_implemented;
+use crate::codes::{not_implemented, ok};
 use crate::context::{CallContext, ClientLanguage};
 use crate::edge::Edge;
 use crate::group_call::Refused;
@@ -173,8 +174,20 @@ impl MessagingService for Messaging {
         &self,
         request: Request<PullMessageRequest>,
     ) -> Result<Response<Self::PullMessageStream>, Status> {
-        let content = pull_message_response::Content::Status(missing("PullMessage", request));
-        Ok(Response::new(one(PullMessageResponse { content: Some(content) })))
+        let (context, request) = open(request);
+        let context = match context {
+            Ok(context) => context,
+            Err(refused) => {
+                let content =
+                    pull_message_response::Content::Status(refused.into_status(ClientLanguage::Other));
+                return Ok(Response::new(one(PullMessageResponse { content: Some(content) })));
+            }
+        };
+        let edge = self.edge.clone();
+        let items = async move { edge.pull_message(&context, request).await };
+        let stream = futures_util::stream::once(items)
+            .flat_map(|items| futures_util::stream::iter(items.into_iter().map(Ok)));
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn forward_message_to_dead_letter_queue(
@@ -216,23 +229,30 @@ impl MessagingService for Messaging {
         &self,
         request: Request<UpdateOffsetRequest>,
     ) -> Result<Response<UpdateOffsetResponse>, Status> {
-        Ok(Response::new(UpdateOffsetResponse { status: Some(missing("UpdateOffset", request)) }))
+        let (context, request) = open(request);
+        let answer = async { self.edge.update_offset(&context.clone()?, &request).await }.await;
+        let status = answer.map_or_else(|refused| status(&context, refused), |_| ok());
+        Ok(Response::new(UpdateOffsetResponse { status: Some(status) }))
     }
 
     async fn get_offset(
         &self,
         request: Request<GetOffsetRequest>,
     ) -> Result<Response<GetOffsetResponse>, Status> {
-        let status = Some(missing("GetOffset", request));
-        Ok(Response::new(GetOffsetResponse { status, ..GetOffsetResponse::default() }))
+        let (context, request) = open(request);
+        let answer = async { self.edge.get_offset(&context.clone()?, &request).await }.await;
+        let (status, offset) = offset_answer(&context, answer);
+        Ok(Response::new(GetOffsetResponse { status: Some(status), offset }))
     }
 
     async fn query_offset(
         &self,
         request: Request<QueryOffsetRequest>,
     ) -> Result<Response<QueryOffsetResponse>, Status> {
-        let status = Some(missing("QueryOffset", request));
-        Ok(Response::new(QueryOffsetResponse { status, ..QueryOffsetResponse::default() }))
+        let (context, request) = open(request);
+        let answer = async { self.edge.query_offset(&context.clone()?, &request).await }.await;
+        let (status, offset) = offset_answer(&context, answer);
+        Ok(Response::new(QueryOffsetResponse { status: Some(status), offset }))
     }
 
     async fn sync_lite_subscription(
@@ -254,6 +274,16 @@ fn open<T>(request: Request<T>) -> (Result<CallContext, Refused>, T) {
 
 fn status(context: &Result<CallContext, Refused>, refused: Refused) -> RmqStatus {
     refused.into_status(context.as_ref().map_or(ClientLanguage::Other, |context| context.language))
+}
+
+fn offset_answer(
+    context: &Result<CallContext, Refused>,
+    answer: Result<QueueOffset, Refused>,
+) -> (RmqStatus, i64) {
+    match answer {
+        Ok(offset) => (ok(), i64::try_from(offset.get()).unwrap_or(i64::MAX)),
+        Err(refused) => (status(context, refused), 0),
+    }
 }
 
 fn missing<T>(rpc: &str, request: Request<T>) -> RmqStatus {

@@ -12,7 +12,7 @@ use ledgermq_common::names::{NameError, excerpt};
 use ledgermq_common::recall_handle::RecallHandleError;
 use ledgermq_common::receipt_handle::ReceiptHandleError;
 use ledgermq_common::transaction_id::TransactionIdError;
-use ledgermq_common::{ConsumerGroupName, ReceiptHandle, TopicName};
+use ledgermq_common::{ConsumerGroupName, QueueOffset, ReceiptHandle, TopicName};
 use ledgermq_proto::rocketmq::{
     FilterExpression, FilterType, Message, MessageType, Resource, SystemProperties,
 };
@@ -95,6 +95,14 @@ pub enum Invalid {
     DeliveryTooFar { index: usize, ahead_ms: i64, max_ms: i64 },
     #[error("topic \"{topic}\" takes {accepted}; only delayed messages are recalled")]
     RecallFromType { topic: String, accepted: &'static str },
+    #[error("message_queue.id is {id}; a pull names one queue")]
+    QueueId { id: i32 },
+    #[error("message_queue.broker.name is \"{broker}\", which does not carry the topic")]
+    QueueBroker { broker: String },
+    #[error("offset is {offset}; it must not be negative")]
+    Offset { offset: i64 },
+    #[error("query_offset_policy TIMESTAMP needs a timestamp")]
+    TimestampMissing,
     #[error("{0}")]
     RecallHandle(RecallHandleError),
     #[error("recall handle is of broker group {group}, which this cluster does not have")]
@@ -143,6 +151,10 @@ pub fn topic(resource: Option<&Resource>) -> Result<TopicName, Invalid> {
 
 pub fn consumer_group(resource: Option<&Resource>) -> Result<ConsumerGroupName, Invalid> {
     ConsumerGroupName::parse(resource.map_or("", |resource| &resource.name)).map_err(Invalid::ConsumerGroup)
+}
+
+pub fn offset(offset: i64) -> Result<QueueOffset, Invalid> {
+    u64::try_from(offset).map(QueueOffset).map_err(|_| Invalid::Offset { offset })
 }
 
 pub fn receipt_handle(text: &str) -> Result<ReceiptHandle, Invalid> {

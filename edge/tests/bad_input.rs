@@ -394,15 +394,51 @@ async fn what_does_not_exist_yet_says_so_in_the_body() {
     let cluster = Cluster::start(1).await;
     cluster.elect(Some(1));
     let mut client = client(cluster.node(1).client_addr).await;
-    let mut pulled =
-        client.pull_message(java(rmq::PullMessageRequest::default())).await.expect("gRPC OK").into_inner();
-    let Some(rmq::pull_message_response::Content::Status(status)) =
-        pulled.message().await.expect("item").and_then(|item| item.content)
-    else {
-        panic!("a status");
+    let synced = client.sync_lite_subscription(java(rmq::SyncLiteSubscriptionRequest::default()));
+    assert_eq!(code_of(&synced.await.expect("gRPC OK").into_inner().status), Code::NotImplemented);
+}
+
+#[tokio::test]
+async fn a_wrong_question_about_an_offset_is_refused_with_its_code() {
+    let cluster = Cluster::start(1).await;
+    cluster.elect(Some(1));
+    let mut client = client(cluster.node(1).client_addr).await;
+    let queue = |topic: &str, id| {
+        Some(rmq::MessageQueue { topic: resource(topic), id, ..rmq::MessageQueue::default() })
     };
-    assert_eq!(status.code(), Code::NotImplemented);
-    assert!(pulled.message().await.expect("OK trailers").is_none());
+    let rows = [
+        ("no queue at all", None, 0, Code::IllegalTopic),
+        ("any queue", queue(TOPIC, -1), 0, Code::BadRequest),
+        ("negative offset", queue(TOPIC, 0), -1, Code::IllegalOffset),
+    ];
+    for (name, message_queue, offset, code) in rows {
+        let update =
+            rmq::UpdateOffsetRequest { group: resource("g"), message_queue: message_queue.clone(), offset };
+        let updated = client.update_offset(java(update)).await.expect("gRPC OK").into_inner();
+        assert_eq!(code_of(&updated.status), code, "{name}");
+        let pull = rmq::PullMessageRequest {
+            group: resource("g"),
+            message_queue,
+            offset,
+            batch_size: 1,
+            ..rmq::PullMessageRequest::default()
+        };
+        let mut pulled = client.pull_message(java(pull)).await.expect("gRPC OK").into_inner();
+        let Some(rmq::pull_message_response::Content::Status(status)) =
+            pulled.message().await.expect("item").and_then(|item| item.content)
+        else {
+            panic!("{name}: a status");
+        };
+        assert_eq!(status.code(), code, "{name}");
+        assert!(pulled.message().await.expect("OK trailers").is_none());
+    }
+    let query = rmq::QueryOffsetRequest {
+        message_queue: queue(TOPIC, 0),
+        query_offset_policy: rmq::QueryOffsetPolicy::Timestamp as i32,
+        timestamp: None,
+    };
+    let asked = client.query_offset(java(query)).await.expect("gRPC OK").into_inner();
+    assert_eq!(code_of(&asked.status), Code::BadRequest, "a time is missing");
 }
 
 #[tokio::test]

@@ -82,4 +82,7 @@ pass_on! {
     show_consumer_group(ShowConsumerGroupRequest) -> ShowConsumerGroupResponse;
     list_dead_letters(ListDeadLettersRequest) -> ListDeadLettersResponse;
     redrive_dead_letters(RedriveDeadLettersRequest) -> RedriveDeadLettersResponse;
+    reset_offsets(ResetOffsetsRequest) -> ResetOffsetsResponse;
+    query_messages(QueryMessagesRequest) -> QueryMessagesResponse;
+    why(WhyRequest) -> WhyResponse;
 }

@@ -379,6 +379,10 @@ impl LogStore {
         self.log.flushed()
     }
 
+    pub fn flushed_upto(&self) -> Option<EntryId> {
+        self.log.flushed_upto()
+    }
+
     /// `Some` once the store is poisoned. The owner of the process ends it then.
     pub fn fault(&self) -> watch::Receiver<Option<StoreFault>> {
         self.log.fault()

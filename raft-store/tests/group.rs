@@ -3,6 +3,8 @@
 mod cluster;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -42,6 +44,34 @@ fn three_members_elect_a_leader_and_apply_the_same_commands_at_the_same_places()
             cluster.group(at).scan(0.into()).map(|entry| entry.expect("readable").payload).collect();
         assert_eq!(scanned, commands);
     }
+}
+
+/// The writer publishes what it flushed under the log's lock; a status that kept a borrow of that
+/// while it asked the log for more stopped both for good.
+#[test]
+fn asking_for_the_status_all_the_time_stops_nobody() {
+    let cluster = Arc::new(Cluster::start());
+    let leader = cluster.leader();
+    let done = Arc::new(AtomicBool::new(false));
+    for _ in 0..2 {
+        let (cluster, done) = (Arc::clone(&cluster), Arc::clone(&done));
+        std::thread::spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                std::hint::black_box(cluster.group(leader).status());
+            }
+        });
+    }
+    let (proposed, all) = std::sync::mpsc::channel();
+    let proposer = Arc::clone(&cluster);
+    std::thread::spawn(move || {
+        for command in numbered(0, 500) {
+            proposer.propose(command);
+        }
+        let _ = proposed.send(());
+    });
+    let outcome = all.recv_timeout(2 * PATIENCE);
+    done.store(true, Ordering::Relaxed);
+    assert_eq!(outcome, Ok(()), "the group stands still");
 }
 
 #[test]

@@ -10,10 +10,12 @@
 //! | 1 send | queue u32, id length u16, id, body |
 //! | 2 receive | messages at most u32, invisible ms u64, client u64 |
 //! | 3 ack | queue u32, offset u64, epoch u64 |
+//! | 5 delayed send | queue u32, delivery time u64 ms, id length u16, id, body |
+//! | 6 recall | delivery time u64 ms, physical offset u64 |
 //! | 4 change | queue u32, offset u64, epoch u64, invisible ms u64 |
-//! | 5 half | as 1 |
-//! | 6 end | transaction u64, decision u8, id |
-//! | 7 check | none: counts a check of the transaction that is due, or parks it |
+//! | 7 half | as 1 |
+//! | 8 end | transaction u64, decision u8, id |
+//! | 9 check | none: counts a check of the transaction that is due, or parks it |
 //!
 //! | Answer | Fields |
 //! |---|---|
@@ -23,18 +25,20 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_broker::state::command::{
     AckEntry, AckMessages, ChangeInvisible, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic,
-    MessageProperties, NewMessage, TopicSettings, encode_append,
+    MessageProperties, NewMessage, TopicSettings, encode_append, encode_delayed,
 };
 use ledgermq_broker::state::{
     Answer, BodyEncoding, BrokerState, ClientHash, Command, ConsumerGroupId, CountTransactionChecks,
-    Decision, DecisionSource, DeliveryEpoch, EndTransaction, MessageIdHash, MessageType, NewHalf,
-    ParkTransactions, QueueChoice, ReceiveRequest, TagFilter, TopicId, TransactionCheck, encode_halves,
+    Decision, DecisionSource, DeliveryEpoch, EndTransaction, FireTimers, MessageIdHash, MessageType, NewHalf,
+    ParkTransactions, QueueChoice, RecallTimer, ReceiveRequest, TagFilter, TopicId, TransactionCheck,
+    encode_halves,
 };
-use ledgermq_common::clock::{Clock as _, SteppedClock};
+use ledgermq_common::clock::{Clock as _, SteppedClock, UnixMillis};
 use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use ledgermq_raft_store::Group;
 use ledgermq_raft_store::group::ProposeError;
@@ -44,6 +48,9 @@ use crate::network::SimStream;
 
 /// Larger than any request of the workload.
 const FRAME_BYTES_MAX: u32 = 1 << 20;
+const FIRE_LOOK: Duration = Duration::from_millis(20);
+/// Small, so that one moment's timers take several entries.
+const FIRE_BATCH: u32 = 3;
 const FIRST_CHECK_MS: u32 = 300;
 const NEXT_CHECK_MS: u64 = 200;
 const CHECKS_MAX: u32 = 3;
@@ -56,6 +63,8 @@ pub enum Request {
     Receive { messages_max: u32, invisible_ms: u64, client: u64 },
     Ack(AckEntry),
     Change { entry: AckEntry, invisible_ms: u64 },
+    SendDelayed { queue: QueueId, deliver_at: UnixMillis, id: String, body: Bytes },
+    Recall { deliver_at: UnixMillis, physical: PhysicalOffset },
     Half { queue: QueueId, id: String, body: Bytes },
     End { transaction: PhysicalOffset, id: String, decision: Decision },
     Check,
@@ -117,6 +126,25 @@ impl Front {
                     body,
                 };
                 self.propose(encode_append(self.clock.now(), topic, &[message])).await
+            }
+            Request::SendDelayed { queue, deliver_at, id, body } => {
+                let message = NewMessage {
+                    queue: QueueId(queue.get() % self.queues),
+                    id,
+                    message_type: MessageType::Delay,
+                    body_encoding: BodyEncoding::Identity,
+                    born_at: self.clock.now(),
+                    properties: MessageProperties {
+                        deliver_at_ms: Some(deliver_at.get()),
+                        ..MessageProperties::default()
+                    },
+                    body,
+                };
+                self.propose(encode_delayed(self.clock.now(), topic, &[(deliver_at, message)])).await
+            }
+            Request::Recall { deliver_at, physical } => {
+                let command = RecallTimer { deliver_at, physical };
+                self.propose(Command::RecallTimer(command).encode(self.clock.now())).await
             }
             Request::Receive { messages_max, invisible_ms, client } => {
                 let consumer_group = self.consumer_group().await?;
@@ -193,6 +221,20 @@ impl Front {
         }
     }
 
+    /// Fires what is due by this node's clock while it leads, until the node's life ends.
+    pub async fn fire_timers(self) {
+        loop {
+            tokio::time::sleep(FIRE_LOOK).await;
+            let now = self.clock.now();
+            let is_due = self.state.next_timer().is_some_and(|next| next <= now);
+            if is_due && self.group.leadership().borrow().is_leader_ready {
+                let command = FireTimers { through: now, max: FIRE_BATCH };
+                // It may fail for a good reason; the next leader fires what is left.
+                drop(self.propose(Command::FireTimers(command).encode(now)).await);
+            }
+        }
+    }
+
     async fn propose(&self, command: Bytes) -> Result<Answer, ProposeError> {
         let answer = self.group.propose(command).await?;
         Ok(Answer::decode(&answer).expect("an answer of our own state machine"))
@@ -265,32 +307,45 @@ impl Request {
                 out.put_u64_le(*invisible_ms);
                 out.put_u64_le(*client);
             }
+            Self::SendDelayed { queue, deliver_at, id, body } => {
+                out.put_u8(5);
+                out.put_u32_le(queue.get());
+                out.put_u64_le(deliver_at.get());
+                out.put_u16_le(u16::try_from(id.len()).expect("a short id"));
+                out.put_slice(id.as_bytes());
+                out.put_slice(body);
+            }
+            Self::Recall { deliver_at, physical } => {
+                out.put_u8(6);
+                out.put_u64_le(deliver_at.get());
+                out.put_u64_le(physical.get());
+            }
             Self::Ack(entry) => put_entry(&mut out, 3, entry),
             Self::Change { entry, invisible_ms } => {
                 put_entry(&mut out, 4, entry);
                 out.put_u64_le(*invisible_ms);
             }
             Self::Half { queue, id, body } => {
-                out.put_u8(5);
+                out.put_u8(7);
                 out.put_u32_le(queue.get());
                 out.put_u16_le(u16::try_from(id.len()).expect("a short id"));
                 out.put_slice(id.as_bytes());
                 out.put_slice(body);
             }
             Self::End { transaction, id, decision } => {
-                out.put_u8(6);
+                out.put_u8(8);
                 out.put_u64_le(transaction.get());
                 out.put_u8(decision.number());
                 out.put_slice(id.as_bytes());
             }
-            Self::Check => out.put_u8(7),
+            Self::Check => out.put_u8(9),
         }
         out.freeze()
     }
 
     fn decode(mut frame: Bytes) -> Option<Self> {
         match frame.try_get_u8().ok()? {
-            kind @ (1 | 5) => {
+            kind @ (1 | 7) => {
                 let queue = QueueId(frame.try_get_u32_le().ok()?);
                 let id_len = usize::from(frame.try_get_u16_le().ok()?);
                 if frame.len() < id_len {
@@ -302,18 +357,32 @@ impl Request {
                     _ => Self::Half { queue, id, body: frame },
                 })
             }
-            6 => Some(Self::End {
+            8 => Some(Self::End {
                 transaction: PhysicalOffset(frame.try_get_u64_le().ok()?),
                 decision: Decision::from_number(frame.try_get_u8().ok()?)?,
                 id: String::from_utf8(frame.to_vec()).ok()?,
             }),
-            7 => Some(Self::Check),
+            9 => Some(Self::Check),
             2 => Some(Self::Receive {
                 messages_max: frame.try_get_u32_le().ok()?,
                 invisible_ms: frame.try_get_u64_le().ok()?,
                 client: frame.try_get_u64_le().ok()?,
             }),
             3 => Some(Self::Ack(decode_entry(&mut frame)?)),
+            5 => {
+                let queue = QueueId(frame.try_get_u32_le().ok()?);
+                let deliver_at = UnixMillis(frame.try_get_u64_le().ok()?);
+                let id_len = usize::from(frame.try_get_u16_le().ok()?);
+                if frame.len() < id_len {
+                    return None;
+                }
+                let id = String::from_utf8(frame.split_to(id_len).to_vec()).ok()?;
+                Some(Self::SendDelayed { queue, deliver_at, id, body: frame })
+            }
+            6 => Some(Self::Recall {
+                deliver_at: UnixMillis(frame.try_get_u64_le().ok()?),
+                physical: PhysicalOffset(frame.try_get_u64_le().ok()?),
+            }),
             4 => Some(Self::Change {
                 entry: decode_entry(&mut frame)?,
                 invisible_ms: frame.try_get_u64_le().ok()?,

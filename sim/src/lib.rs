@@ -34,6 +34,7 @@ mod network;
 mod node;
 pub mod oracle;
 pub mod plan;
+mod timers;
 mod trace;
 mod workload;
 mod world;

@@ -9,6 +9,7 @@
 //! | queue offsets have no gap | a new place is the next offset of its queue |
 //! | one live lease per message | nothing is granted while an earlier grant runs, by log time |
 //! | acknowledged is done | nothing is granted after an acknowledgement was answered |
+//! | delayed messages keep their promises | see [`timers`](crate::timers) |
 //! | attempts never go back | a grant has the attempt after the last one |
 //! | transactions | see [`transactions`] |
 
@@ -17,10 +18,11 @@ pub mod transactions;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use ledgermq_broker::state::{Answer, ChangeOutcome, Command, DeliveryOutcome, Granted, StoredAt};
+use ledgermq_broker::state::{Answer, ChangeOutcome, Command, DeliveryOutcome, Granted, Placed, StoredAt};
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{QueueId, QueueOffset};
 
+use crate::timers::{NowVisible, TimerModel};
 use transactions::Transactions;
 
 pub type Place = (QueueId, QueueOffset);
@@ -31,6 +33,7 @@ pub struct Model {
     stored: BTreeMap<String, Stored>,
     next_offset: BTreeMap<QueueId, QueueOffset>,
     deliveries: BTreeMap<Place, Delivery>,
+    timers: TimerModel,
     transactions: Transactions,
 }
 
@@ -59,6 +62,10 @@ impl Model {
 
     pub fn is_consumed(&self, place: Place) -> bool {
         self.deliveries.get(&place).is_some_and(|delivery| delivery.is_consumed)
+    }
+
+    pub fn is_recalled(&self, id: &str) -> bool {
+        self.timers.is_recalled(id)
     }
 
     /// Takes in the entry at `index`.
@@ -97,6 +104,17 @@ impl Model {
                 self.deliveries.entry((change.queue, change.offset)).or_default().until = until;
                 Ok(())
             }
+            (Command::AppendDelayed(append), Answer::Scheduled(scheduled)) => {
+                let visible = self.timers.append(&append, &scheduled, self.log_time);
+                self.become_visible(index, visible)
+            }
+            (Command::FireTimers(fire), Answer::Fired { fired, more }) => {
+                let visible = self.timers.fire(fire, fired, more, self.log_time);
+                self.become_visible(index, visible)
+            }
+            (Command::RecallTimer(recall), Answer::Recalled(outcome)) => {
+                self.timers.recall(recall, outcome).map_err(|what| format!("entry {index}: {what}"))
+            }
             (Command::AppendHalves(append), Answer::Halves(at)) => self.halves(index, &append, &at),
             (Command::EndTransaction(command), Answer::TransactionEnded(end)) => {
                 self.end(index, &command, &end)
@@ -112,6 +130,24 @@ impl Model {
             | (Command::CreateConsumerGroup(_), Answer::ConsumerGroup { .. }) => Ok(()),
             (command, answer) => Err(format!("entry {index}: {command:?} was answered by {answer:?}")),
         }
+    }
+
+    fn become_visible(&mut self, index: u64, visible: Result<Vec<NowVisible>, String>) -> Result<(), String> {
+        for message in visible.map_err(|what| format!("entry {index}: {what}"))? {
+            let next = self.next_offset.entry(message.queue).or_default();
+            let place = (message.queue, *next);
+            if let Some(Placed::Visible { queue, offset }) = message.placed
+                && (queue, offset) != place
+            {
+                return Err(format!(
+                    "entry {index}: {} is at {:?}, not {place:?}",
+                    message.id, message.placed
+                ));
+            }
+            next.0 += 1;
+            self.stored.insert(message.id, Stored { place, index });
+        }
+        Ok(())
     }
 
     fn store(&mut self, index: u64, id: &str, at: StoredAt) -> Result<(), String> {

@@ -159,6 +159,7 @@ impl Node {
         tokio::spawn(serve_peers(peers, self.network.clone(), host_name(self.index)));
         let front =
             Front { group: group.clone(), state, clock: self.clock.clone(), queues: self.plan.queues };
+        tokio::spawn(front.clone().fire_timers());
         tokio::spawn(serve_clients(front, self.network.clone(), host_name(self.index)));
         let (sender, mut asks) = mpsc::unbounded_channel();
         *self.asks.lock() = Some(sender);

@@ -9,11 +9,13 @@
 //!
 //! A violation is kept, never repaired; the first one ends the run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ledgermq_broker::state::{Decision, Granted, StateDigest, StoredAt, TransactionEnd};
+use ledgermq_broker::state::{
+    Decision, Granted, RecallOutcome, Scheduled, StateDigest, StoredAt, TransactionEnd,
+};
 use ledgermq_common::{LogIndex, PhysicalOffset};
 use ledgermq_raft_store::AppliedEntry;
 use ledgermq_raft_store::group::GroupStatus;
@@ -43,6 +45,8 @@ struct State {
     /// The furthest entry a client was told of since the last look at the replicas.
     answered_in_tick: u64,
     sends: BTreeMap<String, Send>,
+    /// Delayed messages that were answered.
+    delayed: BTreeSet<String>,
     /// Acknowledged deliveries and the virtual time of the answer.
     acked: BTreeMap<Place, u64>,
     tallies: Tallies,
@@ -80,6 +84,8 @@ pub struct Tallies {
     /// Snapshots that replaced a state: at starts and for replicas that were far behind.
     pub restores: u64,
     pub purges: u64,
+    pub delayed: u64,
+    pub recalled: u64,
 }
 
 #[derive(Default)]
@@ -126,6 +132,7 @@ impl Oracle {
             committed_max: 0,
             answered_in_tick: 0,
             sends: BTreeMap::new(),
+            delayed: BTreeSet::new(),
             acked: BTreeMap::new(),
             tallies: Tallies::default(),
         })))
@@ -182,7 +189,12 @@ impl Oracle {
     /// Whether every stored message of an answered send was acknowledged.
     pub fn everything_is_consumed(&self) -> bool {
         let state = self.0.lock();
+        let is_done = |id: &String| {
+            state.model.is_recalled(id)
+                || state.model.stored().get(id).is_some_and(|stored| state.model.is_consumed(stored.place))
+        };
         state.sends.values().all(|send| state.model.is_consumed(send.place))
+            && state.delayed.iter().all(is_done)
     }
 
     /// What a process that ended by itself had flushed.
@@ -249,6 +261,25 @@ impl Oracle {
     /// A producer was told that its message is stored.
     pub fn send_answered(&self, who: &str, id: &str, at: StoredAt, body: &[u8]) {
         self.0.lock().send_answered(who, id, at, xxh3_64(body));
+    }
+
+    /// A producer was told that its delayed message is stored.
+    pub fn delayed_answered(&self, who: &str, id: &str, at: Scheduled) {
+        let mut state = self.0.lock();
+        state.delayed.insert(id.to_owned());
+        state.tallies.delayed += 1;
+        state.trace.event(who, format_args!("{id} is {:?}", at.placed));
+    }
+
+    /// A producer was told what became of its recall.
+    pub fn recall_answered(&self, who: &str, id: &str, outcome: RecallOutcome) {
+        let mut state = self.0.lock();
+        let is_recalled = state.model.is_recalled(id);
+        if !is_recalled && outcome != RecallOutcome::TooLate {
+            state.violate(format!("{who} was told that {id} is recalled, and no entry says so"));
+        }
+        state.tallies.recalled += u64::from(is_recalled);
+        state.trace.event(who, format_args!("recall of {id}: {outcome:?}"));
     }
 
     /// A producer was told that its half message is stored.

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ledgermq_broker::state::command::AckEntry;
-use ledgermq_broker::state::{Answer, ChangeOutcome, DeliveryOutcome, StoredAt};
+use ledgermq_broker::state::{Answer, ChangeOutcome, DeliveryOutcome, Placed, StoredAt};
 use ledgermq_common::QueueId;
+use ledgermq_common::clock::UnixMillis;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -21,6 +22,7 @@ use crate::front::{Request, Response, read_frame, write_frame};
 use crate::network::{Network, SimStream};
 use crate::oracle::Oracle;
 use crate::plan::{NODES, Plan};
+use crate::world::EPOCH;
 
 pub const CLIENT_HOST: &str = "client";
 pub const FRONT_PORT: u16 = 9000;
@@ -29,6 +31,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_millis(1_200);
 const PROBES: u32 = 3;
 /// Sends a producer makes at most, which bounds the memory of a run.
 const SENDS_MAX: u32 = 2_000;
+/// How often a producer sends a delayed message beside a normal one, and how often it recalls it.
+const DELAYED_SHARE: f64 = 0.3;
+const RECALL_SHARE: f64 = 0.4;
+const DELAY_MS_MAX: u64 = 2_000;
 
 /// What the world wants of the clients, and how many are done with it.
 #[derive(Debug, Default)]
@@ -96,6 +102,9 @@ impl Workload {
             }
             let id = format!("p{producer}-{number:05}");
             let body = self.body(&mut client.random);
+            if client.random.random_bool(DELAYED_SHARE) {
+                client.send_delayed(&format!("d{producer}-{number:05}"), &body).await;
+            }
             if client.random.random_bool(0.25) {
                 let half = client.half(&id, &body).await;
                 if client.random.random_bool(0.7) {
@@ -189,6 +198,46 @@ impl Client {
                 }
                 Some(Response::NotLeader { .. }) => {}
                 Some(Response::OutcomeUnknown) | None => self.oracle.unknown_outcome(&self.who, id),
+            }
+        }
+    }
+
+    /// Repeats until the send is answered, and recalls some.
+    async fn send_delayed(&mut self, id: &str, body: &Bytes) {
+        let queue = QueueId(self.random.random_range(0..64));
+        let delay_ms = self.random.random_range(0..DELAY_MS_MAX);
+        let deliver_at = UnixMillis(EPOCH.get() + self.oracle.now_ms() + delay_ms);
+        let at = loop {
+            let (id, body) = (id.to_owned(), body.clone());
+            match self.call(&Request::SendDelayed { queue, deliver_at, id, body }).await {
+                Some(Response::Answered(Answer::Scheduled(scheduled))) if scheduled.len() == 1 => {
+                    break scheduled[0];
+                }
+                Some(Response::Answered(answer)) => {
+                    self.oracle
+                        .violate(format_args!("{}: a delayed send was answered by {answer:?}", self.who));
+                    return;
+                }
+                _ => {}
+            }
+        };
+        self.oracle.delayed_answered(&self.who, id, at);
+        let Placed::Pending { physical } = at.placed else { return };
+        if !self.random.random_bool(RECALL_SHARE) {
+            return;
+        }
+        self.pause(delay_ms).await;
+        loop {
+            match self.call(&Request::Recall { deliver_at, physical }).await {
+                Some(Response::Answered(Answer::Recalled(outcome))) => {
+                    self.oracle.recall_answered(&self.who, id, outcome);
+                    return;
+                }
+                Some(Response::Answered(answer)) => {
+                    self.oracle.violate(format_args!("{}: a recall was answered by {answer:?}", self.who));
+                    return;
+                }
+                _ => {}
             }
         }
     }

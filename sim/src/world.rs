@@ -31,7 +31,7 @@ const AUDIT_EVERY_MS: u64 = 1_500;
 /// A process that ended by itself without a fault that says so is started again after this.
 const RESTART_MS: u64 = 400;
 /// 2026-01-01, so that stamps look like stamps.
-const EPOCH: UnixMillis = UnixMillis(1_767_225_600_000);
+pub(crate) const EPOCH: UnixMillis = UnixMillis(1_767_225_600_000);
 /// Clocks stay this close to one another: further apart the message-id window would pass.
 const CLOCK_SKEW_MS_MAX: i64 = 120_000;
 

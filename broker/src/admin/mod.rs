@@ -6,6 +6,7 @@
 //! the nodes themselves ([`status`]), because only a node knows how far its own disk is.
 
 mod consumer_groups;
+mod messages;
 mod status;
 mod topics;
 mod transactions;
@@ -173,6 +174,27 @@ impl Admin for AdminService {
         let context = context_of(request.metadata());
         let request = request.into_inner();
         consumer_groups::redrive_dead_letters(&self.cluster, &context, request).await.map(Response::new)
+    }
+
+    async fn reset_offsets(
+        &self,
+        request: Request<wire::ResetOffsetsRequest>,
+    ) -> Result<Response<wire::ResetOffsetsResponse>, Status> {
+        let context = context_of(request.metadata());
+        messages::reset_offsets(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn query_messages(
+        &self,
+        request: Request<wire::QueryMessagesRequest>,
+    ) -> Result<Response<wire::QueryMessagesResponse>, Status> {
+        let context = context_of(request.metadata());
+        messages::query(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn why(&self, request: Request<wire::WhyRequest>) -> Result<Response<wire::WhyResponse>, Status> {
+        let context = context_of(request.metadata());
+        messages::why(&self.cluster, &context, request.into_inner()).await.map(Response::new)
     }
 
     async fn node_status(

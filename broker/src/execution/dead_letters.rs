@@ -40,6 +40,8 @@ const LETTERS_MAX: usize = 256;
 const LETTERS_PER_LOOK_MAX: usize = 64 * LETTERS_MAX;
 /// Deliveries looked through for a message id the window does not know (any more).
 const OPEN_DELIVERIES_SEARCHED_MAX: usize = 4_096;
+/// The newest letters of a group that are looked through for one message.
+const LETTERS_SEARCHED_MAX: u32 = 4_096;
 
 /// Moves what was delivered often enough to the dead letters, while this node leads.
 pub async fn bury_exhausted(hosted: Weak<HostedGroup>) {
@@ -224,6 +226,39 @@ pub fn list(
         })
         .collect();
     (letters, more)
+}
+
+/// The letters of one message of a consumer group, among the newest.
+pub fn find(
+    hosted: &HostedGroup,
+    consumer_group: &str,
+    topic: TopicId,
+    queue: ledgermq_common::QueueId,
+    offset: QueueOffset,
+) -> Vec<String> {
+    let Some((letters, letter_queue)) = hosted.state.dead_letters_of(consumer_group) else {
+        return Vec::new();
+    };
+    let end = hosted.state.queue_ranges(letters).and_then(|ranges| ranges.first().map(|range| range.end));
+    let from = end.unwrap_or(0).saturating_sub(u64::from(LETTERS_SEARCHED_MAX));
+    let entries = hosted.state.range(letters, letter_queue, QueueOffset(from), LETTERS_SEARCHED_MAX);
+    entries
+        .into_iter()
+        .filter_map(|(at, entry)| {
+            let letter = letter_at(hosted, entry)?;
+            let is_of_it = (letter.topic, letter.queue, letter.offset) == (topic, queue, offset);
+            let given_back = if hosted.state.is_redriven(letters, at) { ", given back" } else { "" };
+            is_of_it.then(|| {
+                format!(
+                    "{}:{at}, {} after {} attempts at {}{given_back}",
+                    hosted.name,
+                    letter.reason.as_str(),
+                    letter.attempts,
+                    letter.at
+                )
+            })
+        })
+        .collect()
 }
 
 /// Gives letters back to their consumer group; how many were, and were not given back before.

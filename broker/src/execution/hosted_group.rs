@@ -379,7 +379,7 @@ impl HostedGroup {
         }
     }
 
-    fn term(&self) -> Term {
+    pub(super) fn term(&self) -> Term {
         self.raft_leadership.borrow().term
     }
 }
@@ -397,6 +397,7 @@ pub fn refused(refusal: Refusal, topic: &str) -> Refused {
             Refused::new(Code::InvalidTransactionId, refusal.to_string())
         }
         Refusal::TooManyTransactions => Refused::new(Code::TooManyRequests, refusal.to_string()),
+        Refusal::OffsetOutOfRange => Refused::new(Code::IllegalOffset, refusal.to_string()),
         Refusal::Malformed => Refused::new(Code::InternalServerError, refusal.to_string()),
     }
 }

@@ -8,7 +8,8 @@
 //! | [`transaction`] | half messages, EndTransaction; [`check_back`] asks for those left open |
 //! | [`dead_letters`] | ForwardToDeadLetterQueue; messages delivered too often |
 //! | [`naming`] | topics, consumer groups |
-//! | [`operations`] | what administrators ask of one group |
+//! | [`offsets`] | Pull, and the offsets of queues and groups |
+//! | [`operations`], [`message_query`] | what administrators ask of one group |
 //! | [`timers`] | Send to a topic of delayed messages, Recall; fires what is due |
 //! | [`renewal`] | leases renewed by the server; [`clients`] says for whom |
 //!
@@ -23,7 +24,9 @@ mod dead_letters;
 mod delivery;
 mod hosted_group;
 mod intake;
+mod message_query;
 mod naming;
+mod offsets;
 mod operations;
 mod order_keys;
 mod produce;
@@ -144,6 +147,8 @@ async fn execute(
         GroupRequest::ShowTransaction(id) => transaction::show(hosted, id),
         GroupRequest::DeadLetter(forward) => dead_letters::forward(hosted, forward).await,
         GroupRequest::Recall(recall) => timers::recall(hosted, recall).await,
+        GroupRequest::Pull(pull) => offsets::pull(hosted, context, pull).await,
+        GroupRequest::Offset(offset) => offsets::offset(hosted, offset).await,
         GroupRequest::Operation(operation) => operations::execute(hosted, operation).await,
     }
 }
@@ -201,6 +206,8 @@ fn name_of(request: &GroupRequest) -> &'static str {
         GroupRequest::ShowTransaction(_) => "show_transaction",
         GroupRequest::DeadLetter(_) => "forward_message_to_dead_letter_queue",
         GroupRequest::Recall(_) => "recall_message",
+        GroupRequest::Pull(_) => "pull_message",
+        GroupRequest::Offset(_) => "offset",
         GroupRequest::Operation(_) => "admin_operation",
     }
 }

@@ -7,17 +7,21 @@
 //! | attempts of a retry policy | 1..=10,000 | BAD_REQUEST |
 //! | steps of a retry policy | 1..=64, each at most 12 h | BAD_REQUEST |
 
+use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::limits::INVISIBLE_DURATION_MS_MAX;
-use ledgermq_common::{ConsumerGroupName, QueueOffset};
+use ledgermq_common::{ConsumerGroupName, QueueId, QueueOffset};
 use ledgermq_edge::group_call::{GroupResponse, Refused};
 use ledgermq_proto::admin as wire;
 use ledgermq_proto::admin::group_operation::Operation;
 use ledgermq_proto::admin::group_operation_result::Result as Answered;
+use ledgermq_proto::admin::reset_offsets_request::To;
 use ledgermq_proto::admin::{retry_policy, set_consumer_group_request};
 use ledgermq_proto::rocketmq::Code;
 
 use super::dead_letters::{self, ReadLetter};
 use super::hosted_group::{Ended, HostedGroup, unexpected};
+use super::message_query;
+use super::offsets::{self, ResetTo};
 use crate::state::{
     Answer, Backoff, Command, ConsumerGroupSettings, CreateConsumerGroup, UpdateConsumerGroup,
 };
@@ -40,6 +44,9 @@ pub async fn execute(hosted: &HostedGroup, operation: &wire::GroupOperation) -> 
             Answered::ConsumerGroup(show_consumer_group(hosted, &consumer_group(&request.name)?))
         }
         Operation::ListDeadLetters(request) => Answered::DeadLetters(list_dead_letters(hosted, request)),
+        Operation::ResetOffsets(request) => Answered::OffsetsReset(reset_offsets(hosted, request).await?),
+        Operation::QueryMessages(request) => Answered::Messages(message_query::query(hosted, request)?),
+        Operation::Why(request) => Answered::Why(message_query::why(hosted, request)),
         Operation::RedriveDeadLetters(request) => Answered::Redriven(redrive(hosted, request).await?),
     };
     Ok(GroupResponse::Operation(wire::GroupOperationResult { result: Some(result) }))
@@ -177,6 +184,22 @@ async fn redrive(
     let letters: Vec<QueueOffset> = request.offsets.iter().copied().map(QueueOffset).collect();
     let redriven = dead_letters::redrive(hosted, &request.consumer_group, &letters).await?;
     Ok(wire::RedriveDeadLettersResponse { redriven })
+}
+
+async fn reset_offsets(
+    hosted: &HostedGroup,
+    request: &wire::ResetOffsetsRequest,
+) -> Result<wire::ResetOffsetsResponse, Ended> {
+    let name = consumer_group(&request.consumer_group)?;
+    let to = match &request.to {
+        Some(To::Beginning(_)) => ResetTo::Beginning,
+        Some(To::End(_)) => ResetTo::End,
+        Some(To::StoredAtMs(at_ms)) => ResetTo::At(UnixMillis(*at_ms)),
+        Some(To::Place(place)) => ResetTo::Offset(QueueId(place.queue), QueueOffset(place.offset)),
+        None => return Err(bad("to is missing".to_owned())),
+    };
+    let queues = offsets::reset(hosted, &name, &request.topic, to).await?;
+    Ok(wire::ResetOffsetsResponse { queues })
 }
 
 fn consumer_group(name: &str) -> Result<ConsumerGroupName, Ended> {

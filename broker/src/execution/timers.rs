@@ -82,10 +82,11 @@ pub async fn send(
         )
         .into());
     }
+    let _room = hosted.append_room(command_bytes, context).await?;
     if context.remaining().is_zero() {
         return Err(NotExecuted::DeadlinePassed.into());
     }
-    let scheduled = match hosted.propose(encode_delayed(now, topic.id, &messages)).await? {
+    let scheduled = match hosted.propose(encode_delayed(hosted.now(), topic.id, &messages)).await? {
         Answer::Scheduled(scheduled) => scheduled,
         Answer::Refused(refusal) => return Err(refused(refusal, send.topic.as_str()).into()),
         other => return Err(unexpected("AppendDelayed", &other)),

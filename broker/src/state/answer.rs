@@ -3,7 +3,7 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 255 refused |
+//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 45 offsets set, 255 refused |
 //! | 1 | … | by kind, in the order of the fields below |
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -57,6 +57,8 @@ pub enum Answer {
         more: bool,
     },
     Recalled(RecallOutcome),
+    /// In how many queues.
+    OffsetsSet(u32),
     Refused(Refusal),
 }
 
@@ -173,6 +175,8 @@ pub enum Refusal {
     TooManyTransactions = 22,
     #[error("the number of queues of a topic with order cannot change: its message groups would move")]
     QueuesOfOrderedTopic = 23,
+    #[error("the offset is below the first or above the next of its queue")]
+    OffsetOutOfRange = 40,
 }
 
 impl Answer {
@@ -287,6 +291,10 @@ impl Answer {
                 out.put_u8(44);
                 out.put_u8(*outcome as u8);
             }
+            Self::OffsetsSet(queues) => {
+                out.put_u8(45);
+                out.put_u32_le(*queues);
+            }
             Self::Refused(refusal) => {
                 out.put_u8(255);
                 out.put_u8(*refusal as u8);
@@ -367,6 +375,7 @@ impl Answer {
                 3 => RecallOutcome::TooLate,
                 _ => return Err(reader.malformed("recall")),
             }),
+            45 => Self::OffsetsSet(reader.u32("queues")?),
             255 => {
                 let number = reader.u8("refusal")?;
                 Self::Refused(Refusal::from_number(number).ok_or_else(|| reader.malformed("refusal"))?)
@@ -405,6 +414,7 @@ impl Refusal {
             21 => Self::TransactionOfOtherTopic,
             22 => Self::TooManyTransactions,
             23 => Self::QueuesOfOrderedTopic,
+            40 => Self::OffsetOutOfRange,
             _ => return None,
         })
     }

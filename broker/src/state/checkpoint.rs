@@ -7,11 +7,12 @@
 //! | `sled/` | records, and the header that names the files below (see [`meta_store`](super::meta_store)) |
 //! | `run-<number>` | index runs |
 //! | `timers-<number>` | timer runs |
+//! | `keys-<number>` | key runs |
 //! | `ids-<number>` | message ids of the window |
 //! | `sled.bad-<n>`, `sled.loading` | see [`sled_store`](super::meta_store) |
 //!
 //! Header: version u8 (2); the scalars; next file number u64; list of runs (number u64); list of timer
-//! runs (number u64); list of ids files (number u64, ids u64, newest store time u64 ms).
+//! runs (number u64); list of key runs (number u64); list of ids files (number u64, ids u64, newest store time u64 ms).
 //!
 //! Order of a checkpoint at applied entry A:
 //! 1. under the state lock: take the dirty records as they are at A, freeze the index tail;
@@ -44,10 +45,12 @@ use super::consume_queue::ConsumeQueueIndex;
 use super::consume_queue::ids::{read_ids_file, write_ids_file};
 use super::consume_queue::run::{ExtentSource, Run, write_run_file};
 use super::consume_queue::tail::Tail;
+use super::key_index::run::{KeyRun, write_image as write_key_image};
+use super::key_index::{KeyEntry, SealedKeys};
 use super::meta_store::{Change, MetaStore, MetaStoreError};
 use super::names::TopicId;
 use super::records::{RecordKey, RecordValue};
-use super::timers::run::{EMPTY_TIMER_RUN_BYTES, TimerRun, write_image, write_run_file as write_timer_file};
+use super::timers::run::{EMPTY_TIMER_RUN_BYTES, TimerRun, write_file, write_image};
 use super::timers::{SealedTimers, TimerKey, TimerTail};
 
 const HEADER_VERSION: u8 = 2;
@@ -66,6 +69,7 @@ pub(crate) struct Cut {
     pub(crate) tails: Vec<Arc<Tail>>,
     pub(crate) ids: Vec<WindowEntry>,
     pub(crate) timers: TimerCut,
+    pub(crate) keys: Vec<Arc<Vec<KeyEntry>>>,
     pub(crate) topics: Vec<TopicId>,
 }
 
@@ -82,6 +86,7 @@ pub(crate) struct TimerCut {
 pub(crate) struct Written {
     pub(crate) runs: Vec<Arc<Run>>,
     pub(crate) timers: Vec<Arc<TimerRun>>,
+    pub(crate) keys: Vec<Arc<KeyRun>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +101,7 @@ struct Manifest {
     next_file: u64,
     runs: Vec<u64>,
     timers: Vec<u64>,
+    keys: Vec<u64>,
     ids: Vec<IdsFile>,
 }
 
@@ -106,6 +112,7 @@ pub(crate) struct CheckpointFiles {
     manifest: Manifest,
     runs: Vec<Arc<Run>>,
     timers: Vec<Arc<TimerRun>>,
+    keys: Vec<Arc<KeyRun>>,
 }
 
 impl CheckpointFiles {
@@ -122,6 +129,7 @@ impl CheckpointFiles {
             manifest: Manifest::default(),
             runs: Vec::new(),
             timers: Vec::new(),
+            keys: Vec::new(),
         };
         let applied = match files.load() {
             Ok(applied) => applied,
@@ -141,6 +149,7 @@ impl CheckpointFiles {
         self.manifest = Manifest { next_file: self.manifest.next_file, ..Manifest::default() };
         self.runs.clear();
         self.timers.clear();
+        self.keys.clear();
         self.delete_unnamed()?;
         Ok(())
     }
@@ -166,6 +175,7 @@ impl CheckpointFiles {
             }
         }
         let timers = self.write_timers(&mut manifest, cut)?;
+        let keys = self.write_keys(&mut manifest, cut, &is_live)?;
         if let Some(newest) = cut.ids.last() {
             let number = manifest.take_number();
             write_ids_file(&self.directory.join(ids_name(number)), &cut.ids)?;
@@ -183,12 +193,22 @@ impl CheckpointFiles {
         self.manifest = manifest;
         self.runs = runs;
         self.timers = timers;
+        self.keys = keys;
         self.delete_unnamed()?;
-        Ok(Written { runs: self.runs.clone(), timers: self.timers.clone() })
+        Ok(self.written())
+    }
+
+    fn written(&self) -> Written {
+        Written { runs: self.runs.clone(), timers: self.timers.clone(), keys: self.keys.clone() }
     }
 
     /// Takes the runs of a snapshot, oldest first; nothing names them before the next checkpoint.
-    pub(crate) fn adopt(&mut self, images: &[Bytes], timers: &Bytes) -> Result<Written, MetaStoreError> {
+    pub(crate) fn adopt(
+        &mut self,
+        images: &[Bytes],
+        timers: &Bytes,
+        keys: &[Bytes],
+    ) -> Result<Written, MetaStoreError> {
         for image in images {
             let number = self.manifest.take_number();
             let path = self.directory.join(run_name(number));
@@ -200,10 +220,17 @@ impl CheckpointFiles {
         }
         let number = self.manifest.take_number();
         let path = self.directory.join(timers_name(number));
-        write_timer_file(&path, timers)?;
+        write_file(&path, timers)?;
         self.timers.push(Arc::new(TimerRun::open(&path)?));
         self.manifest.timers.push(number);
-        Ok(Written { runs: self.runs.clone(), timers: self.timers.clone() })
+        for image in keys {
+            let number = self.manifest.take_number();
+            let path = self.directory.join(keys_name(number));
+            write_file(&path, image)?;
+            self.keys.push(Arc::new(KeyRun::open(&path)?));
+            self.manifest.keys.push(number);
+        }
+        Ok(self.written())
     }
 
     fn write_run(
@@ -234,7 +261,7 @@ impl CheckpointFiles {
             }
             let number = manifest.take_number();
             let path = self.directory.join(timers_name(number));
-            write_timer_file(&path, &image)?;
+            write_file(&path, &image)?;
             Ok(Some((number, Arc::new(TimerRun::open(&path)?))))
         };
         if !cut.timers.tails.is_empty() {
@@ -248,6 +275,35 @@ impl CheckpointFiles {
             runs.extend(write(&SealedTimers { runs: sources, tails: Vec::new() })?);
         }
         manifest.timers = runs.iter().map(|(number, _)| *number).collect();
+        Ok(runs.into_iter().map(|(_, run)| run).collect())
+    }
+
+    /// The keys of the cut become a run; eight of one size are merged.
+    fn write_keys(
+        &self,
+        manifest: &mut Manifest,
+        cut: &Cut,
+        is_live: &dyn Fn(TopicId) -> bool,
+    ) -> Result<Vec<Arc<KeyRun>>, MetaStoreError> {
+        let mut runs: Vec<(u64, Arc<KeyRun>)> =
+            manifest.keys.iter().copied().zip(self.keys.iter().cloned()).collect();
+        let mut write = |sealed: &SealedKeys| -> Result<(u64, Arc<KeyRun>), MetaStoreError> {
+            let number = manifest.take_number();
+            let path = self.directory.join(keys_name(number));
+            write_file(&path, &write_key_image(&sealed.sorted(is_live)))?;
+            Ok((number, Arc::new(KeyRun::open(&path)?)))
+        };
+        if !cut.keys.is_empty() {
+            runs.push(write(&SealedKeys { runs: Vec::new(), tails: cut.keys.clone() })?);
+        }
+        while let Some(merged) =
+            newest_of_one_size(&runs.iter().map(|(_, run)| run.len()).collect::<Vec<_>>())
+        {
+            let sources = runs.split_off(runs.len() - merged);
+            let sources = sources.into_iter().map(|(_, run)| run).collect();
+            runs.push(write(&SealedKeys { runs: sources, tails: Vec::new() })?);
+        }
+        manifest.keys = runs.iter().map(|(number, _)| *number).collect();
         Ok(runs.into_iter().map(|(_, run)| run).collect())
     }
 
@@ -270,6 +326,10 @@ impl CheckpointFiles {
             self.timers.push(Arc::new(TimerRun::open(&self.directory.join(timers_name(number)))?));
         }
         applied.timers.replace_sealed(self.timers.clone(), 0);
+        for &number in &manifest.keys {
+            self.keys.push(Arc::new(KeyRun::open(&self.directory.join(keys_name(number)))?));
+        }
+        applied.keys.replace_sealed(self.keys.clone(), 0);
         for file in &manifest.ids {
             let ids = read_ids_file(&self.directory.join(ids_name(file.number)))?;
             if ids.len() as u64 != file.ids {
@@ -294,7 +354,9 @@ impl CheckpointFiles {
             let run = name.strip_prefix("run-").and_then(|number| number.parse::<u64>().ok());
             let ids = name.strip_prefix("ids-").and_then(|number| number.parse::<u64>().ok());
             let timers = name.strip_prefix("timers-").and_then(|number| number.parse::<u64>().ok());
-            let is_unnamed = timers.is_some_and(|number| !self.manifest.timers.contains(&number))
+            let keys = name.strip_prefix("keys-").and_then(|number| number.parse::<u64>().ok());
+            let is_unnamed = keys.is_some_and(|number| !self.manifest.keys.contains(&number))
+                || timers.is_some_and(|number| !self.manifest.timers.contains(&number))
                 || run.is_some_and(|number| !self.manifest.runs.contains(&number))
                 || ids.is_some_and(|number| !self.manifest.ids.iter().any(|file| file.number == number));
             if is_unnamed {
@@ -355,6 +417,10 @@ fn run_name(number: u64) -> String {
     format!("run-{number:020}")
 }
 
+fn keys_name(number: u64) -> String {
+    format!("keys-{number:020}")
+}
+
 fn timers_name(number: u64) -> String {
     format!("timers-{number:020}")
 }
@@ -370,6 +436,7 @@ fn encode_header(scalars: &Scalars, manifest: &Manifest) -> Bytes {
     out.put_u64_le(manifest.next_file);
     put_list(&mut out, &manifest.runs, |out, number| out.put_u64_le(*number));
     put_list(&mut out, &manifest.timers, |out, number| out.put_u64_le(*number));
+    put_list(&mut out, &manifest.keys, |out, number| out.put_u64_le(*number));
     put_list(&mut out, &manifest.ids, |out, file| {
         out.put_u64_le(file.number);
         out.put_u64_le(file.ids);
@@ -388,6 +455,7 @@ fn decode_header(header: &Bytes) -> Result<(Scalars, Manifest), MalformedField> 
     let next_file = reader.u64("next file")?;
     let runs = reader.list(8, "runs", |reader| reader.u64("run"))?;
     let timers = reader.list(8, "timer runs", |reader| reader.u64("timer run"))?;
+    let keys = reader.list(8, "key runs", |reader| reader.u64("key run"))?;
     let ids = reader.list(24, "ids files", |reader| {
         Ok(IdsFile {
             number: reader.u64("ids file")?,
@@ -396,7 +464,7 @@ fn decode_header(header: &Bytes) -> Result<(Scalars, Manifest), MalformedField> 
         })
     })?;
     reader.end("end of the header")?;
-    Ok((scalars, Manifest { next_file, runs, timers, ids }))
+    Ok((scalars, Manifest { next_file, runs, timers, keys, ids }))
 }
 
 fn damaged(error: impl std::error::Error) -> MetaStoreError {

@@ -2,6 +2,8 @@
 //! entries have the same digest, whether they got there by applying, from a checkpoint or from a
 //! snapshot; where their index is divided into runs and tails does not show in it.
 
+use std::collections::BTreeSet;
+
 use bytes::BytesMut;
 use ledgermq_common::QueueId;
 use xxhash_rust::xxh3::Xxh3;
@@ -9,7 +11,10 @@ use xxhash_rust::xxh3::Xxh3;
 use super::applied::Scalars;
 use super::consume_queue::QueueKey;
 use super::consume_queue::ids::put_id;
+use super::key_index::run::put_entry;
 use super::machine::BrokerState;
+use super::names::TopicId;
+use super::records::RecordKey;
 use super::snapshot::Captured;
 use super::timers::TimerKey;
 use super::timers::run::put_timer;
@@ -17,7 +22,7 @@ use super::timers::run::put_timer;
 /// Index entries read at a time.
 const STRETCH: u64 = 4096;
 
-/// Four parts, so that a difference says where to look.
+/// Five parts, so that a difference says where to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StateDigest {
     /// Topics, queues, consumer groups, progress and leases, log time, numbers given out.
@@ -28,11 +33,18 @@ pub struct StateDigest {
     pub index: u64,
     /// Delayed messages that wait.
     pub timers: u64,
+    /// The key index. Entries of a deleted topic do not count: when they are forgotten depends on the
+    /// checkpoints of a replica.
+    pub keys: u64,
 }
 
 impl std::fmt::Display for StateDigest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:016x}-{:016x}-{:016x}-{:016x}", self.records, self.window, self.index, self.timers)
+        write!(
+            f,
+            "{:016x}-{:016x}-{:016x}-{:016x}-{:016x}",
+            self.records, self.window, self.index, self.timers, self.keys
+        )
     }
 }
 
@@ -45,6 +57,7 @@ impl BrokerState {
             window: window(&captured),
             index: self.index_digest(),
             timers: timers(&captured),
+            keys: keys(&captured),
         }
     }
 
@@ -84,6 +97,25 @@ fn records(captured: &Captured) -> u64 {
     for (key, value) in &captured.records {
         hash.update(&key.encode());
         hash.update(&value.encode());
+    }
+    hash.digest()
+}
+
+fn keys(captured: &Captured) -> u64 {
+    let topics: BTreeSet<TopicId> = captured
+        .records
+        .iter()
+        .filter_map(|(key, _)| match key {
+            RecordKey::Topic(id) => Some(*id),
+            _ => None,
+        })
+        .collect();
+    let mut hash = Xxh3::new();
+    let mut bytes = BytesMut::new();
+    for entry in captured.keys.sorted(|topic| topics.contains(&topic)) {
+        bytes.clear();
+        put_entry(&mut bytes, &entry);
+        hash.update(&bytes);
     }
     hash.digest()
 }

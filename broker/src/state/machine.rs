@@ -22,6 +22,7 @@ use super::applied::apply::Effects;
 use super::checkpoint::{CheckpointFiles, Written};
 use super::consume_queue::run::Run;
 use super::consume_queue::{ConsumeQueueIndex, QueueKey, QueueView};
+use super::key_index::run::KeyRun;
 use super::meta_store::{MetaStore, SledStore};
 use super::names::{ConsumerGroupId, TopicId};
 use super::planner::Reservations;
@@ -32,6 +33,7 @@ use super::timers::run::TimerRun;
 /// first: it bounds what a restart applies again and what the index tail holds.
 pub const CHECKPOINT_LOG_ENTRIES: u64 = 200_000;
 pub const CHECKPOINT_INDEX_ENTRIES: usize = 500_000;
+pub const CHECKPOINT_KEY_ENTRIES: usize = 2_000_000;
 pub const CHECKPOINT_COMMAND_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Hears of applied entries that may end somebody's wait. Called after a batch, outside all locks.
@@ -176,6 +178,7 @@ impl BrokerState {
                 let mut applied = self.applied.write();
                 applied.index.replace_sealed(written.runs, cut.tails.len());
                 applied.timers.replace_sealed(written.timers, cut.timers.tails.len());
+                applied.keys.replace_sealed(written.keys, cut.keys.len());
                 drop(applied);
                 self.durability.lock().kept = Some(id);
                 Ok(())
@@ -325,6 +328,7 @@ impl StateMachine for BrokerState {
             since.entries >= CHECKPOINT_LOG_ENTRIES
                 || since.command_bytes >= CHECKPOINT_COMMAND_BYTES
                 || applied.index.active_len() + applied.timers.active_len() >= CHECKPOINT_INDEX_ENTRIES
+                || applied.keys.active_len() >= CHECKPOINT_KEY_ENTRIES
         };
         if let Some(due) = self.checkpoint_due.as_ref().filter(|_| is_due) {
             // Full means that the thread was told already.
@@ -362,7 +366,7 @@ impl StateMachine for BrokerState {
         let written = match files.as_mut() {
             Some(files) => {
                 files.reset(false).map_err(io::Error::other)?;
-                files.adopt(&received.runs, &received.timers).map_err(io::Error::other)?
+                files.adopt(&received.runs, &received.timers, &received.keys).map_err(io::Error::other)?
             }
             None => Written {
                 runs: received
@@ -372,10 +376,17 @@ impl StateMachine for BrokerState {
                     .collect::<Result<Vec<_>, _>>()
                     .map_err(io::Error::other)?,
                 timers: vec![Arc::new(TimerRun::check(received.timers.clone()).map_err(io::Error::other)?)],
+                keys: received
+                    .keys
+                    .iter()
+                    .map(|image| KeyRun::check(image.clone()).map(Arc::new))
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(io::Error::other)?,
             },
         };
         received.applied.index = ConsumeQueueIndex::of_runs(written.runs);
         received.applied.timers.replace_sealed(written.timers, 0);
+        received.applied.keys.replace_sealed(written.keys, 0);
         // A checkpoint of this state continues after the snapshot, also where its last entries were
         // not commands.
         received.applied.scalars.applied = Some(applied);

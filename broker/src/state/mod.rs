@@ -8,6 +8,8 @@
 //! | [`applied`] | the applied state and what each command does to it |
 //! | [`consume_queue`] | queue offset → place in the CommitLog, for a million queues |
 //! | [`dead_letters`] | questions about messages given up |
+//! | [`offsets`] | questions about offsets by group and by time |
+//! | [`key_index`], [`message_search`] | message ids and keys → records |
 //! | [`timers`], [`timer_questions`] | delayed messages that wait for their time |
 //! | [`planner`] | which messages a receive is to lease |
 //! | [`records`] | the state as records, for checkpoints and snapshots |
@@ -22,9 +24,12 @@ pub mod command;
 mod consume_queue;
 mod dead_letters;
 mod digest;
+mod key_index;
 mod machine;
+mod message_search;
 mod meta_store;
 pub mod names;
+mod offsets;
 mod planner;
 mod questions;
 mod records;
@@ -40,12 +45,12 @@ pub use answer::{
 pub use applied::QueueRange;
 pub use applied::timers::FIRED_PER_ENTRY_MAX;
 pub use command::{
-    AckEntry, AckMessages, AppendDelayed, Backoff, ChangeInvisible, Command, CommandError,
+    AckEntry, AckMessages, AppendDelayed, Backoff, ChangeInvisible, Command, CommandError, CommitOffset,
     ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeadLetter, DeadLetterReason, DeadLetterRecord,
     DeleteConsumerGroup, DeleteTopic, ExtendLeases, FireTimers, LeaseExtension, LeaseMessages, LeasePart,
     Letter, MessageProperties, MessageRecordError, NewMessage, RecallTimer, RedriveDeadLetters,
-    RedrivenLetter, ReleaseClient, StoredMessage, TopicSettings, UpdateConsumerGroup, UpdateTopic,
-    encode_append, encode_delayed, encoded_append_bytes, encoded_delayed_bytes, tag_code,
+    RedrivenLetter, ReleaseClient, ResetProgress, StoredMessage, TopicSettings, UpdateConsumerGroup,
+    UpdateTopic, encode_append, encode_delayed, encoded_append_bytes, encoded_delayed_bytes, tag_code,
 };
 pub use command::{
     CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
@@ -54,9 +59,11 @@ pub use command::{
 pub use consume_queue::IndexEntry;
 pub use dead_letters::{DeliveryState, EndedDelivery};
 pub use digest::StateDigest;
+pub use key_index::SearchKey;
 pub use machine::{
     ApplyObserver, BrokerState, CheckpointError, CheckpointMode, NobodyWaits, OpenStateError, StateConfig,
 };
+pub use message_search::FoundRecord;
 pub use names::{
     AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash,
     MessageType, OrderKey, Permission, TopicId,

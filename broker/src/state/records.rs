@@ -4,12 +4,12 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `x` transactions |
-//! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`) |
+//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `u` committed offset, `x` transactions |
+//! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`, `u`) |
 //! | 1 | 8 | `d`: delivery time of the recalled timer |
 //! | 9 | 8 | `d`: its physical offset |
-//! | 5 | 4 | `q`: block of queues; `p`: topic |
-//! | 9 | 4 | `p`: queue |
+//! | 5 | 4 | `q`: block of queues; `p`, `u`: topic |
+//! | 9 | 4 | `p`, `u`: queue |
 //! | 1 | 1 | `x`: 1 an undecided transaction, 2 outcomes |
 //! | 2 | 8 | `x`: physical offset of the half's record, or number of the chunk of outcomes |
 //!
@@ -25,6 +25,7 @@
 //! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, receive u64, attempt u32, renewal u32, auto-renew u8, order key u64) |
 //! | timers | fired through: delivery time u64 ms, physical offset u64; pending u64 |
 //! | recalled timer | none |
+//! | committed offset | u64 |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -59,6 +60,7 @@ pub(crate) enum RecordKey {
     TransactionOutcomes(u64),
     Timers,
     Recalled(TimerKey),
+    Offset(ConsumerGroupId, TopicId, u32),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +73,7 @@ pub(crate) enum RecordValue {
     TransactionOutcomes(Arc<Vec<Outcome>>),
     Timers(TimerProgress),
     Recalled,
+    Offset(u64),
 }
 
 impl RecordKey {
@@ -108,6 +111,12 @@ impl RecordKey {
                 out.put_slice(&[b'x', 2]);
                 out.put_u64(number);
             }
+            Self::Offset(group, topic, queue) => {
+                out.put_u8(b'u');
+                out.put_u32(group.get());
+                out.put_u32(topic.get());
+                out.put_u32(queue);
+            }
             Self::Timers => out.put_u8(b'd'),
             Self::Recalled(key) => {
                 out.put_u8(b'd');
@@ -135,6 +144,7 @@ impl RecordKey {
                 2 => Some(Self::TransactionOutcomes(long(2)?)),
                 _ => None,
             },
+            (b'u', 13) => Some(Self::Offset(ConsumerGroupId(number(1)?), TopicId(number(5)?), number(9)?)),
             (b'd', 1) => Some(Self::Timers),
             (b'd', 17) => {
                 let wide = |at: usize| Some((u64::from(number(at)?) << 32) | u64::from(number(at + 4)?));
@@ -193,6 +203,7 @@ impl RecordValue {
                 out.put_u64_le(progress.fired_through.physical.get());
                 out.put_u64_le(progress.pending);
             }
+            Self::Offset(offset) => out.put_u64_le(*offset),
             Self::Recalled => {}
         }
         out.freeze()
@@ -232,6 +243,7 @@ impl RecordValue {
                 pending: reader.u64("pending timers")?,
             }),
             RecordKey::Recalled(_) => Self::Recalled,
+            RecordKey::Offset(..) => Self::Offset(reader.u64("committed offset")?),
         };
         reader.end("end of the value")?;
         Ok(value)

@@ -15,7 +15,9 @@
 //! | 4 | the next bytes of the present index run |
 //! | 5 | the present index run is complete (its length u64); the next one follows, oldest first |
 //! | 40 | pending timers in the order of their keys, 32 bytes each as in a timer run |
-//! | 255 | counts u64 of records, ids, timers and runs |
+//! | 41 | the next bytes of the present key run |
+//! | 42 | the present key run is complete (its length u64) |
+//! | 255 | counts u64 of records, ids, timers, runs and key runs |
 //!
 //! The state is captured when the snapshot is taken; sections are encoded as they are read. A reader
 //! keeps nothing of a stream that ends early, fails a checksum, or does not fit together.
@@ -32,6 +34,8 @@ use super::command::wire::FieldReader;
 use super::consume_queue::ids::{ID_BYTES, put_id, read_id};
 use super::consume_queue::run::{ExtentSource, Run, write_run};
 use super::consume_queue::{QueueKey, SealedParts};
+use super::key_index::SealedKeys;
+use super::key_index::run::{KeyRun, write_image as write_key_image};
 use super::records::{RecordKey, RecordValue};
 use super::timers::run::{TIMER_BYTES, TimerRun, put_timer, read_timer, write_image};
 use super::timers::{SealedTimers, Timer, TimerKey};
@@ -49,6 +53,8 @@ const IDS: u8 = 3;
 const RUN_BYTES: u8 = 4;
 const RUN_END: u8 = 5;
 const TIMERS: u8 = 40;
+const KEY_RUN_BYTES: u8 = 41;
+const KEY_RUN_END: u8 = 42;
 const END: u8 = 255;
 
 /// The state at one moment, shared with it and not changed by what is applied afterwards.
@@ -59,6 +65,7 @@ pub(crate) struct Captured {
     pub(crate) window: WindowView,
     pub(crate) sealed: Arc<SealedParts>,
     pub(crate) timers: PendingTimers,
+    pub(crate) keys: Arc<SealedKeys>,
 }
 
 /// The timers at one moment.
@@ -87,7 +94,8 @@ impl Captured {
             fired_through: applied.timers.progress().fired_through,
             recalled: applied.timers.recalled().clone(),
         };
-        Self { scalars: applied.scalars, records, window: applied.window.view(), sealed, timers }
+        let keys = applied.keys.freeze();
+        Self { scalars: applied.scalars, records, window: applied.window.view(), sealed, timers, keys }
     }
 }
 
@@ -98,6 +106,7 @@ pub(crate) struct SnapshotStream {
     ready: BytesMut,
     ids: Vec<WindowEntry>,
     images: Vec<Bytes>,
+    key_images: Vec<Bytes>,
     timers: u64,
 }
 
@@ -108,6 +117,7 @@ enum Step {
     Ids(usize),
     Timers { after: TimerKey, count: u64 },
     Runs { run: usize, at: usize },
+    KeyRuns { run: usize, at: usize },
     Done,
 }
 
@@ -119,6 +129,7 @@ impl SnapshotStream {
             ready: BytesMut::new(),
             ids: Vec::new(),
             images: Vec::new(),
+            key_images: Vec::new(),
             timers: 0,
         }
     }
@@ -191,8 +202,24 @@ impl SnapshotStream {
                     Step::Runs { run: run + 1, at: 0 }
                 }
                 None => {
+                    self.key_images = self.captured.key_images();
+                    Step::KeyRuns { run: 0, at: 0 }
+                }
+            },
+            Step::KeyRuns { run, at } => match self.key_images.get(run).cloned() {
+                Some(image) if at < image.len() => {
+                    let end = image.len().min(at + SECTION_BYTES);
+                    self.section(KEY_RUN_BYTES, &image.slice(at..end));
+                    Step::KeyRuns { run, at: end }
+                }
+                Some(image) => {
+                    self.section(KEY_RUN_END, &(image.len() as u64).to_le_bytes());
+                    Step::KeyRuns { run: run + 1, at: 0 }
+                }
+                None => {
                     let (records, ids) = (self.captured.records.len() as u64, self.ids.len() as u64);
-                    for count in [records, ids, self.timers, self.images.len() as u64] {
+                    let (runs, key_runs) = (self.images.len() as u64, self.key_images.len() as u64);
+                    for count in [records, ids, self.timers, runs, key_runs] {
                         content.put_u64_le(count);
                     }
                     self.section(END, &content);
@@ -214,6 +241,16 @@ impl SnapshotStream {
 }
 
 impl Captured {
+    /// The key runs, and one more made of the tails.
+    fn key_images(&self) -> Vec<Bytes> {
+        let mut images: Vec<Bytes> = self.keys.runs.iter().map(|run| run.image().clone()).collect();
+        if !self.keys.tails.is_empty() {
+            let tails = SealedKeys { runs: Vec::new(), tails: self.keys.tails.clone() };
+            images.push(write_key_image(&tails.sorted(|_| true)));
+        }
+        images
+    }
+
     /// The runs, and one more made of the tails.
     fn images(&self) -> io::Result<Vec<Bytes>> {
         let mut images: Vec<Bytes> = self.sealed.runs.iter().map(|run| run.image().clone()).collect();
@@ -250,6 +287,7 @@ pub(crate) struct Received {
     pub(crate) runs: Vec<Bytes>,
     /// One run of all timers.
     pub(crate) timers: Bytes,
+    pub(crate) keys: Vec<Bytes>,
 }
 
 pub(crate) fn receive(mut from: impl Read) -> io::Result<Received> {
@@ -258,7 +296,8 @@ pub(crate) fn receive(mut from: impl Read) -> io::Result<Received> {
     if &magic != MAGIC {
         return Err(damaged("magic"));
     }
-    let mut received = Received { applied: Applied::default(), runs: Vec::new(), timers: Bytes::new() };
+    let mut received =
+        Received { applied: Applied::default(), runs: Vec::new(), timers: Bytes::new(), keys: Vec::new() };
     let mut timers: Vec<(TimerKey, Timer)> = Vec::new();
     let (mut records, mut ids) = (0u64, 0u64);
     let mut run = BytesMut::new();
@@ -300,8 +339,18 @@ pub(crate) fn receive(mut from: impl Read) -> io::Result<Received> {
                 Run::check(image.clone()).map_err(io::Error::other)?;
                 received.runs.push(image);
             }
+            KEY_RUN_BYTES => run.put_slice(&content),
+            KEY_RUN_END => {
+                if reader.u64("key run length").map_err(malformed)? != run.len() as u64 {
+                    return Err(damaged("key run length"));
+                }
+                let image = std::mem::take(&mut run).freeze();
+                KeyRun::check(image.clone()).map_err(io::Error::other)?;
+                received.keys.push(image);
+            }
             END => {
-                let counts = [records, ids, timers.len() as u64, received.runs.len() as u64];
+                let (runs, key_runs) = (received.runs.len() as u64, received.keys.len() as u64);
+                let counts = [records, ids, timers.len() as u64, runs, key_runs];
                 for count in counts {
                     if reader.u64("count").map_err(malformed)? != count {
                         return Err(damaged("counts"));

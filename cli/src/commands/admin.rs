@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::admin_dead_letters::{self, DeadLetterCommand};
 use super::admin_groups::{self, GroupCommand};
+use super::admin_messages::{self, MessageCommand};
 use super::connection::ConnectionArgs;
 use super::transaction::{TransactionCommand, transaction};
 
@@ -36,6 +37,11 @@ enum Area {
     /// Consumer groups.
     #[command(subcommand)]
     Group(GroupCommand),
+    /// Find messages.
+    #[command(subcommand)]
+    Message(MessageCommand),
+    /// Say why a message is where it is for a consumer group.
+    Why { topic: String, message_id: String, consumer_group: String },
     /// Messages that consumer groups gave up.
     #[command(subcommand)]
     Dlq(DeadLetterCommand),
@@ -86,6 +92,10 @@ pub async fn run(arguments: AdminArgs) -> anyhow::Result<ExitCode> {
         Area::Topic(command) => topic(&admin, command).await?,
         Area::Transaction(command) => transaction(&admin, command).await?,
         Area::Group(command) => admin_groups::run(&admin, command).await?,
+        Area::Message(command) => admin_messages::run(&admin, command).await?,
+        Area::Why { topic, message_id, consumer_group } => {
+            admin_messages::why(&admin, topic, message_id, consumer_group).await?
+        }
         Area::Dlq(command) => admin_dead_letters::run(&admin, command).await?,
         Area::Cluster(ClusterCommand::Status) => {
             let status = admin.cluster_status(wire::ClusterStatusRequest {}).await?;

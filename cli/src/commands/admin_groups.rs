@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use ledgermq_client::Admin;
 use ledgermq_proto::admin as wire;
-use ledgermq_proto::admin::{retry_policy, set_consumer_group_request};
+use ledgermq_proto::admin::{reset_offsets_request, retry_policy, set_consumer_group_request};
 use serde_json::{Value, json};
 
 #[derive(Debug, Subcommand)]
@@ -23,6 +23,14 @@ pub enum GroupCommand {
         /// Deliver the messages of a message group in order, one at a time.
         #[arg(long)]
         fifo: Option<bool>,
+    },
+    /// Move a consumer group in a topic, while its consumers go on.
+    Reset {
+        name: String,
+        topic: String,
+        /// beginning, end, Unix milliseconds of a store time, or GROUP:QUEUE:OFFSET
+        #[arg(long)]
+        to: String,
     },
     /// Show a consumer group's settings.
     Show { name: String },
@@ -45,6 +53,30 @@ fn exponential(text: &str) -> Result<wire::ExponentialBackoff, String> {
     })
 }
 
+async fn reset(admin: &Admin, name: String, topic: String, to: &str) -> anyhow::Result<(String, Value)> {
+    let target = match to {
+        "beginning" => reset_offsets_request::To::Beginning(true),
+        "end" => reset_offsets_request::To::End(true),
+        _ => match to.parse() {
+            Ok(at_ms) => reset_offsets_request::To::StoredAtMs(at_ms),
+            Err(_) => reset_offsets_request::To::Place(place(to)?),
+        },
+    };
+    let request =
+        wire::ResetOffsetsRequest { consumer_group: name.clone(), topic: topic.clone(), to: Some(target) };
+    let queues = admin.reset_offsets(request).await?.queues;
+    Ok((format!("moved {name} in {queues} queues of {topic} to {to}"), json!({ "queues": queues })))
+}
+
+/// GROUP:QUEUE:OFFSET
+pub(super) fn place(text: &str) -> anyhow::Result<wire::Place> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let [group, queue, offset] = parts.as_slice() else {
+        anyhow::bail!("\"{text}\" is not GROUP:QUEUE:OFFSET");
+    };
+    Ok(wire::Place { group: (*group).to_owned(), queue: queue.parse()?, offset: offset.parse()? })
+}
+
 pub async fn run(admin: &Admin, command: GroupCommand) -> anyhow::Result<(String, Value)> {
     let shown = match command {
         GroupCommand::Set { name, max_attempts, backoff_ms, exponential_ms, fifo } => {
@@ -60,6 +92,7 @@ pub async fn run(admin: &Admin, command: GroupCommand) -> anyhow::Result<(String
             let request = wire::SetConsumerGroupRequest { name, fifo, max_attempts, backoff };
             admin.set_consumer_group(request).await?.consumer_group
         }
+        GroupCommand::Reset { name, topic, to } => return reset(admin, name, topic, &to).await,
         GroupCommand::Show { name } => {
             admin.show_consumer_group(wire::ShowConsumerGroupRequest { name }).await?.consumer_group
         }

@@ -3,8 +3,10 @@
 mod admin;
 mod admin_dead_letters;
 mod admin_groups;
+mod admin_messages;
 mod bench;
 mod broker;
+mod chaos;
 mod config;
 mod connection;
 mod demo;
@@ -47,6 +49,9 @@ enum Command {
     Dev(dev::DevArgs),
     /// Kill leaders under load and count what was lost.
     Demo(demo::DemoArgs),
+    /// Run faults against a cluster under load and judge the history.
+    #[command(subcommand)]
+    Chaos(chaos::ChaosCommand),
     /// Manage topics, look at the cluster.
     Admin(admin::AdminArgs),
     /// Send messages.
@@ -77,6 +82,7 @@ impl Cli {
             Command::Config(command) => config::run(&command),
             Command::Dev(arguments) => block_on(dev::run(arguments)),
             Command::Demo(arguments) => block_on(demo::run(arguments)),
+            Command::Chaos(command) => block_on(chaos::run(command)),
             Command::Admin(arguments) => block_on(admin::run(arguments)),
             Command::Send(arguments) => block_on(send::run(arguments)),
             Command::Receive(arguments) => block_on(receive::run(arguments)),

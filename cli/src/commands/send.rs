@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 use ledgermq_client::Message;
+use ledgermq_common::clock::{Clock as _, SystemClock};
 
 use super::connection::ConnectionArgs;
 
@@ -28,6 +29,9 @@ pub struct SendArgs {
     /// Keep the order among messages of this group; the topic must be of type fifo.
     #[arg(long)]
     message_group: Option<String>,
+    /// Deliver it this much later; for a topic of type delay.
+    #[arg(long, value_name = "MS")]
+    delay_ms: Option<u64>,
     /// Send the message this many times, each under its own id.
     #[arg(long, default_value_t = 1)]
     count: u32,
@@ -55,6 +59,9 @@ pub async fn run(arguments: SendArgs) -> anyhow::Result<ExitCode> {
             .with_context(|| format!("--property {property}: expected NAME=VALUE"))?;
         message = message.property(name, value);
     }
+    if let Some(delay_ms) = arguments.delay_ms {
+        message = message.deliver_at(SystemClock.now().saturating_add_ms(delay_ms));
+    }
     let producer = arguments.connection.connect().await?.producer();
     for _ in 0..arguments.count {
         let receipt = producer.send(message.clone()).await?;
@@ -63,6 +70,7 @@ pub async fn run(arguments: SendArgs) -> anyhow::Result<ExitCode> {
                 "message_id": receipt.message_id,
                 "queue_offset": receipt.queue_offset,
                 "attempts": receipt.attempts,
+                "recall_handle": receipt.recall_handle,
             });
             println!("{line}");
         } else {

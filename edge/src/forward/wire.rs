@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::names::NameError;
-use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, Term, TopicName};
+use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, QueueId, QueueOffset, Term, TopicName};
 use ledgermq_proto::forward as pb;
 use ledgermq_proto::forward::forward_reply::Reply;
 use ledgermq_proto::forward::forward_request::Request;
@@ -16,8 +16,8 @@ use super::wire_transactions as transactions;
 use crate::context::{CallContext, ClientLanguage};
 use crate::group_call::{
     ClientHeartbeat, ClientTermination, ConsumerGroupDescription, CreateTopic, DescribeTopic, Filter,
-    GroupRequest, GroupResponse, NotExecuted, ReceiveRequest, Received, Refused, SendRequest,
-    TopicDescription,
+    GroupRequest, GroupResponse, NotExecuted, OffsetQuery, OffsetRequest, PullRequest, Pulled,
+    ReceiveRequest, Received, Refused, SendRequest, TopicDescription,
 };
 
 pub(crate) fn write_request(
@@ -101,6 +101,24 @@ fn write_content(request: &GroupRequest, now: Instant) -> Request {
         }
         GroupRequest::DeadLetter(forward) => Request::DeadLetter(forward.clone()),
         GroupRequest::Recall(recall) => Request::Recall(recall.clone()),
+        GroupRequest::Pull(pull) => Request::Pull(pb::Pull {
+            consumer_group: pull.consumer_group.as_str().to_owned(),
+            topic: pull.topic.as_str().to_owned(),
+            queue: pull.queue.get(),
+            offset: pull.offset.get(),
+            batch_size: pull.batch_size,
+            tags: match &pull.filter {
+                Filter::All | Filter::Sql(_) => Vec::new(),
+                Filter::Tags(tags) => tags.clone(),
+            },
+            filtered: pull.filter != Filter::All,
+            poll_ms: millis(pull.poll_until.saturating_duration_since(now)),
+            sql: match &pull.filter {
+                Filter::Sql(expression) => Some(expression.text().to_owned()),
+                Filter::All | Filter::Tags(_) => None,
+            },
+        }),
+        GroupRequest::Offset(offset) => Request::Offset(write_offset(offset)),
         GroupRequest::Operation(operation) => Request::Operation(operation.clone()),
     }
 }
@@ -185,8 +203,54 @@ fn read_content(content: Request, now: Instant) -> Result<GroupRequest, Refused>
         }
         Request::DeadLetter(forward) => GroupRequest::DeadLetter(forward),
         Request::Recall(recall) => GroupRequest::Recall(recall),
+        Request::Pull(pull) => GroupRequest::Pull(PullRequest {
+            consumer_group: consumer_group(&pull.consumer_group)?,
+            topic: topic(&pull.topic)?,
+            queue: QueueId(pull.queue),
+            offset: QueueOffset(pull.offset),
+            batch_size: pull.batch_size,
+            filter: match pull.sql {
+                Some(sql) => crate::validate::sql_filter(&sql)?,
+                None if pull.filtered => Filter::Tags(pull.tags),
+                None => Filter::All,
+            },
+            poll_until: now + bounded(pull.poll_ms),
+        }),
+        Request::Offset(offset) => GroupRequest::Offset(read_offset(offset)?),
         Request::Operation(operation) => GroupRequest::Operation(operation),
     })
+}
+
+fn write_offset(offset: &OffsetRequest) -> pb::Offset {
+    use pb::offset::Query;
+    let query = match &offset.query {
+        OffsetQuery::Get(group) => Query::Get(group.as_str().to_owned()),
+        OffsetQuery::Update(group, offset) => Query::Update(pb::offset::Update {
+            consumer_group: group.as_str().to_owned(),
+            offset: offset.get(),
+        }),
+        OffsetQuery::Beginning => Query::Beginning(pb::Done {}),
+        OffsetQuery::End => Query::End(pb::Done {}),
+        OffsetQuery::At(at) => Query::AtMs(at.get()),
+    };
+    pb::Offset { topic: offset.topic.as_str().to_owned(), queue: offset.queue.get(), query: Some(query) }
+}
+
+fn read_offset(offset: pb::Offset) -> Result<OffsetRequest, Refused> {
+    use pb::offset::Query;
+    let query = match offset.query {
+        Some(Query::Get(group)) => OffsetQuery::Get(consumer_group(&group)?),
+        Some(Query::Update(update)) => {
+            OffsetQuery::Update(consumer_group(&update.consumer_group)?, QueueOffset(update.offset))
+        }
+        Some(Query::Beginning(pb::Done {})) => OffsetQuery::Beginning,
+        Some(Query::End(pb::Done {})) => OffsetQuery::End,
+        Some(Query::AtMs(at_ms)) => OffsetQuery::At(UnixMillis(at_ms)),
+        None => {
+            return Err(Refused::new(Code::NotImplemented, "the question about an offset is not known here"));
+        }
+    };
+    Ok(OffsetRequest { topic: topic(&offset.topic)?, queue: QueueId(offset.queue), query })
 }
 
 pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardReply {
@@ -214,6 +278,12 @@ pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardRe
         Ok(GroupResponse::Transactions(listed)) => Reply::Transactions(listed),
         Ok(GroupResponse::Transaction(shown)) => Reply::Transaction(shown),
         Ok(GroupResponse::Recalled(response)) => Reply::Recalled(response),
+        Ok(GroupResponse::Pulled(pulled)) => Reply::Pulled(pb::Pulled {
+            status: Some(pulled.status),
+            messages: pulled.messages,
+            next_offset: pulled.next_offset.get(),
+        }),
+        Ok(GroupResponse::Offset(offset)) => Reply::Offset(offset.get()),
         Ok(GroupResponse::Operation(result)) => Reply::Operation(result),
         Ok(GroupResponse::Done) => Reply::Done(pb::Done {}),
         Ok(GroupResponse::Refused(refusal)) => return refused(&refusal),
@@ -259,6 +329,12 @@ pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotEx
         Reply::Transactions(listed) => GroupResponse::Transactions(listed),
         Reply::Transaction(shown) => GroupResponse::Transaction(shown),
         Reply::Recalled(response) => GroupResponse::Recalled(response),
+        Reply::Pulled(pulled) => GroupResponse::Pulled(Pulled {
+            status: pulled.status.unwrap_or_default(),
+            messages: pulled.messages,
+            next_offset: QueueOffset(pulled.next_offset),
+        }),
+        Reply::Offset(offset) => GroupResponse::Offset(QueueOffset(offset)),
         Reply::Operation(result) => GroupResponse::Operation(result),
         Reply::Done(pb::Done {}) => GroupResponse::Done,
         Reply::Refused(status) => GroupResponse::Refused(Refused {

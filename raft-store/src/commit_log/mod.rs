@@ -288,6 +288,12 @@ impl CommitLog {
         self.flushed.subscribe()
     }
 
+    /// What the watch holds, copied: whoever kept it borrowed and asked for anything else of the log
+    /// would wait for the writer, which publishes under the log's lock and would wait for the borrow.
+    pub fn flushed_upto(&self) -> Option<EntryId> {
+        *self.flushed.borrow()
+    }
+
     pub fn fault(&self) -> watch::Receiver<Option<StoreFault>> {
         self.fault.subscribe()
     }

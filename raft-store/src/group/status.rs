@@ -54,7 +54,7 @@ pub(super) fn of(inner: &Inner) -> GroupStatus {
         is_leader_ready: leadership.is_leader_ready,
         members,
         last,
-        flushed: inner.store.flushed().borrow().map(|id| id.index),
+        flushed: inner.store.flushed_upto().map(|id| id.index),
         committed,
         applied: inner.progress.applied(),
         purged: inner.store.purged().map(|id| id.index),

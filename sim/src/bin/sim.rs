@@ -64,7 +64,7 @@ fn main() -> anyhow::Result<()> {
     println!(
         "{} seeds in {:.1} s: {} violated; {} with a power loss of all nodes ({} such losses); {} sends answered, \
          {} of them repeats, {} unknown outcomes on the way, {} deliveries, {} acknowledgements, {} leaderships, \
-         {} purges, {} states replaced by a snapshot",
+         {} purges, {} states replaced by a snapshot, {} delayed messages, {} recalled",
         outcomes.len(),
         started.elapsed().as_secs_f64(),
         failed.len(),
@@ -78,6 +78,8 @@ fn main() -> anyhow::Result<()> {
         sum(|outcome| outcome.tallies.elections),
         sum(|outcome| outcome.tallies.purges),
         sum(|outcome| outcome.tallies.restores),
+        sum(|outcome| outcome.tallies.delayed),
+        sum(|outcome| outcome.tallies.recalled),
     );
     if !failed.is_empty() {
         let seeds: Vec<u64> = failed.iter().map(|outcome| outcome.seed).collect();

@@ -89,6 +89,8 @@ impl Applied {
             Command::AppendDelayed(command) => self.append_delayed(&command, payload_at, effects),
             Command::FireTimers(command) => Ok(self.fire(command, effects)),
             Command::RecallTimer(command) => Ok(self.recall(command)),
+            Command::CommitOffset(command) => self.commit_offset(command),
+            Command::ResetProgress(command) => self.reset_progress(&command, effects),
         };
         result.unwrap_or_else(Answer::Refused)
     }
@@ -132,6 +134,7 @@ impl Applied {
                 IndexEntry { physical, record_bytes, tag_code: message.tag_code, stored_at },
             );
             self.window.insert(WindowEntry { key, queue: queue.get(), offset, stored_at });
+            self.keys.add(command.topic, &message.id, message.properties(), physical, record_bytes);
             self.dirty.insert(RecordKey::queues_of(command.topic, queue.get()));
             effects.arrived.insert((command.topic, queue));
             stored.push(StoredAt { queue, offset: QueueOffset(offset), stored_at, repeated: false });
@@ -189,6 +192,7 @@ impl Applied {
             self.drop_subscription(subscription);
         }
         self.drop_transactions(id);
+        self.drop_offsets(|_, topic| topic == id);
         Answer::Deleted(true)
     }
 
@@ -226,6 +230,7 @@ impl Applied {
         for subscription in subscriptions {
             self.drop_subscription(subscription);
         }
+        self.drop_offsets(|group, _| group == id);
         Answer::Deleted(true)
     }
 

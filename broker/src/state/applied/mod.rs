@@ -9,6 +9,7 @@
 pub(crate) mod apply;
 pub(crate) mod dead_letters;
 pub(crate) mod leases;
+pub(crate) mod offsets;
 mod order;
 pub(crate) mod progress;
 pub(crate) mod timers;
@@ -25,6 +26,7 @@ use ledgermq_raft_store::EntryId;
 use super::checkpoint::{Cut, TimerCut};
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::consume_queue::ConsumeQueueIndex;
+use super::key_index::KeyIndex;
 use super::names::{AttemptHash, ConsumerGroupId, OrderKey, TopicId};
 use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
 use super::timers::{TimerProgress, Timers};
@@ -97,6 +99,9 @@ pub(crate) struct Applied {
     pub(crate) window: MessageIdWindow,
     pub(crate) index: ConsumeQueueIndex,
     pub(crate) timers: Timers,
+    /// By consumer group, topic and queue: what those who pull by offset committed.
+    pub(crate) offsets: BTreeMap<(ConsumerGroupId, TopicId, u32), u64>,
+    pub(crate) keys: KeyIndex,
     /// Records changed since the last checkpoint began.
     pub(crate) dirty: HashSet<RecordKey>,
     pub(crate) since_checkpoint: SinceCheckpoint,
@@ -144,6 +149,9 @@ impl Applied {
                 let progress = self.timers.progress();
                 (progress != TimerProgress::default()).then_some(RecordValue::Timers(progress))
             }
+            RecordKey::Offset(group, topic, queue) => {
+                self.offsets.get(&(group, topic, queue)).map(|&offset| RecordValue::Offset(offset))
+            }
             RecordKey::Recalled(key) => {
                 self.timers.recalled().contains(&key).then_some(RecordValue::Recalled)
             }
@@ -163,6 +171,7 @@ impl Applied {
             records,
             tails: self.index.freeze().tails.clone(),
             ids,
+            keys: self.keys.freeze().tails.clone(),
             timers: TimerCut {
                 tails: self.timers.freeze().tails.clone(),
                 fired_through: self.timers.progress().fired_through,
@@ -196,10 +205,11 @@ impl Applied {
         });
         let undecided = self.transactions.undecided().keys().map(|&id| RecordKey::Transaction(id));
         let outcomes = self.transactions.outcomes.chunk_numbers().map(RecordKey::TransactionOutcomes);
+        let offsets = self.offsets.keys().map(|key| RecordKey::Offset(key.0, key.1, key.2));
         let timers = self.record(RecordKey::Timers).map(|_| RecordKey::Timers);
         let recalled = self.timers.recalled().iter().map(|&key| RecordKey::Recalled(key));
         let records = topics.chain(queues).chain(groups).chain(progress);
-        records.chain(undecided).chain(outcomes).chain(timers).chain(recalled)
+        records.chain(undecided).chain(outcomes).chain(timers).chain(recalled).chain(offsets)
     }
 
     /// Puts a record where it belongs, when the state is loaded. The order of records is free.
@@ -241,6 +251,9 @@ impl Applied {
                 if !self.transactions.outcomes.load(number, chunk) {
                     return Err(MisplacedRecord { key });
                 }
+            }
+            (RecordKey::Offset(group, topic, queue), RecordValue::Offset(offset)) => {
+                self.offsets.insert((group, topic, queue), offset);
             }
             (RecordKey::Timers, RecordValue::Timers(progress)) => self.timers.load_progress(progress),
             (RecordKey::Recalled(key), RecordValue::Recalled) => self.timers.load_recalled(key),

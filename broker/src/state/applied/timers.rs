@@ -64,6 +64,7 @@ impl Applied {
             };
             let entry = WindowEntry { key, queue, offset, stored_at };
             self.window.insert(entry);
+            self.keys.add(command.topic, &message.id, message.properties(), physical, record_bytes);
             scheduled.push(Scheduled { placed: placed(&entry), stored_at, repeated: false });
         }
         Ok(Answer::Scheduled(scheduled))

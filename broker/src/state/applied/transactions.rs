@@ -270,6 +270,7 @@ impl Applied {
                 offset: transaction.get(),
                 stored_at: now,
             });
+            self.keys.add(command.topic, &message.id, message.properties(), transaction, record_bytes);
             self.dirty.insert(RecordKey::Transaction(transaction));
             HalfAt { transaction, stored_at: now, repeated: false }
         });

@@ -51,6 +51,14 @@ pub struct AppendedMessage {
     /// Where the record starts in the command.
     pub record_at: u32,
     pub record: Bytes,
+    /// Where the encoded properties are in the record.
+    pub properties: std::ops::Range<usize>,
+}
+
+impl AppendedMessage {
+    pub(crate) fn properties(&self) -> &[u8] {
+        self.record.get(self.properties.clone()).unwrap_or_default()
+    }
 }
 
 impl AppendMessages {
@@ -87,6 +95,8 @@ impl AppendedMessage {
         let record = reader.since(record_at);
         assert_eq!(record.len(), head.record_bytes, "record length");
         let record_at = u32::try_from(record_at).map_err(|_| reader.malformed("record position"))?;
-        Ok(Self { queue: head.queue, tag_code: head.tag_code, id, record_at, record })
+        let properties_at = RECORD_HEADER_BYTES + head.id_bytes;
+        let properties = properties_at..properties_at + head.properties_bytes;
+        Ok(Self { queue: head.queue, tag_code: head.tag_code, id, record_at, record, properties })
     }
 }

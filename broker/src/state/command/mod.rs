@@ -23,6 +23,7 @@ mod dead_letter;
 mod delivery;
 mod message;
 mod naming;
+mod offset;
 mod order;
 mod timer;
 mod transaction;
@@ -44,6 +45,7 @@ pub use naming::{
     Backoff, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic,
     TopicSettings, UpdateConsumerGroup, UpdateTopic,
 };
+pub use offset::{CommitOffset, ResetProgress};
 pub use order::{LeaseInOrder, OrderedMessage, OrderedPart};
 pub use timer::{AppendDelayed, FireTimers, RecallTimer, encode_delayed, encoded_delayed_bytes};
 pub use transaction::{
@@ -82,6 +84,8 @@ enum Kind {
     AppendDelayed = 42,
     FireTimers = 43,
     RecallTimer = 44,
+    CommitOffset = 45,
+    ResetProgress = 46,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -108,6 +112,8 @@ pub enum Command {
     AppendDelayed(AppendDelayed),
     FireTimers(FireTimers),
     RecallTimer(RecallTimer),
+    CommitOffset(CommitOffset),
+    ResetProgress(ResetProgress),
 }
 
 /// Why bytes are no command.
@@ -162,6 +168,8 @@ impl Command {
             Self::AppendDelayed(body) => body.put(&mut out),
             Self::FireTimers(body) => body.put(&mut out),
             Self::RecallTimer(body) => body.put(&mut out),
+            Self::CommitOffset(body) => body.put(&mut out),
+            Self::ResetProgress(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -205,6 +213,8 @@ impl Command {
             Kind::AppendDelayed => Self::AppendDelayed(AppendDelayed::read(reader)?),
             Kind::FireTimers => Self::FireTimers(FireTimers::read(reader)?),
             Kind::RecallTimer => Self::RecallTimer(RecallTimer::read(reader)?),
+            Kind::CommitOffset => Self::CommitOffset(CommitOffset::read(reader)?),
+            Kind::ResetProgress => Self::ResetProgress(ResetProgress::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -240,6 +250,8 @@ impl Command {
             Self::AppendDelayed(_) => Kind::AppendDelayed,
             Self::FireTimers(_) => Kind::FireTimers,
             Self::RecallTimer(_) => Kind::RecallTimer,
+            Self::CommitOffset(_) => Kind::CommitOffset,
+            Self::ResetProgress(_) => Kind::ResetProgress,
         }
     }
 }
@@ -269,6 +281,8 @@ impl Kind {
             42 => Self::AppendDelayed,
             43 => Self::FireTimers,
             44 => Self::RecallTimer,
+            45 => Self::CommitOffset,
+            46 => Self::ResetProgress,
             _ => return None,
         })
     }

@@ -186,6 +186,21 @@ fn commands() -> impl Strategy<Value = Command> {
         (any::<u32>(), any::<u64>()).prop_map(|(max, through)| {
             Command::FireTimers(FireTimers { through: UnixMillis(through), max })
         }),
+        (any::<u32>(), any::<u64>()).prop_map(|(number, offset)| {
+            Command::CommitOffset(CommitOffset {
+                consumer_group: ConsumerGroupId(number),
+                topic: TopicId(!number),
+                queue: QueueId(number),
+                offset: QueueOffset(offset),
+            })
+        }),
+        vec((any::<u32>(), any::<u64>()), 0..4).prop_map(|queues| {
+            Command::ResetProgress(ResetProgress {
+                consumer_group: ConsumerGroupId(1),
+                topic: TopicId(2),
+                queues: queues.into_iter().map(|(q, o)| (QueueId(q), QueueOffset(o))).collect(),
+            })
+        }),
         (any::<u64>(), any::<u64>()).prop_map(|(deliver_at, physical)| {
             Command::RecallTimer(RecallTimer {
                 deliver_at: UnixMillis(deliver_at),

@@ -39,6 +39,8 @@ pub(super) enum Step {
     Change(usize, u64),
     Extend(usize, u64),
     GiveUp(Vec<usize>, bool),
+    CommitOffset(u32, u32, u32, u64),
+    Reset(u32, u32, Vec<(u32, u64)>),
     Delay {
         topic: u32,
         messages: Vec<(u32, u16, u64)>,
@@ -99,6 +101,10 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(topic, messages)| Step::Delay { topic, messages }),
         3 => (0u64..20_000, 0u32..6).prop_map(|(beyond_ms, max)| Step::Fire(beyond_ms, max)),
         2 => any::<usize>().prop_map(Step::Recall),
+        1 => (1u32..4, 1u32..5, 0u32..4, 0u64..20)
+            .prop_map(|(group, topic, queue, offset)| Step::CommitOffset(group, topic, queue, offset)),
+        1 => (1u32..4, 1u32..5, proptest::collection::vec((0u32..4, 0u64..20), 1..4))
+            .prop_map(|(group, topic, queues)| Step::Reset(group, topic, queues)),
         2 => (proptest::collection::vec(any::<usize>(), 1..3), any::<bool>())
             .prop_map(|(which, forwarded)| Step::GiveUp(which, forwarded)),
         1 => (0u64..4, any::<usize>()).prop_map(|(letter, which)| Step::Redrive(letter, which)),
@@ -286,6 +292,21 @@ impl Leader {
             Step::Recall(which) => {
                 let Some(&timer) = self.timers.get(which % self.timers.len().max(1)) else { return };
                 self.propose_command(&Command::RecallTimer(timer));
+            }
+            Step::CommitOffset(group, topic, queue, offset) => {
+                self.propose_command(&Command::CommitOffset(CommitOffset {
+                    consumer_group: ConsumerGroupId(*group),
+                    topic: TopicId(*topic),
+                    queue: QueueId(*queue),
+                    offset: QueueOffset(*offset),
+                }));
+            }
+            Step::Reset(group, topic, queues) => {
+                self.propose_command(&Command::ResetProgress(ResetProgress {
+                    consumer_group: ConsumerGroupId(*group),
+                    topic: TopicId(*topic),
+                    queues: queues.iter().map(|(q, o)| (QueueId(*q), QueueOffset(*o))).collect(),
+                }));
             }
             Step::GiveUp(which, forwarded) => {
                 let Some((consumer_group, topic, _)) = self.pick(which[0]) else { return };

@@ -179,6 +179,7 @@ fn damage_to_any_file_leads_to_the_same_state_as_none() {
     assert!(names.iter().any(|name| name.to_string_lossy().starts_with("run-")), "{names:?}");
     assert!(names.iter().any(|name| name.to_string_lossy().starts_with("ids-")), "{names:?}");
     assert!(names.iter().any(|name| name.to_string_lossy().starts_with("timers-")), "{names:?}");
+    assert!(names.iter().any(|name| name.to_string_lossy().starts_with("keys-")), "{names:?}");
 
     let check = |what: &str, damage: &dyn Fn(&Path)| {
         let directory = tempfile::tempdir().expect("a directory");

@@ -7,6 +7,7 @@ mod determinism;
 mod durability;
 mod million_queues;
 mod million_timers;
+mod offsets;
 mod order;
 mod planning;
 mod sending;

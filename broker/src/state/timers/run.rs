@@ -81,7 +81,7 @@ pub(crate) fn write_image(timers: impl Iterator<Item = (TimerKey, Timer)>) -> By
 }
 
 /// Writes a run to a new file and syncs it. The caller syncs the directory.
-pub(crate) fn write_run_file(path: &Path, image: &[u8]) -> io::Result<()> {
+pub(crate) fn write_file(path: &Path, image: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(image)?;
     file.sync_all()

@@ -8,9 +8,10 @@ use ledgermq_proto::rocketmq::receive_message_response::Content;
 use ledgermq_proto::rocketmq::{
     AckMessageEntry, AckMessageRequest, Broker, ChangeInvisibleDurationRequest,
     ChangeInvisibleDurationResponse, Code, Encoding, FilterExpression, FilterType,
-    ForwardMessageToDeadLetterQueueRequest, Message, MessageQueue, NotifyClientTerminationRequest,
+    ForwardMessageToDeadLetterQueueRequest, GetOffsetRequest, Message, MessageQueue,
+    NotifyClientTerminationRequest, PullMessageRequest, QueryOffsetPolicy, QueryOffsetRequest,
     RecallMessageRequest, RecallMessageResponse, ReceiveMessageRequest, Resource, SendMessageRequest,
-    SendMessageResponse, SystemProperties,
+    SendMessageResponse, SystemProperties, UpdateOffsetRequest, pull_message_response,
 };
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
@@ -34,6 +35,21 @@ pub struct Receive {
     pub auto_renew: bool,
     /// The broker group to receive from.
     pub broker: String,
+}
+
+/// A pull as the test asks for it.
+#[derive(Clone, Copy)]
+pub struct Pull {
+    pub queue: i32,
+    pub offset: i64,
+    pub batch: i32,
+    pub poll: Duration,
+}
+
+impl Default for Pull {
+    fn default() -> Self {
+        Self { queue: 0, offset: 0, batch: 32, poll: Duration::ZERO }
+    }
 }
 
 impl Default for Receive {
@@ -177,12 +193,73 @@ impl Client {
         self.stub.clone().recall_message(request).await.expect("an answer").into_inner()
     }
 
+    pub async fn pull(&self, topic: &str, group: &str, pull: Pull) -> (Code, Vec<Message>, Option<i64>) {
+        let request = PullMessageRequest {
+            group: Some(resource(group)),
+            message_queue: Some(queue(topic, pull.queue)),
+            offset: pull.offset,
+            batch_size: pull.batch,
+            filter_expression: None,
+            long_polling_timeout: Some(duration(pull.poll)),
+        };
+        let request = self.request(request, pull.poll + Duration::from_secs(3));
+        let mut stream = self.stub.clone().pull_message(request).await.expect("a stream").into_inner();
+        let mut pulled = (None, Vec::new(), None);
+        while let Some(item) = stream.message().await.expect("the end of the stream") {
+            match item.content.expect("content") {
+                pull_message_response::Content::Status(status) => pulled.0 = Some(code(Some(&status))),
+                pull_message_response::Content::Message(message) => pulled.1.push(message),
+                pull_message_response::Content::NextOffset(next) => pulled.2 = Some(next),
+            }
+        }
+        (pulled.0.expect("a status"), pulled.1, pulled.2)
+    }
+
+    pub async fn get_offset(&self, topic: &str, group: &str) -> (Code, i64) {
+        let request = GetOffsetRequest { group: Some(resource(group)), message_queue: Some(queue(topic, 0)) };
+        let request = self.request(request, UNARY_DEADLINE);
+        let answer = self.stub.clone().get_offset(request).await.expect("an answer").into_inner();
+        (code(answer.status.as_ref()), answer.offset)
+    }
+
+    pub async fn update_offset(&self, topic: &str, group: &str, offset: i64) -> Code {
+        let request = UpdateOffsetRequest {
+            group: Some(resource(group)),
+            message_queue: Some(queue(topic, 0)),
+            offset,
+        };
+        let request = self.request(request, UNARY_DEADLINE);
+        let answer = self.stub.clone().update_offset(request).await.expect("an answer").into_inner();
+        code(answer.status.as_ref())
+    }
+
+    pub async fn query_offset(
+        &self,
+        topic: &str,
+        policy: QueryOffsetPolicy,
+        timestamp: Option<prost_types::Timestamp>,
+    ) -> (Code, i64) {
+        let request = QueryOffsetRequest {
+            message_queue: Some(queue(topic, 0)),
+            query_offset_policy: policy as i32,
+            timestamp,
+        };
+        let request = self.request(request, UNARY_DEADLINE);
+        let answer = self.stub.clone().query_offset(request).await.expect("an answer").into_inner();
+        (code(answer.status.as_ref()), answer.offset)
+    }
+
     pub async fn terminate(&self, group: &str) -> Code {
         let request = NotifyClientTerminationRequest { group: Some(resource(group)) };
         let request = self.request(request, UNARY_DEADLINE);
         let response = self.stub.clone().notify_client_termination(request).await.expect("an answer");
         code(response.into_inner().status.as_ref())
     }
+}
+
+fn queue(topic: &str, id: i32) -> MessageQueue {
+    let broker = Some(Broker { name: "g".to_owned(), ..Broker::default() });
+    MessageQueue { topic: Some(resource(topic)), id, broker, ..MessageQueue::default() }
 }
 
 pub fn message(topic: &str, id: &str, body: &str) -> Message {

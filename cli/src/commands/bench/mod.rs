@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use ledgermq_bench::consume::{self, ConsumeSpec};
 use ledgermq_bench::cost::CostSample;
+use ledgermq_bench::delayed::{self, DelayedSpec};
 use ledgermq_bench::disk::{self, Disk};
 use ledgermq_bench::end_to_end::{self, EndToEndSpec};
 use ledgermq_bench::produce::{self, ProduceSpec};
@@ -28,6 +29,8 @@ pub enum BenchCommand {
     Consume(ConsumeArgs),
     /// One message at a time, from send to arrival.
     EndToEnd(EndToEndArgs),
+    /// Delayed messages: how late they come while many wait, and how fast many fire.
+    Delayed(DelayedArgs),
     /// Measure the disk only.
     Disk {
         #[arg(long, default_value = ".", value_name = "DIR")]
@@ -108,6 +111,24 @@ pub struct EndToEndArgs {
     messages: u32,
 }
 
+#[derive(Debug, Args)]
+pub struct DelayedArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Timers that wait, hours ahead.
+    #[arg(long, default_value_t = 1_000_000)]
+    waiting: u64,
+    #[arg(long, default_value_t = 1_000)]
+    probes: u32,
+    #[arg(long, default_value_t = 50)]
+    probes_per_second: u32,
+    /// Timers due in the same moment.
+    #[arg(long, default_value_t = 100_000)]
+    storm: u64,
+    #[arg(long, default_value_t = 100, value_name = "BYTES")]
+    message_size: usize,
+}
+
 pub fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
     match command {
         BenchCommand::Produce(arguments) => {
@@ -121,6 +142,9 @@ pub fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
                 arguments.run.threads,
                 async move { show(&arguments.run, end_to_end(&arguments).await?) },
             )
+        }
+        BenchCommand::Delayed(arguments) => {
+            on_threads(arguments.run.threads, async move { show(&arguments.run, delayed(&arguments).await?) })
         }
         BenchCommand::Disk { disk_dir } => {
             println!("{}", disk_as_json(&disk::measure(&disk_dir)?));
@@ -207,6 +231,35 @@ async fn end_to_end(arguments: &EndToEndArgs) -> anyhow::Result<Value> {
         "kind": "end_to_end",
         "message_size_bytes": arguments.message_size,
         "result": report,
+    }))
+}
+
+async fn delayed(arguments: &DelayedArgs) -> anyhow::Result<Value> {
+    let run = &arguments.run;
+    let spec = DelayedSpec {
+        endpoint: run.connection.endpoint.clone(),
+        options: run.connection.options()?,
+        topic: run.topic.clone(),
+        waiting: arguments.waiting,
+        probes: arguments.probes,
+        probes_per_second: arguments.probes_per_second,
+        storm: arguments.storm,
+        message_size_bytes: arguments.message_size,
+    };
+    let mut samples = Samples::new(&run.server_pids);
+    let report = {
+        let (start, end) = samples.both();
+        start();
+        let report = delayed::run(&spec).await?;
+        end();
+        report
+    };
+    let cost = samples.cost(report.waiting + report.probes + report.storm)?;
+    Ok(json!({
+        "kind": "delayed",
+        "message_size_bytes": arguments.message_size,
+        "result": report,
+        "server_cost": cost,
     }))
 }
 

@@ -1,0 +1,102 @@
+//! Messages and offsets across broker groups.
+
+use ledgermq_common::GroupName;
+use ledgermq_edge::context::CallContext;
+use ledgermq_proto::admin as wire;
+use ledgermq_proto::admin::group_operation::Operation;
+use ledgermq_proto::admin::group_operation_result::Result as Answered;
+use ledgermq_proto::admin::query_messages_request::By;
+use ledgermq_proto::admin::reset_offsets_request::To;
+use tonic::{Code, Status};
+
+use super::consumer_groups::operate;
+use super::{Cluster, not_understood};
+
+/// A group that does not carry the topic has nothing to reset.
+pub async fn reset_offsets(
+    cluster: &Cluster,
+    context: &CallContext,
+    request: wire::ResetOffsetsRequest,
+) -> Result<wire::ResetOffsetsResponse, Status> {
+    let groups = match &request.to {
+        Some(To::Place(place)) => vec![cluster.group(&place.group)?],
+        Some(_) => cluster.all_groups()?,
+        None => return Err(Status::invalid_argument("to is missing")),
+    };
+    let mut queues = 0;
+    let mut not_found = None;
+    let mut found = false;
+    for group in groups {
+        match operate(cluster, context, &group, Operation::ResetOffsets(request.clone())).await {
+            Ok(Answered::OffsetsReset(reset)) => {
+                queues += reset.queues;
+                found = true;
+            }
+            Ok(_) => return Err(not_understood("ResetOffsets")),
+            Err(status) if status.code() == Code::NotFound => not_found = Some(status),
+            Err(status) => return Err(status),
+        }
+    }
+    match not_found {
+        Some(status) if !found => Err(status),
+        _ => Ok(wire::ResetOffsetsResponse { queues }),
+    }
+}
+
+/// A page lies within one broker group; at its end the cursor goes on in the next one.
+pub async fn query(
+    cluster: &Cluster,
+    context: &CallContext,
+    request: wire::QueryMessagesRequest,
+) -> Result<wire::QueryMessagesResponse, Status> {
+    let groups = match &request.by {
+        Some(By::Place(place)) => vec![cluster.group(&place.group)?],
+        Some(_) => cluster.all_groups()?,
+        None => return Err(Status::invalid_argument("by is missing")),
+    };
+    let mut from = request.from.clone();
+    let first = from.as_ref().map_or("", |from| from.group.as_str());
+    let rest: Vec<&GroupName> = groups.iter().skip_while(|group| group.as_str() < first).collect();
+    let mut not_found = None;
+    let mut found = false;
+    for group in rest {
+        if from.as_ref().is_some_and(|from| from.group != group.as_str()) {
+            from = None;
+        }
+        let part = wire::QueryMessagesRequest { from: from.take(), ..request.clone() };
+        match operate(cluster, context, group, Operation::QueryMessages(part)).await {
+            Ok(Answered::Messages(mut page)) if !page.messages.is_empty() || page.next.is_some() => {
+                let following = groups.iter().find(|other| other.as_str() > group.as_str());
+                page.next = page
+                    .next
+                    .or_else(|| following.map(|group| wire::Cursor { group: group.to_string(), offset: 0 }));
+                return Ok(page);
+            }
+            Ok(Answered::Messages(_)) => found = true,
+            Ok(_) => return Err(not_understood("QueryMessages")),
+            Err(status) if status.code() == Code::NotFound => not_found = Some(status),
+            Err(status) => return Err(status),
+        }
+    }
+    match not_found {
+        Some(status) if !found => Err(status),
+        _ => Ok(wire::QueryMessagesResponse::default()),
+    }
+}
+
+pub async fn why(
+    cluster: &Cluster,
+    context: &CallContext,
+    request: wire::WhyRequest,
+) -> Result<wire::WhyResponse, Status> {
+    let mut parts = Vec::new();
+    for group in cluster.all_groups()? {
+        match operate(cluster, context, &group, Operation::Why(request.clone())).await? {
+            Answered::Why(part) => parts.push(part),
+            _ => return Err(not_understood("Why")),
+        }
+    }
+    let found = parts.iter().find(|part| part.found).or(parts.first());
+    let verdict = found.map_or_else(String::new, |part| part.verdict.clone());
+    Ok(wire::WhyResponse { verdict, parts })
+}

@@ -1,0 +1,40 @@
+//! What the executor asks the state about offsets.
+
+use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::{QueueId, QueueOffset};
+
+use super::machine::BrokerState;
+use super::names::{ConsumerGroupId, TopicId};
+
+impl BrokerState {
+    /// Where a group is in a queue: what it committed, else the first message it has not consumed.
+    pub fn group_offset(
+        &self,
+        consumer_group: ConsumerGroupId,
+        topic: TopicId,
+        queue: QueueId,
+    ) -> Option<QueueOffset> {
+        let applied = self.applied_state();
+        if let Some(&committed) = applied.offsets.get(&(consumer_group, topic, queue.get())) {
+            return Some(QueueOffset(committed));
+        }
+        let progress = applied.subscriptions.get(&(consumer_group, topic))?.queues.get(&queue.get())?;
+        let first_hole = progress.holes.keys().next().copied().unwrap_or(progress.next);
+        let first_lease = progress.leases.keys().next().copied().unwrap_or(progress.next);
+        Some(QueueOffset(progress.next.min(first_hole).min(first_lease)))
+    }
+
+    /// The first message of a queue that was stored at `at` or later; the end where there is none.
+    pub fn offset_at(&self, topic: TopicId, queue: QueueId, at: UnixMillis) -> Option<QueueOffset> {
+        let ranges = self.queue_ranges(topic)?;
+        let range = ranges.get(queue.get() as usize)?;
+        let (mut low, mut high) = (range.start, range.end);
+        // Store times of a queue never go back: they are log time.
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let entry = self.locate(topic, queue, QueueOffset(middle))?;
+            if entry.stored_at < at { low = middle + 1 } else { high = middle }
+        }
+        Some(QueueOffset(low))
+    }
+}

@@ -1,0 +1,188 @@
+//! Queues read by offset, the offsets of groups, and questions of administrators about messages.
+
+use std::time::{Duration, Instant};
+
+use ledgermq_proto::admin::admin_client::AdminClient;
+use ledgermq_proto::admin::query_messages_request::By;
+use ledgermq_proto::admin::{self as wire, reset_offsets_request};
+use ledgermq_proto::rocketmq::{Code, QueryOffsetPolicy};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::support::client::{Pull, Receive, id, message, system};
+use crate::support::{Client, Cluster};
+
+struct Bed {
+    cluster: Cluster,
+    client: Client,
+    admin: AdminClient<Channel>,
+}
+
+async fn bed(messages: usize) -> Bed {
+    let start = || Cluster::start_with(1, |config| config.topics.default_queues = 1);
+    let cluster = tokio::task::spawn_blocking(start).await.expect("a cluster");
+    let address = cluster.nodes[0].client_addr();
+    let client = Client::connect(&address).await;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+    let admin = AdminClient::new(endpoint.connect().await.expect("a broker"));
+    for number in 0..messages {
+        client.send(message("t", &format!("id-{number}"), "body")).await;
+    }
+    Bed { cluster, client, admin }
+}
+
+impl Bed {
+    async fn stop(self) {
+        tokio::task::spawn_blocking(move || drop(self.cluster)).await.expect("the end of the cluster");
+    }
+
+    async fn why(&mut self, id: &str) -> String {
+        let request = wire::WhyRequest {
+            topic: "t".to_owned(),
+            message_id: id.to_owned(),
+            consumer_group: "c".to_owned(),
+        };
+        self.admin.why(request).await.expect("an answer").into_inner().verdict
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_queue_is_read_from_any_offset_without_leases_and_waits_at_its_end() {
+    let bed = bed(5).await;
+    let pull = Pull { offset: 1, batch: 3, ..Pull::default() };
+    for _ in 0..2 {
+        let (status, messages, next) = bed.client.pull("t", "c", pull).await;
+        assert_eq!((status, next), (Code::Ok, Some(4)));
+        assert_eq!(messages.iter().map(id).collect::<Vec<_>>(), ["id-1", "id-2", "id-3"]);
+        assert_eq!(system(&messages[0]).queue_offset, Some(1));
+    }
+    let at_end = Pull { offset: 5, poll: Duration::from_millis(300), ..Pull::default() };
+    assert_eq!(bed.client.pull("t", "c", at_end).await, (Code::MessageNotFound, vec![], Some(5)));
+
+    let began = Instant::now();
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let client = bed.client.clone();
+            let poll = Pull { offset: 5, poll: Duration::from_secs(20), ..Pull::default() };
+            tokio::spawn(async move { client.pull("t", "c", poll).await })
+        })
+        .collect();
+    bed.client.send(message("t", "id-5", "body")).await;
+    for waiting in waiting {
+        let (status, messages, next) = waiting.await.expect("a pull");
+        assert_eq!((status, messages.len(), next), (Code::Ok, 1, Some(6)), "each of the group gets it");
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "arrivals wake pulls");
+    for wrong in [7, i64::MAX] {
+        let pull = Pull { offset: wrong, ..Pull::default() };
+        assert_eq!(bed.client.pull("t", "c", pull).await.0, Code::IllegalOffset, "{wrong}");
+    }
+    let no_queue = Pull { queue: 9, ..Pull::default() };
+    assert_eq!(bed.client.pull("t", "c", no_queue).await.0, Code::BadRequest);
+    assert_eq!(bed.client.pull("none", "c", Pull::default()).await.0, Code::TopicNotFound);
+    bed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn offsets_are_committed_read_and_found_by_end_and_by_time() {
+    let bed = bed(3).await;
+    let client = &bed.client;
+    assert_eq!(client.get_offset("t", "c").await, (Code::OffsetNotFound, 0));
+    assert_eq!(client.update_offset("t", "c", 2).await, Code::Ok);
+    assert_eq!(client.get_offset("t", "c").await, (Code::Ok, 2));
+    assert_eq!(client.update_offset("t", "c", 4).await, Code::IllegalOffset);
+    assert_eq!(client.get_offset("t", "c").await, (Code::Ok, 2), "a refused commit changes nothing");
+    assert_eq!(client.query_offset("t", QueryOffsetPolicy::Beginning, None).await, (Code::Ok, 0));
+    assert_eq!(client.query_offset("t", QueryOffsetPolicy::End, None).await, (Code::Ok, 3));
+    let (_, messages, _) = client.pull("t", "c", Pull::default()).await;
+    let second = system(&messages[1]).store_timestamp.expect("a store time");
+    let (code, found) = client.query_offset("t", QueryOffsetPolicy::Timestamp, Some(second)).await;
+    assert_eq!(code, Code::Ok);
+    assert!(found <= 1, "the second message was stored then: {found}");
+    let later = prost_types::Timestamp { seconds: second.seconds + 1000, nanos: 0 };
+    assert_eq!(client.query_offset("t", QueryOffsetPolicy::Timestamp, Some(later)).await, (Code::Ok, 3));
+    bed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_group_is_moved_back_and_gets_its_messages_again() {
+    let mut bed = bed(3).await;
+    let (_, messages) = bed.client.receive("t", "c", Receive::default()).await;
+    for got in &messages {
+        assert_eq!(bed.client.ack("t", "c", got).await, Code::Ok);
+    }
+    let to = reset_offsets_request::To::Place(wire::Place { group: "g".to_owned(), queue: 0, offset: 1 });
+    let request =
+        wire::ResetOffsetsRequest { consumer_group: "c".to_owned(), topic: "t".to_owned(), to: Some(to) };
+    let reset = bed.admin.reset_offsets(request).await.expect("reset").into_inner();
+    assert_eq!(reset.queues, 1);
+    let (_, again) = bed.client.receive("t", "c", Receive::default()).await;
+    assert_eq!(again.iter().map(id).collect::<Vec<_>>(), ["id-1", "id-2"]);
+    let nowhere = wire::ResetOffsetsRequest {
+        consumer_group: "c".to_owned(),
+        topic: "none".to_owned(),
+        to: Some(reset_offsets_request::To::End(true)),
+    };
+    let refused = bed.admin.reset_offsets(nowhere).await.expect_err("no such topic");
+    assert_eq!(refused.code(), tonic::Code::NotFound);
+    bed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn messages_are_found_by_id_key_place_and_time_a_page_at_a_time() {
+    let mut bed = bed(5).await;
+    let ids = |messages: &[wire::QueriedMessage]| -> Vec<String> {
+        messages.iter().map(|message| message.message_id.clone()).collect()
+    };
+    let query = |by, from, max, with_body| wire::QueryMessagesRequest {
+        topic: "t".to_owned(),
+        by: Some(by),
+        from,
+        max,
+        with_body,
+    };
+    let by_id = query(By::MessageId("id-3".to_owned()), None, 0, true);
+    let found = bed.admin.query_messages(by_id).await.expect("found").into_inner().messages;
+    assert_eq!(ids(&found), ["id-3"]);
+    assert_eq!((found[0].offset, found[0].body.as_ref()), (Some(3), b"body".as_slice()));
+
+    let mut all = Vec::new();
+    let mut from = None;
+    loop {
+        let page = query(By::Key("k1".to_owned()), from.take(), 2, false);
+        let page = bed.admin.query_messages(page).await.expect("a page").into_inner();
+        assert!(page.messages.len() <= 2);
+        all.extend(ids(&page.messages));
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    assert_eq!(all, ["id-0", "id-1", "id-2", "id-3", "id-4"], "every page, and each message once");
+
+    let place = By::Place(wire::Place { group: "g".to_owned(), queue: 0, offset: 4 });
+    let found = bed.admin.query_messages(query(place, None, 0, false)).await.expect("found").into_inner();
+    assert_eq!(ids(&found.messages), ["id-4"]);
+    let since = found.messages[0].stored_ms.expect("visible");
+    let within = By::StoredWithin(wire::StoredWithin { from_ms: since, to_ms: u64::MAX });
+    let found = bed.admin.query_messages(query(within, None, 0, false)).await.expect("found").into_inner();
+    assert!(ids(&found.messages).contains(&"id-4".to_owned()));
+    let within = By::StoredWithin(wire::StoredWithin { from_ms: 0, to_ms: since });
+    let before = bed.admin.query_messages(query(within, None, 0, false)).await.expect("found").into_inner();
+    assert!(!ids(&before.messages).contains(&"id-4".to_owned()));
+    bed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn why_says_where_a_message_is_for_a_group() {
+    let mut bed = bed(2).await;
+    assert!(bed.why("id-0").await.contains("never consumed"), "{}", bed.why("id-0").await);
+    let (_, messages) = bed.client.receive("t", "c", Receive { batch: 1, ..Receive::default() }).await;
+    assert_eq!(id(&messages[0]), "id-0");
+    assert!(bed.why("id-0").await.contains("attempt 1"), "{}", bed.why("id-0").await);
+    assert!(bed.why("id-1").await.contains("waits"), "{}", bed.why("id-1").await);
+    assert!(bed.why("id-9").await.contains("not stored"), "{}", bed.why("id-9").await);
+    let receipt = system(&messages[0]).receipt_handle.clone().expect("a handle");
+    assert_eq!(bed.client.forward("t", "c", &receipt, "id-0").await, Code::Ok);
+    assert!(bed.why("id-0").await.contains("gave it up"), "{}", bed.why("id-0").await);
+    bed.stop().await;
+}

@@ -1,0 +1,120 @@
+//! `ledgermq chaos`: faults on a real cluster under load, the recorded history, and what it says.
+//!
+//! ```text
+//! run ──► cluster ──► load (recorded) ──► faults, each proven to have happened ──► heal ──► drain
+//!     ──► history.jsonl, history.edn ──► checkers ──► report.html, report.json
+//! ```
+//!
+//! | Exit status | Meaning |
+//! |---|---|
+//! | 0 | every checker says valid, and every fault happened |
+//! | 1 | an anomaly, or the run itself went wrong |
+//! | 2 | something could not be judged: never a pass |
+//!
+//! `check` and `report` work on a recorded history alone, also one of another system.
+
+mod judge;
+mod nemesis;
+mod page;
+mod report;
+mod run;
+mod scenario;
+mod workload;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand, ValueEnum};
+use comfy_table::{Table, presets};
+use ledgermq_checkers::{History, Outcome};
+
+use judge::Ordering;
+use report::Report;
+
+#[derive(Debug, Subcommand)]
+pub enum ChaosCommand {
+    /// List the scenarios.
+    List,
+    /// Run one: load and faults on a cluster of its own, then the verdict.
+    Run(run::RunArgs),
+    /// Judge a recorded history.
+    Check(CheckArgs),
+    /// Make the report of a recorded history again.
+    Report(ReportArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// `history.jsonl` of a run.
+    history: PathBuf,
+    /// Whether a consumer must see a queue in order.
+    #[arg(long, value_enum, default_value_t = Ordering::Any)]
+    order: Ordering,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// `history.jsonl` of a run.
+    history: PathBuf,
+    /// Where `report.html` and `report.json` go; beside the history unless given.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ClusterKind {
+    /// Child processes on this machine.
+    Local,
+}
+
+pub async fn run(command: ChaosCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        ChaosCommand::List => {
+            let mut table = Table::new();
+            table.load_preset(presets::NOTHING);
+            for scenario in scenario::SCENARIOS {
+                table.add_row([scenario.name, scenario.about]);
+            }
+            println!("{table}");
+            Ok(ExitCode::SUCCESS)
+        }
+        ChaosCommand::Run(arguments) => run::run(arguments).await,
+        ChaosCommand::Check(arguments) => {
+            let history = read(&arguments.history)?;
+            let report = Report::of(&history, arguments.order)?;
+            if arguments.json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                println!("{}", report.as_text());
+            }
+            Ok(exit_code(report.outcome))
+        }
+        ChaosCommand::Report(arguments) => {
+            let history = read(&arguments.history)?;
+            let beside = arguments.history.parent().map(PathBuf::from).unwrap_or_default();
+            let out = arguments.out.unwrap_or(beside);
+            let report = Report::of(&history, Ordering::Any)?;
+            for path in report::write(&out, &history, &report)? {
+                println!("{}", path.display());
+            }
+            Ok(exit_code(report.outcome))
+        }
+    }
+}
+
+fn read(path: &PathBuf) -> anyhow::Result<History> {
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    History::read(std::io::BufReader::new(file)).with_context(|| path.display().to_string())
+}
+
+fn exit_code(outcome: Outcome) -> ExitCode {
+    match outcome {
+        Outcome::Valid => ExitCode::SUCCESS,
+        Outcome::Invalid => ExitCode::FAILURE,
+        Outcome::Unknown => ExitCode::from(2),
+    }
+}

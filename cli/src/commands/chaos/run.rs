@@ -1,0 +1,252 @@
+//! `chaos run`: one scenario from the start of its cluster to the verdict.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use ledgermq_checkers::History;
+use ledgermq_client::{Client, ClientOptions, ConsumerOptions};
+use ledgermq_proto::admin::CreateTopicRequest;
+use ledgermq_proto::rocketmq::MessageType;
+use tokio::time::Instant;
+
+use super::nemesis::{Dice, Nemesis};
+use super::report::{self, Report};
+use super::scenario::{self, Fault, Scenario};
+use super::workload::{LEASE, Receiver, Recorder, Sender};
+use super::{ClusterKind, exit_code, judge};
+use crate::cluster::{Cluster, ClusterPlan};
+
+const TOPIC: &str = "chaos";
+const READY_WITHIN: Duration = Duration::from_secs(90);
+const CREATE_WITHIN: Duration = Duration::from_secs(30);
+const STOP_WITHIN: Duration = Duration::from_secs(12);
+/// Consumers stop when nothing new came for this long: longer than the lease of a message whose
+/// answer was lost, and its redelivery.
+const QUIET: Duration = Duration::from_secs(2 * LEASE.as_secs() + 5);
+/// Load without a fault at the beginning: what the figures are compared with.
+const STEADY: Duration = Duration::from_secs(2);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// A send is given up only long after the longest failover.
+const SEND_DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[arg(long, value_parser = scenario::parse)]
+    scenario: Scenario,
+    /// Seconds of load; faults begin until then.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    duration: u64,
+    /// Stop injecting after this many faults.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    injections: u32,
+    /// Chooses targets and pauses; a random one unless given.
+    #[arg(long)]
+    seed: Option<u64>,
+    #[arg(long, value_enum, default_value_t = ClusterKind::Local)]
+    cluster: ClusterKind,
+    /// Brokers of the cluster, all in one group.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
+    nodes: u64,
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
+    producers: u32,
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    consumers: u32,
+    /// Sends per second of all producers together; 0 sends as fast as answers come.
+    #[arg(long, default_value_t = 400)]
+    rate: u32,
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(8..=1_000_000))]
+    message_size: u32,
+    /// How long a fault lasts.
+    #[arg(long, default_value_t = 3_000, value_name = "MS")]
+    fault_ms: u64,
+    /// From the recovery to the next fault, up to half as long again by chance.
+    #[arg(long, default_value_t = 2_000, value_name = "MS")]
+    pause_ms: u64,
+    /// Where history and report go; `chaos-SCENARIO-SEED` unless given.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Print the report as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
+    let ClusterKind::Local = arguments.cluster;
+    let seed = arguments.seed.unwrap_or_else(random_seed);
+    let out = arguments
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("chaos-{}-{seed}", arguments.scenario.name)));
+    let dir = tempfile::Builder::new().prefix("ledgermq-chaos-").tempdir()?;
+    let binary = std::env::current_exe().context("cannot find this binary")?;
+    let mut plan = ClusterPlan::new(binary, dir.path());
+    plan.brokers = arguments.nodes;
+    let mut cluster = Cluster::start(plan)?;
+    let recorder = Arc::new(Recorder::new());
+    let outcome = tokio::select! {
+        outcome = exercise(&mut cluster, &arguments, &recorder, seed) => outcome,
+        _ = super::super::asked_to_stop() => Err(anyhow::anyhow!("interrupted")),
+    };
+    let _ = cluster.stop(STOP_WITHIN).await;
+
+    let scenario = arguments.scenario.name.to_owned();
+    let history = History { scenario, seed, events: recorder.take() };
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let path = out.join("history.jsonl");
+    let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    history.write(std::io::BufWriter::new(file))?;
+    std::fs::write(out.join("history.edn"), ledgermq_checkers::edn::write(&history))?;
+    let report = Report::of(&history, judge::Ordering::Any)?;
+    report::write(&out, &history, &report)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{}\nhistory and report: {}", report.as_text(), out.display());
+    }
+    if let Err(error) = outcome {
+        eprintln!("logs and files of the cluster: {}", dir.keep().display());
+        return Err(error.context(format!("seed {seed}")));
+    }
+    Ok(exit_code(report.outcome))
+}
+
+async fn exercise(
+    cluster: &mut Cluster,
+    arguments: &RunArgs,
+    recorder: &Arc<Recorder>,
+    seed: u64,
+) -> anyhow::Result<()> {
+    cluster.wait_ready(READY_WITHIN).await?;
+    let options = ClientOptions { total_deadline: SEND_DEADLINE, ..ClientOptions::default() };
+    let producing = Client::connect(&cluster.broker_access_points(), options.clone()).await?;
+    let consuming = Client::connect(&cluster.broker_access_points(), options).await?;
+    create_topic(&producing).await?;
+    let stop_receiving = Arc::new(AtomicBool::new(false));
+    let mut receivers = Vec::new();
+    for _ in 0..arguments.consumers {
+        let options = ConsumerOptions::new("chaos-readers")
+            .subscribe(TOPIC, "*")
+            .await_duration(Duration::from_secs(2))
+            .invisible_duration(LEASE);
+        let receiver = Receiver {
+            consumer: consuming.simple_consumer(options),
+            recorder: Arc::clone(recorder),
+            group: "chaos-readers".to_owned(),
+            stop: Arc::clone(&stop_receiving),
+        };
+        receivers.push(tokio::spawn(receiver.run()));
+    }
+    let stop_sending = Arc::new(AtomicBool::new(false));
+    let pause = match arguments.rate {
+        0 => Duration::ZERO,
+        rate => Duration::from_secs_f64(f64::from(arguments.producers) / f64::from(rate)),
+    };
+    let mut senders = Vec::new();
+    for _ in 0..arguments.producers {
+        let sender = Sender {
+            producer: producing.producer(),
+            recorder: Arc::clone(recorder),
+            topic: TOPIC.to_owned(),
+            body_bytes: arguments.message_size as usize,
+            pause,
+            stop: Arc::clone(&stop_sending),
+        };
+        senders.push(tokio::spawn(sender.run()));
+    }
+    let quiet = arguments.json || !std::io::stderr().is_terminal();
+    let progress = tokio::spawn(show_progress(Arc::clone(recorder), quiet));
+    let outcome = torment(cluster, arguments, recorder, seed).await;
+    stop_sending.store(true, Ordering::Relaxed);
+    for sender in senders {
+        sender.await.context("a producer ended early")?;
+    }
+    while recorder.open() > 0 && recorder.quiet_for() < QUIET {
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
+    }
+    stop_receiving.store(true, Ordering::Relaxed);
+    for receiver in receivers {
+        receiver.await.context("a consumer ended early")?;
+    }
+    progress.abort();
+    outcome
+}
+
+async fn torment(
+    cluster: &mut Cluster,
+    arguments: &RunArgs,
+    recorder: &Arc<Recorder>,
+    seed: u64,
+) -> anyhow::Result<()> {
+    let ends = Instant::now() + Duration::from_secs(arguments.duration);
+    tokio::time::sleep(STEADY.min(Duration::from_secs(arguments.duration))).await;
+    let mut nemesis = Nemesis {
+        cluster,
+        recorder: Arc::clone(recorder),
+        dice: Dice::new(seed),
+        scenario: arguments.scenario,
+        fault_time: Duration::from_millis(arguments.fault_ms),
+    };
+    let mut injected = 0;
+    while Instant::now() < ends && injected < arguments.injections {
+        if arguments.scenario.fault == Fault::None {
+            tokio::time::sleep_until(ends).await;
+            break;
+        }
+        nemesis.inject().await?;
+        injected += 1;
+        let more = nemesis.dice.below(arguments.pause_ms / 2 + 1);
+        tokio::time::sleep(Duration::from_millis(arguments.pause_ms + more)).await;
+    }
+    ensure!(
+        injected > 0 || arguments.scenario.fault == Fault::None,
+        "no fault was injected within {} s",
+        arguments.duration
+    );
+    Ok(())
+}
+
+async fn create_topic(client: &Client) -> anyhow::Result<()> {
+    let request = CreateTopicRequest {
+        name: TOPIC.to_owned(),
+        queues: 8,
+        message_type: MessageType::Normal as i32,
+        groups: Vec::new(),
+    };
+    let created = tokio::time::timeout(CREATE_WITHIN, client.admin().create_topic(request)).await;
+    created.context("the topic could not be created in time")??;
+    Ok(())
+}
+
+async fn show_progress(recorder: Arc<Recorder>, quiet: bool) {
+    if quiet {
+        return;
+    }
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} {spinner} {msg}") {
+        bar.set_style(style);
+    }
+    loop {
+        bar.set_message(format!(
+            "{} acknowledged, {} delivered, {} failed, {} unknown",
+            recorder.acknowledged(),
+            recorder.delivered(),
+            recorder.failed.load(Ordering::Relaxed),
+            recorder.unknown.load(Ordering::Relaxed),
+        ));
+        bar.tick();
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
+    }
+}
+
+/// Different from run to run; whoever wants to repeat one gives it.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    std::collections::hash_map::RandomState::new().build_hasher().finish() >> 32
+}

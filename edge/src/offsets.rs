@@ -1,0 +1,170 @@
+//! PullMessage, GetOffset, UpdateOffset, QueryOffset: queues read by offset, without leases.
+//!
+//! The message queue of the request names the broker group and the queue. A pull is a long poll like a
+//! receive; its answer is the status, the messages, and the offset to go on from.
+
+use std::time::Duration;
+
+use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::limits::LONG_POLLING_MS_MAX;
+use ledgermq_common::{GroupName, QueueId, QueueOffset, TopicName};
+use ledgermq_proto::rocketmq::pull_message_response::Content;
+use ledgermq_proto::rocketmq::{
+    Code, GetOffsetRequest, MessageQueue, PullMessageRequest, PullMessageResponse, QueryOffsetPolicy,
+    QueryOffsetRequest, Status, UpdateOffsetRequest,
+};
+use tokio::time::Instant;
+
+use crate::codes::CallFailed;
+use crate::context::CallContext;
+use crate::edge::Edge;
+use crate::group_call::{
+    GroupRequest, GroupResponse, OffsetQuery, OffsetRequest, PullRequest, Pulled, Refused,
+};
+use crate::receive::RECEIVE_MARGIN_MS;
+use crate::validate::{self, Invalid};
+
+/// How much later than the end of its poll an executor may answer.
+const ANSWER_GRACE: Duration = Duration::from_millis(200);
+
+/// A queue of a broker group.
+struct Queue {
+    topic: TopicName,
+    group: GroupName,
+    queue: QueueId,
+}
+
+impl Edge {
+    pub(crate) async fn pull_message(
+        &self,
+        context: &CallContext,
+        request: PullMessageRequest,
+    ) -> Vec<PullMessageResponse> {
+        let began = Instant::now();
+        match self.pull(context, &request, began).await {
+            Ok(pulled) => items(pulled),
+            Err(refused) => {
+                vec![PullMessageResponse {
+                    content: Some(Content::Status(refused.into_status(context.language))),
+                }]
+            }
+        }
+    }
+
+    async fn pull(
+        &self,
+        context: &CallContext,
+        request: &PullMessageRequest,
+        began: Instant,
+    ) -> Result<Pulled, Refused> {
+        let consumer_group = validate::consumer_group(request.group.as_ref())?;
+        let offset = validate::offset(request.offset)?;
+        let asked_ms = match &request.long_polling_timeout {
+            Some(duration) => validate::polling_ms(duration)?.min(LONG_POLLING_MS_MAX),
+            None => 0,
+        };
+        let margin = Duration::from_millis(RECEIVE_MARGIN_MS);
+        let latest = context.deadline.checked_sub(margin).unwrap_or(began).max(began);
+        let poll_until = latest.min(began + Duration::from_millis(asked_ms));
+        let batch_size = validate::batch_size(request.batch_size)?;
+        let filter = validate::filter(request.filter_expression.as_ref())?;
+        let Queue { topic, group, queue } = self.queue_of(context, request.message_queue.as_ref()).await?;
+        let pull = PullRequest { consumer_group, topic, queue, offset, batch_size, filter, poll_until };
+        let until = (poll_until + ANSWER_GRACE).max(crate::edge::answer_by(context));
+        match self.shared.caller.call(&group, context, &GroupRequest::Pull(pull), until).await {
+            Ok(GroupResponse::Pulled(pulled)) => Ok(pulled),
+            Ok(GroupResponse::Refused(refused)) => Err(refused),
+            Ok(_) => Err(CallFailed::WrongAnswer { group }.into()),
+            // Nothing could be asked in time: the client goes on where it was.
+            Err(CallFailed::NoLeader { .. } | CallFailed::NoAnswer { .. }) => Ok(Pulled {
+                status: Status { code: Code::MessageNotFound.into(), message: "no new message".to_owned() },
+                messages: Vec::new(),
+                next_offset: offset,
+            }),
+            Err(failed) => Err(failed.into()),
+        }
+    }
+
+    pub(crate) async fn get_offset(
+        &self,
+        context: &CallContext,
+        request: &GetOffsetRequest,
+    ) -> Result<QueueOffset, Refused> {
+        let consumer_group = validate::consumer_group(request.group.as_ref())?;
+        let queue = self.queue_of(context, request.message_queue.as_ref()).await?;
+        self.offset(context, queue, OffsetQuery::Get(consumer_group)).await
+    }
+
+    pub(crate) async fn update_offset(
+        &self,
+        context: &CallContext,
+        request: &UpdateOffsetRequest,
+    ) -> Result<QueueOffset, Refused> {
+        let consumer_group = validate::consumer_group(request.group.as_ref())?;
+        let offset = validate::offset(request.offset)?;
+        let queue = self.queue_of(context, request.message_queue.as_ref()).await?;
+        self.offset(context, queue, OffsetQuery::Update(consumer_group, offset)).await
+    }
+
+    pub(crate) async fn query_offset(
+        &self,
+        context: &CallContext,
+        request: &QueryOffsetRequest,
+    ) -> Result<QueueOffset, Refused> {
+        let query = match (request.query_offset_policy(), &request.timestamp) {
+            (QueryOffsetPolicy::Beginning, _) => OffsetQuery::Beginning,
+            (QueryOffsetPolicy::End, _) => OffsetQuery::End,
+            (QueryOffsetPolicy::Timestamp, Some(at)) => {
+                let at_ms = at.seconds.saturating_mul(1000).saturating_add(i64::from(at.nanos) / 1_000_000);
+                OffsetQuery::At(UnixMillis(u64::try_from(at_ms).unwrap_or(0)))
+            }
+            (QueryOffsetPolicy::Timestamp, None) => return Err(Invalid::TimestampMissing.into()),
+        };
+        let queue = self.queue_of(context, request.message_queue.as_ref()).await?;
+        self.offset(context, queue, query).await
+    }
+
+    async fn offset(
+        &self,
+        context: &CallContext,
+        queue: Queue,
+        query: OffsetQuery,
+    ) -> Result<QueueOffset, Refused> {
+        let Queue { topic, group, queue } = queue;
+        let request = GroupRequest::Offset(OffsetRequest { topic, queue, query });
+        match self.call(&group, context, &request).await? {
+            GroupResponse::Offset(offset) => Ok(offset),
+            GroupResponse::Refused(refused) => Err(refused),
+            _ => Err(CallFailed::WrongAnswer { group }.into()),
+        }
+    }
+
+    async fn queue_of(&self, context: &CallContext, queue: Option<&MessageQueue>) -> Result<Queue, Refused> {
+        let topic = validate::topic(queue.and_then(|queue| queue.topic.as_ref()))?;
+        let id = queue.map_or(0, |queue| queue.id);
+        let number = u32::try_from(id).map_err(|_| Invalid::QueueId { id })?;
+        let broker = queue.and_then(|queue| queue.broker.as_ref()).map_or("", |broker| &broker.name);
+        let cluster = self.cluster(context).await?;
+        let group = match cluster.groups.get_key_value(broker) {
+            Some((group, _)) => group.clone(),
+            // A topic in one group needs no name of it.
+            None => match self.locate(context, &topic).await?.as_slice() {
+                [only] if broker.is_empty() => only.group.clone(),
+                _ => {
+                    let broker = ledgermq_common::names::excerpt(broker);
+                    return Err(Invalid::QueueBroker { broker }.into());
+                }
+            },
+        };
+        Ok(Queue { topic, group, queue: QueueId(number) })
+    }
+}
+
+fn items(pulled: Pulled) -> Vec<PullMessageResponse> {
+    let item = |content| PullMessageResponse { content: Some(content) };
+    let mut items = Vec::with_capacity(pulled.messages.len() + 2);
+    items.push(item(Content::Status(pulled.status)));
+    items.extend(pulled.messages.into_iter().map(|message| item(Content::Message(message))));
+    items.push(item(Content::NextOffset(i64::try_from(pulled.next_offset.get()).unwrap_or(i64::MAX))));
+    items
+}

@@ -1,0 +1,88 @@
+//! The chaos harness itself: a short run on real processes passes and leaves its files; a history
+//! with a message taken out is caught; one that shows nothing is no pass.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+use ledgermq_jepsen_tests::bed::binary;
+
+fn chaos(arguments: &[&str]) -> Result<Output> {
+    Command::new(binary()?).arg("chaos").args(arguments).output().context("running ledgermq chaos")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn path(folder: &Path, name: &str) -> String {
+    folder.join(name).display().to_string()
+}
+
+#[test]
+fn a_run_is_judged_and_a_spoilt_history_is_not_passed() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let out = folder.path().display().to_string();
+    let run = chaos(&[
+        "run",
+        "--scenario",
+        "kill-leader",
+        "--injections",
+        "1",
+        "--duration",
+        "30",
+        "--rate",
+        "200",
+        "--seed",
+        "5",
+        "--fault-ms",
+        "500",
+        "--pause-ms",
+        "1000",
+        "--out",
+        &out,
+        "--json",
+    ])?;
+    ensure!(run.status.success(), "{}\n{}\n{}", run.status, text(&run.stdout), text(&run.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout)?;
+    ensure!(report["outcome"] == "valid" && report["injections"] == 1, "{report:#}");
+    ensure!(report["without_success"] == 0, "the cluster came back: {report:#}");
+    ensure!(report["seed"] == 5 && report["scenario"] == "kill-leader");
+    for file in ["history.jsonl", "history.edn", "report.html", "report.json"] {
+        ensure!(std::fs::metadata(folder.path().join(file))?.len() > 0, "{file} is empty");
+    }
+    let edn = std::fs::read_to_string(folder.path().join("history.edn"))?;
+    ensure!(edn.contains(":process :nemesis, :type :info, :f :start-kill"), "the fault is in the history");
+
+    let history = std::fs::read_to_string(folder.path().join("history.jsonl"))?;
+    let check = |name: &str, lines: &[String]| -> Result<(Option<i32>, String)> {
+        std::fs::write(folder.path().join(name), lines.join("\n"))?;
+        let output = chaos(&["check", &path(folder.path(), name)])?;
+        Ok((output.status.code(), text(&output.stdout) + &text(&output.stderr)))
+    };
+    let lines: Vec<String> = history.lines().map(str::to_owned).collect();
+    let (code, said) = check("same.jsonl", &lines)?;
+    ensure!(code == Some(0), "{said}");
+
+    // One message is taken out of the only answer that brought it.
+    let delivered = lines
+        .iter()
+        .position(|line| line.contains("\"k\":\"ok\"") && line.contains("\"messages\":[{"))
+        .context("an answer with messages")?;
+    let mut lost = lines.clone();
+    let mut event: serde_json::Value = serde_json::from_str(&lost[delivered])?;
+    event["op"]["messages"].as_array_mut().context("messages")?.remove(0);
+    lost[delivered] = event.to_string();
+    let (code, said) = check("lost.jsonl", &lost)?;
+    ensure!(code == Some(1) && said.contains("lost-"), "{code:?}: {said}");
+
+    let unread: Vec<String> =
+        lines.iter().filter(|line| !line.contains("\"f\":\"receive\"")).cloned().collect();
+    let (code, said) = check("unread.jsonl", &unread)?;
+    ensure!(code == Some(2) && said.contains("nobody received anything"), "{code:?}: {said}");
+
+    std::fs::write(folder.path().join("nonsense.jsonl"), "nonsense\n")?;
+    let refused = chaos(&["check", &path(folder.path(), "nonsense.jsonl")])?;
+    ensure!(text(&refused.stderr).contains("nonsense.jsonl: line 1"), "{}", text(&refused.stderr));
+    Ok(())
+}
