@@ -26,6 +26,9 @@ pub struct SendArgs {
     /// May be repeated.
     #[arg(long = "property", value_name = "NAME=VALUE")]
     properties: Vec<String>,
+    /// Keep the order among messages of this group; the topic must be of type fifo.
+    #[arg(long)]
+    message_group: Option<String>,
     /// Deliver it this much later; for a topic of type delay.
     #[arg(long, value_name = "MS")]
     delay_ms: Option<u64>,
@@ -49,6 +52,7 @@ pub async fn run(arguments: SendArgs) -> anyhow::Result<ExitCode> {
     let mut message = Message::new(&arguments.topic, body);
     message.tag = arguments.tag;
     message.keys = arguments.keys;
+    message.message_group = arguments.message_group;
     for property in &arguments.properties {
         let (name, value) = property
             .split_once('=')
