@@ -35,7 +35,8 @@ fn nothing_acknowledged_is_lost_repeated_or_reordered_under_faults_and_power_los
         rollbacks += outcome.tallies.rollbacks;
     }
     assert!(sends > 0, "no send was ever answered");
-    assert!(commits > 0 && rollbacks > 0, "no transaction was ever decided");
+    // A single seed may see nothing but faults.
+    assert!(prints_trace || (commits > 0 && rollbacks > 0), "no transaction was ever decided");
 }
 
 /// The trace of one seed, from a process of its own: how a failing seed is replayed.

@@ -153,7 +153,8 @@ impl Metrics {
         }
         out.family("rocketmq_rpc_latency", Kind::Histogram, "Milliseconds at the leader of a group.");
         for (key, series) in self.rpcs.all() {
-            let long_polling = if key.request == "receive_message" { "true" } else { "false" };
+            let is_polling = matches!(key.request, "receive_message" | "await_transaction_checks");
+            let long_polling = if is_polling { "true" } else { "false" };
             let labels = [
                 ("protocol_type", "grpc"),
                 ("request_code", key.request),

@@ -41,11 +41,13 @@ pub struct GroupStatus {
 pub(super) fn of(inner: &Inner) -> GroupStatus {
     let leadership = *inner.leadership.borrow();
     let last = inner.store.last_id().map(|id| id.index);
+    let applied = inner.progress.applied();
     let (members, committed) = {
         let metrics = inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         let members = metrics.membership_config.membership().nodes().map(|(id, _)| NodeId(*id)).collect();
-        (members, metrics.local_committed.map(|id| LogIndex(id.index)))
+        // Raft publishes its metrics at the end of a step; what it let the machine apply may be ahead of them.
+        (members, metrics.local_committed.map(|id| LogIndex(id.index)).max(applied))
     };
     GroupStatus {
         term: leadership.term,
@@ -56,7 +58,7 @@ pub(super) fn of(inner: &Inner) -> GroupStatus {
         last,
         flushed: inner.store.flushed_upto().map(|id| id.index),
         committed,
-        applied: inner.progress.applied(),
+        applied,
         purged: inner.store.purged().map(|id| id.index),
         snapshot: inner.catalog.newest().map(|file| file.head.boundary.id.index),
         physical_start: inner.store.physical_start(),
