@@ -1,19 +1,21 @@
 //! Makes the next segment before it is needed, and writes zeros ahead of the appends in this one.
 //!
-//! Both exist so that a sync after an append has no metadata to write. Median of a durable 4 KiB
-//! append, one writer, on an idle 2-core virtual machine (ext4, virtio disk with a flush of about
-//! 30 us):
+//! Both exist so that a sync after an append has no metadata to write. A durable 4 KiB append, one
+//! writer, on a 2-core virtual machine (ext4 on a virtio disk), all ways in turn within one run of
+//! `examples/log_figures.rs`:
 //!
-//! | File | pwrite + fdatasync |
-//! |---|---|
-//! | growing | 51 us |
-//! | fallocated, never written | 68 us: turning an unwritten extent into a written one is a journal commit |
-//! | zero-filled | 37 us (33 us with O_DIRECT and O_DSYNC) |
+//! | File | p50 | p99 |
+//! |---|---|---|
+//! | growing, fdatasync | 116 us | 195 us |
+//! | fallocated, never written, fdatasync | 110 us | 154 us |
+//! | zero-filled, fdatasync | 71 us | 114 us |
+//! | zero-filled, O_DSYNC | 70 us | 110 us |
 //!
+//! (The store itself, in the same run: 94 us with one append in flight; 151,000 entries/s with 64.)
 //! When the disk is the bottleneck the ways come closer: with twelve compilers running beside it
-//! growing took 5.5 ms, fallocated 3.9, zero-filled 4.0, zero-filled with O_DSYNC 3.8.
-//! `examples/log_figures.rs` measures them on a disk at hand. O_DIRECT is not worth its alignment
-//! rules for 4 us, and O_DSYNC would sync each of a batch's calls by itself.
+//! growing took 5.5 ms, fallocated 3.9, zero-filled 4.0, zero-filled with O_DSYNC 3.8. O_DIRECT saved
+//! 4 us more elsewhere, which is not worth its alignment rules, and O_DSYNC would sync each of a
+//! batch's calls by itself.
 //!
 //! Filling a whole segment at once would stall the start (1 GiB is seconds), and zeros written while
 //! appends go to the same file cost those appends a journal commit and a wait for the zeros. So:

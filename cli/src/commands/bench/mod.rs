@@ -53,10 +53,11 @@ pub struct RunArgs {
     /// Runs first and is not counted.
     #[arg(long, default_value_t = 2, value_name = "SECONDS")]
     warm_up: u64,
-    /// A server process on this machine whose CPU, memory and writes are counted. May be repeated.
+    /// A server process on this machine whose CPU and memory are counted. May be repeated.
     #[arg(long = "server-pid", value_name = "PID")]
     server_pids: Vec<u32>,
-    /// Also measure the disk under this directory: the one with the servers' data.
+    /// Also measure the disk under this directory, the one with the servers' data, and count what it
+    /// is given meanwhile.
     #[arg(long, value_name = "DIR")]
     disk_dir: Option<PathBuf>,
     /// Threads of the load generator; more than one costs it efficiency.
@@ -168,7 +169,7 @@ async fn produce(arguments: &ProduceArgs) -> anyhow::Result<Value> {
         warm_up: Duration::from_secs(run.warm_up),
         duration: Duration::from_secs(run.duration),
     };
-    let mut samples = Samples::new(&run.server_pids);
+    let mut samples = Samples::new(run);
     let report = {
         let (start, end) = samples.both();
         produce::run(&spec, start, end).await?
@@ -199,7 +200,7 @@ async fn consume(arguments: &ConsumeArgs) -> anyhow::Result<Value> {
         warm_up: Duration::from_secs(run.warm_up),
         duration: Duration::from_secs(run.duration),
     };
-    let mut samples = Samples::new(&run.server_pids);
+    let mut samples = Samples::new(run);
     let report = {
         let (start, end) = samples.both();
         consume::run(&spec, start, end).await?
@@ -246,7 +247,7 @@ async fn delayed(arguments: &DelayedArgs) -> anyhow::Result<Value> {
         storm: arguments.storm,
         message_size_bytes: arguments.message_size,
     };
-    let mut samples = Samples::new(&run.server_pids);
+    let mut samples = Samples::new(run);
     let report = {
         let (start, end) = samples.both();
         start();
@@ -323,21 +324,22 @@ async fn create(client: &Client, topic: &str) -> anyhow::Result<()> {
 /// What the servers had used at the start and at the end of the counted time.
 struct Samples {
     pids: Vec<u32>,
+    disk_dir: Option<PathBuf>,
     start: Option<anyhow::Result<CostSample>>,
     end: Option<anyhow::Result<CostSample>>,
 }
 
 impl Samples {
-    fn new(pids: &[u32]) -> Self {
-        Self { pids: pids.to_vec(), start: None, end: None }
+    fn new(run: &RunArgs) -> Self {
+        Self { pids: run.server_pids.clone(), disk_dir: run.disk_dir.clone(), start: None, end: None }
     }
 
     fn both(&mut self) -> (impl FnOnce() + '_, impl FnOnce() + '_) {
-        let Self { pids, start, end } = self;
-        let pids = &*pids;
+        let Self { pids, disk_dir, start, end } = self;
+        let (pids, disk_dir) = (&*pids, disk_dir.as_deref());
         (
-            move || *start = Some(CostSample::take(pids, None)),
-            move || *end = Some(CostSample::take(pids, None)),
+            move || *start = Some(CostSample::take(pids, disk_dir)),
+            move || *end = Some(CostSample::take(pids, disk_dir)),
         )
     }
 
