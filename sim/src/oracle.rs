@@ -470,9 +470,15 @@ impl State {
                 self.violate(format!("node {node} went back from {before:?} to {now:?}"));
             }
         }
-        // Across lives too: a flushed entry may be cut by a leader that lacks it, a committed one never.
+        // Across lives too: a flushed entry may be cut by a leader that lacks it, a committed one only
+        // where a snapshot takes its place. openraft cuts the log in front of a snapshot back to the
+        // commit it knows, which may be older, before the snapshot is installed; what the snapshot
+        // holds is committed, so a majority of the others has to have it.
         let kept = self.replicas[node].kept;
-        if now.flushed < kept {
+        let others = self.replicas.iter().enumerate().filter(|(other, _)| *other != node);
+        let holders = others.filter(|(_, replica)| replica.kept >= kept).count();
+        let is_held_by_a_majority = holders >= MAJORITY;
+        if now.flushed < kept && !is_held_by_a_majority {
             self.violate(format!(
                 "node {node} had {kept} committed entries flushed and now has {}",
                 now.flushed
