@@ -1,8 +1,6 @@
 //! Memory is measured in a process of its own: this test starts itself again with a mark in the
 //! environment, because other tests of the same process allocate at the same time.
 
-use std::process;
-
 use super::*;
 
 const TOPICS: u32 = 1_000;
@@ -15,20 +13,13 @@ const MARK: &str = "LEDGERMQ_TEST_MEASURES_MEMORY";
 
 #[test]
 fn a_million_queues_fit_in_memory_and_one_checkpoint() {
-    if std::env::var_os(MARK).is_some() {
-        return measure();
+    match measured_alone(
+        MARK,
+        "state::tests::million_queues::a_million_queues_fit_in_memory_and_one_checkpoint",
+    ) {
+        Alone::Yes => measure(),
+        Alone::InAChild => {}
     }
-    let this = std::env::current_exe().expect("a test binary");
-    let output = process::Command::new(this)
-        .args(["--exact", "state::tests::million_queues::a_million_queues_fit_in_memory_and_one_checkpoint"])
-        .arg("--nocapture")
-        .env(MARK, "1")
-        .output()
-        .expect("started");
-    let said = String::from_utf8_lossy(&output.stdout);
-    println!("{said}");
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("1 passed"), "{said}");
 }
 
 fn measure() {

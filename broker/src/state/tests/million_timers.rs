@@ -1,7 +1,6 @@
 //! Memory is measured in a process of its own: this test starts itself again with a mark in the
 //! environment, because other tests of the same process allocate at the same time.
 
-use std::process;
 use std::time::Instant;
 
 use super::timers::{Delays, delays};
@@ -19,20 +18,10 @@ const MARK: &str = "LEDGERMQ_TEST_MEASURES_TIMERS";
 
 #[test]
 fn a_million_timers_cost_little_memory() {
-    if std::env::var_os(MARK).is_some() {
-        return measure();
+    match measured_alone(MARK, "state::tests::million_timers::a_million_timers_cost_little_memory") {
+        Alone::Yes => measure(),
+        Alone::InAChild => {}
     }
-    let this = std::env::current_exe().expect("a test binary");
-    let output = process::Command::new(this)
-        .args(["--exact", "state::tests::million_timers::a_million_timers_cost_little_memory"])
-        .arg("--nocapture")
-        .env(MARK, "1")
-        .output()
-        .expect("started");
-    let said = String::from_utf8_lossy(&output.stdout);
-    println!("{said}");
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("1 passed"), "{said}");
 }
 
 fn measure() {

@@ -231,3 +231,29 @@ pub(super) fn offsets(granted: &[Granted]) -> Vec<(u32, u64)> {
 pub(super) fn at(queue: u32, offset: u64) -> (QueueId, QueueOffset) {
     (QueueId(queue), QueueOffset(offset))
 }
+
+/// Whether a test that measures memory runs in a process of its own.
+enum Alone {
+    Yes,
+    /// It was run in one, and passed there.
+    InAChild,
+}
+
+/// Starts the test `name` again with `mark` in the environment, because other tests of this process
+/// allocate at the same time.
+fn measured_alone(mark: &str, name: &str) -> Alone {
+    if std::env::var_os(mark).is_some() {
+        return Alone::Yes;
+    }
+    let this = std::env::current_exe().expect("a test binary");
+    let output = std::process::Command::new(this)
+        .args(["--exact", name, "--nocapture"])
+        .env(mark, "1")
+        .output()
+        .expect("started");
+    let said = String::from_utf8_lossy(&output.stdout);
+    println!("{said}");
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("1 passed"), "{said}");
+    Alone::InAChild
+}
