@@ -45,6 +45,18 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             ],
         ),
         ("ledgermq-sim", &["ledgermq-common", "ledgermq-proto", "ledgermq-raft-store", "ledgermq-broker"]),
+        (
+            "ledgermq-fuzz",
+            &[
+                "ledgermq-common",
+                "ledgermq-proto",
+                "ledgermq-filter",
+                "ledgermq-raft-store",
+                "ledgermq-edge",
+                "ledgermq-broker",
+                "ledgermq-nameserver",
+            ],
+        ),
         ("ledgermq-jepsen-tests", &["ledgermq-common", "ledgermq-client", "ledgermq"]),
     ])
 }

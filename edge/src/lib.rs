@@ -29,6 +29,8 @@ pub mod context;
 mod dead_letters;
 pub mod edge;
 pub mod forward;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod group_call;
 pub mod hold;
 pub mod leaders;

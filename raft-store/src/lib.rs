@@ -5,6 +5,8 @@
 
 mod commit_log;
 mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod group;
 pub mod io;
 pub mod machine;

@@ -55,7 +55,7 @@ use crate::store::{Identity, OpenError, StoreFault, VoteRecord};
 pub const FILE_NAME: &str = "superblock";
 pub const CLUSTER_NAME_BYTES_MAX: usize = 255;
 pub const TEMPORARY_NAME: &str = "superblock.tmp";
-const SLOT_BYTES: usize = 4096;
+pub(crate) const SLOT_BYTES: usize = 4096;
 const CRC_AT: usize = SLOT_BYTES - 4;
 const MAGIC: [u8; 8] = *b"LMQSUPER";
 const VERSION: u32 = 1;
@@ -97,7 +97,7 @@ pub struct SuperblockFile {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum SlotError {
+pub(crate) enum SlotError {
     Checksum,
     Unsupported,
 }
@@ -184,7 +184,7 @@ pub(crate) fn fault(operation: &'static str, file: &Path) -> impl FnOnce(std::io
     move |error| StoreFault { operation, file, reason: error.to_string() }
 }
 
-fn encode(superblock: &Superblock, sequence: u64) -> Vec<u8> {
+pub(crate) fn encode(superblock: &Superblock, sequence: u64) -> Vec<u8> {
     let name = superblock.identity.cluster.as_bytes();
     assert!(name.len() <= CLUSTER_NAME_BYTES_MAX, "checked when the store was opened");
     let mut flags = 0;
@@ -223,7 +223,7 @@ fn encode(superblock: &Superblock, sequence: u64) -> Vec<u8> {
     block
 }
 
-fn decode(block: &[u8]) -> Result<(u64, Superblock), SlotError> {
+pub(crate) fn decode(block: &[u8]) -> Result<(u64, Superblock), SlotError> {
     let crc = crc32c::crc32c(block.get(..CRC_AT).unwrap_or_default());
     if block.get(..8) != Some(&MAGIC[..]) || u32_at(block, CRC_AT) != crc {
         return Err(SlotError::Checksum);

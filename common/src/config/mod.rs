@@ -176,15 +176,25 @@ fn parse_file(path: &Path) -> Result<Node, ConfigError> {
         let reason = format!("{size} bytes, the limit is {FILE_BYTES_MAX}");
         return Err(unreadable(std::io::Error::new(std::io::ErrorKind::FileTooLarge, reason)).into());
     }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    parse_text(&std::fs::read_to_string(path).map_err(unreadable)?, path)
+}
+
+fn parse_text(text: &str, path: &Path) -> Result<Node, ConfigError> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| NotToml {
         path: path.to_owned(),
         reason: match error.span() {
-            Some(span) => format!("{}: {}", line_and_column(&text, span.start), error.message()),
+            Some(span) => format!("{}: {}", line_and_column(text, span.start), error.message()),
             None => error.message().to_owned(),
         },
     })?;
     Ok(Node::from_toml(toml::Value::Table(table), &path.display().to_string()))
+}
+
+/// Loads `T` from the text of a file alone: for fuzzing.
+#[doc(hidden)]
+pub fn load_text<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
+    let root = parse_text(text, Path::new("text"))?;
+    T::deserialize(read::At::root(&root)).map_err(ReadFailure::into_config_error)
 }
 
 fn line_and_column(text: &str, offset: usize) -> String {

@@ -23,6 +23,14 @@ mod wire_transactions;
 
 use std::time::Duration;
 
+/// For [`crate::fuzzing`].
+pub(crate) fn fuzz_request(bytes: &[u8]) {
+    use prost::Message as _;
+    if let Ok(request) = ledgermq_proto::forward::ForwardRequest::decode(bytes) {
+        let _ = wire::read_request(request);
+    }
+}
+
 /// Requests of one Exchange that wait for their reply.
 pub const IN_FLIGHT_PER_LINK_MAX: usize = 65_536;
 /// Frames between a caller and the stream writer.
