@@ -31,6 +31,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("ledgermq-nameserver", &["ledgermq-common", "ledgermq-proto", "ledgermq-listener", "ledgermq-edge"]),
         ("ledgermq-client", &["ledgermq-common", "ledgermq-proto"]),
         ("ledgermq-checkers", &[]),
+        ("ledgermq-faultfs", &[]),
+        ("ledgermq-clockskew", &[]),
         ("ledgermq-bench", &["ledgermq-common", "ledgermq-client", "ledgermq-proto"]),
         (
             "ledgermq",
@@ -39,6 +41,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "ledgermq-proto",
                 "ledgermq-client",
                 "ledgermq-checkers",
+                "ledgermq-faultfs",
                 "ledgermq-broker",
                 "ledgermq-nameserver",
                 "ledgermq-bench",

@@ -20,7 +20,12 @@ pub(super) struct ChildProcess {
 impl ChildProcess {
     /// Output goes to the end of `log`. The child has a process group of its own, so that Ctrl-C
     /// reaches only the parent, which then stops its children in order.
-    pub fn start(binary: &Path, arguments: &[OsString], log: &Path) -> anyhow::Result<Self> {
+    pub fn start(
+        binary: &Path,
+        arguments: &[OsString],
+        environment: &[(&str, OsString)],
+        log: &Path,
+    ) -> anyhow::Result<Self> {
         let log_file = File::options()
             .create(true)
             .append(true)
@@ -29,6 +34,7 @@ impl ChildProcess {
         let mut command = Command::new(binary);
         command
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log_file.try_clone()?)
             .stderr(log_file)
@@ -58,6 +64,14 @@ impl ChildProcess {
         if self.exited()?.is_none() {
             self.child.kill()?;
             self.ended = Some(self.child.wait()?);
+        }
+        Ok(())
+    }
+
+    /// SIGKILL without waiting: a process that waits for its disk ends only when that answers.
+    pub fn send_kill(&mut self) -> anyhow::Result<()> {
+        if self.exited()?.is_none() {
+            self.child.kill()?;
         }
         Ok(())
     }

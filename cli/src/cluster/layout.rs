@@ -39,6 +39,12 @@ pub struct ClusterPlan {
     pub broker_settings: Vec<String>,
     /// The log filter of the children.
     pub log: String,
+    /// Each broker's data lies on a disk of its own that can fail; needs root and `/dev/fuse`.
+    pub faulty_disks: bool,
+    /// Syncs of such a disk reach the real one.
+    pub sync_through: bool,
+    /// Each broker has a wall clock of its own that can be wrong.
+    pub skewed_clocks: bool,
 }
 
 impl ClusterPlan {
@@ -56,6 +62,9 @@ impl ClusterPlan {
             segment_size_bytes: SEGMENT_SIZE_BYTES,
             broker_settings: Vec::new(),
             log: "info,openraft=error".to_owned(),
+            faulty_disks: false,
+            sync_through: false,
+            skewed_clocks: false,
         }
     }
 
@@ -81,6 +90,14 @@ pub(super) fn log_path(plan: &ClusterPlan, member: Member) -> PathBuf {
 
 pub(super) fn data_dir(plan: &ClusterPlan, member: Member) -> PathBuf {
     plan.dir.join(member.to_string())
+}
+
+pub(super) fn disk_files(plan: &ClusterPlan, member: Member) -> PathBuf {
+    plan.dir.join(format!("{member}.disk"))
+}
+
+pub(super) fn clock_path(plan: &ClusterPlan, member: Member) -> PathBuf {
+    plan.dir.join(format!("{member}.clock"))
 }
 
 pub(super) fn arguments(plan: &ClusterPlan, member: Member) -> Vec<OsString> {

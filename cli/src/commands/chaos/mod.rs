@@ -13,6 +13,9 @@
 //!
 //! `check` and `report` work on a recorded history alone, also one of another system.
 
+mod client_processes;
+mod clock_faults;
+mod disk_faults;
 mod judge;
 mod nemesis;
 mod page;
@@ -39,6 +42,9 @@ pub enum ChaosCommand {
     List,
     /// Run one: load and faults on a cluster of its own, then the verdict.
     Run(run::RunArgs),
+    /// One client of a run, as a process of its own.
+    #[command(hide = true)]
+    Client(client_processes::ClientArgs),
     /// Judge a recorded history.
     Check(CheckArgs),
     /// Make the report of a recorded history again.
@@ -83,6 +89,7 @@ pub async fn run(command: ChaosCommand) -> anyhow::Result<ExitCode> {
             println!("{table}");
             Ok(ExitCode::SUCCESS)
         }
+        ChaosCommand::Client(arguments) => client_processes::run(arguments).await,
         ChaosCommand::Run(arguments) => run::run(arguments).await,
         ChaosCommand::Check(arguments) => {
             let history = read(&arguments.history)?;
