@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use fuser::{
     FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -271,6 +271,11 @@ impl Filesystem for Requests {
         let capacity = self.disk.capacity_bytes().unwrap_or(UNLIMITED_BYTES);
         let free = blocks(capacity.saturating_sub(self.disk.used_bytes()));
         reply.statfs(blocks(capacity), free, free, 1 << 20, 1 << 20, BLOCK_BYTES, 255, BLOCK_BYTES);
+    }
+
+    /// The kernel asks once and then no more.
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(fuser::Errno::ENOSYS);
     }
 
     fn create(

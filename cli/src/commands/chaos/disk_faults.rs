@@ -13,6 +13,7 @@
 //! Corruption comes while the member is down: found at the start, it cannot do harm.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -35,6 +36,8 @@ const KILLED_WITHIN: Duration = Duration::from_secs(20);
 const STOPPED_WITHIN: Duration = Duration::from_secs(20);
 /// Where the files of the log are, below a member's directory.
 const LOG_FILES: &str = "/log/";
+/// How long syncs do not come back before the power goes, at most.
+const UNSYNCED_MS_MAX: u64 = 100;
 const SLOT_BYTES: u64 = 4096;
 const SLOW_MS: std::ops::RangeInclusive<u64> = 50..=500;
 /// What a full disk still has room for, at most.
@@ -127,6 +130,12 @@ impl Nemesis<'_> {
     }
 
     async fn lose_power(&mut self, survival: Survival, targets: &[Member]) -> anyhow::Result<String> {
+        // A sync is so fast that the power would hardly ever go between a write and its sync.
+        let rule = Rule::new([Operation::Sync, Operation::SyncDirectory], Effect::Stall);
+        for member in targets {
+            self.cluster.disk(*member)?.ask(&Command::AddRule { rule: rule.clone() })?;
+        }
+        tokio::time::sleep(Duration::from_millis(self.dice.below(UNSYNCED_MS_MAX))).await;
         for member in targets {
             self.cluster.disk(*member)?.ask(&Command::PowerOff)?;
         }
@@ -275,18 +284,23 @@ impl Nemesis<'_> {
     }
 
     async fn rot(&mut self, what: Rotten, member: Member) -> anyhow::Result<String> {
+        if what == Rotten::Snapshot {
+            self.wait_snapshot(member).await?;
+        }
         let status = self.cluster.terminate(member, STOPPED_WITHIN).await?;
         ensure!(status.success(), "{member} ended with {status} after SIGTERM");
         let seed = self.dice.below(u64::MAX);
-        let places = self.places(what, member)?;
+        let places = self.places(what, member).await?;
         ensure!(!places.is_empty(), "{member} has nothing that could rot");
         let how = if what == Rotten::Index { Corruption::Random } else { Corruption::FlipBit };
         let mut seen = Vec::new();
+        let mut all = 0;
         for (path, at, len) in &places {
             let changed = self.cluster.disk(member)?.corrupt(path, *at, *len, how, seed)?;
-            ensure!(changed > 0, "{path} of {member} did not change");
+            all += changed;
             seen.push(format!("{changed} bytes of {path} at {at}"));
         }
+        ensure!(all > 0, "nothing changed: {}", seen.join(", "));
         let seen = format!("{member}: {}", seen.join(", "));
         let heard = std::fs::metadata(self.cluster.log_path(member))?.len();
         self.cluster.restart(member)?;
@@ -315,7 +329,7 @@ impl Nemesis<'_> {
     }
 
     /// File, place and length of what is to rot. The member is down.
-    fn places(&mut self, what: Rotten, member: Member) -> anyhow::Result<Vec<(String, u64, u64)>> {
+    async fn places(&mut self, what: Rotten, member: Member) -> anyhow::Result<Vec<(String, u64, u64)>> {
         let files = self.cluster.disk(member)?.files()?;
         let last = |part: &str, end: &str| {
             let found = files.iter().filter(|file| file.path.contains(part) && file.path.ends_with(end));
@@ -325,14 +339,10 @@ impl Nemesis<'_> {
         Ok(match what {
             Rotten::Log => {
                 let path = last(LOG_FILES, ".log").context("there is no segment")?;
-                let bytes = std::fs::read(self.cluster.data_dir(member).join(&path))?;
-                let first = SEGMENT_HEADER_BYTES as usize;
-                // Not padding between frames, which means nothing.
-                let written = |at: &usize| bytes.get(*at).is_some_and(|byte| *byte != 0);
-                let end = (first..bytes.len()).rfind(written).context("the last segment is empty")?;
-                let from = first + self.dice.below((end - first + 1) as u64) as usize;
-                let at = (from..=end).find(written).context("the last byte is written")?;
-                vec![(path, at as u64, 1)]
+                let (file, dice) = (self.cluster.data_dir(member).join(&path), self.dice.below(u64::MAX));
+                // The load goes on meanwhile, on this thread.
+                let at = tokio::task::spawn_blocking(move || written_byte(&file, dice)).await??;
+                vec![(path, at, 1)]
             }
             Rotten::Superblock => superblock
                 .into_iter()
@@ -358,6 +368,15 @@ impl Nemesis<'_> {
         })
     }
 
+    async fn wait_snapshot(&mut self, member: Member) -> anyhow::Result<()> {
+        let deadline = Instant::now() + MEETS_WITHIN;
+        while !self.cluster.disk(member)?.files()?.iter().any(|file| file.path.contains("/snapshot-")) {
+            ensure!(Instant::now() < deadline, "{member} made no snapshot");
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
     async fn must_be_killed(&mut self, member: Member) -> anyhow::Result<()> {
         use std::os::unix::process::ExitStatusExt as _;
         let status = self.cluster.wait_end(member, KILLED_WITHIN).await?;
@@ -367,4 +386,17 @@ impl Nemesis<'_> {
         );
         Ok(())
     }
+}
+
+/// The place of a byte of the log that was written: not padding between frames, which means nothing.
+fn written_byte(segment: &Path, dice: u64) -> anyhow::Result<u64> {
+    let bytes = std::fs::read(segment)?;
+    let first = SEGMENT_HEADER_BYTES as usize;
+    let zeros = bytes.rchunks(SLOT_BYTES as usize).take_while(|chunk| chunk.iter().all(|byte| *byte == 0));
+    let end = bytes.len() - zeros.map(<[u8]>::len).sum::<usize>();
+    ensure!(end > first, "{} is empty", segment.display());
+    let from = first + (dice % (end - first) as u64) as usize;
+    let written = |at: &usize| bytes.get(*at).is_some_and(|byte| *byte != 0);
+    let at = (from..end).find(written).or_else(|| (first..from).rfind(written));
+    Ok(at.context("the log has written bytes")? as u64)
 }

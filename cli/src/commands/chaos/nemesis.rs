@@ -74,9 +74,10 @@ impl Nemesis<'_> {
         let names: Vec<String> = targets.iter().map(Member::to_string).collect();
         let names = names.join(" ");
         let fault = self.scenario.fault;
+        let recorder = Arc::clone(&self.recorder);
         let record = |begins| {
             let op = Operation::Fault { name: fault.name().to_owned(), target: names.clone(), begins };
-            self.recorder.record(NEMESIS, Kind::Info, op);
+            recorder.record(NEMESIS, Kind::Info, op);
         };
         record(true);
         match fault {
