@@ -25,6 +25,8 @@ pub struct ClientOptions {
     /// All attempts of a request together. A caller gets an error only after this.
     pub total_deadline: Duration,
     pub connections_per_access_point: usize,
+    /// What the servers know each producer and consumer by; one of its own for each unless given.
+    pub client_id: Option<String>,
 }
 
 impl Default for ClientOptions {
@@ -36,6 +38,7 @@ impl Default for ClientOptions {
             request_timeout: Duration::from_secs(3),
             total_deadline: Duration::from_secs(30),
             connections_per_access_point: 1,
+            client_id: None,
         }
     }
 }

@@ -56,7 +56,7 @@ pub(crate) struct Role {
 
 impl Session {
     pub fn start(connections: Arc<Connections>, options: ClientOptions, role: Role) -> Arc<Self> {
-        let client_id = new_client_id();
+        let client_id = options.client_id.clone().unwrap_or_else(new_client_id);
         let session = Arc::new(Self {
             metadata: headers(&client_id, &options.namespace),
             connections,

@@ -9,6 +9,7 @@ pub mod limits;
 pub mod names;
 pub mod recall_handle;
 pub mod receipt_handle;
+pub mod steady_clock;
 pub mod transaction_id;
 
 pub use ids::{GroupId, LogIndex, NodeId, PhysicalOffset, QueueId, QueueOffset, Term};

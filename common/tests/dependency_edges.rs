@@ -31,6 +31,9 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("ledgermq-nameserver", &["ledgermq-common", "ledgermq-proto", "ledgermq-listener", "ledgermq-edge"]),
         ("ledgermq-client", &["ledgermq-common", "ledgermq-proto"]),
         ("ledgermq-checkers", &[]),
+        ("ledgermq-faultfs", &[]),
+        ("ledgermq-faultnet", &[]),
+        ("ledgermq-clockskew", &[]),
         ("ledgermq-bench", &["ledgermq-common", "ledgermq-client", "ledgermq-proto"]),
         (
             "ledgermq",
@@ -39,6 +42,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "ledgermq-proto",
                 "ledgermq-client",
                 "ledgermq-checkers",
+                "ledgermq-faultfs",
+                "ledgermq-faultnet",
                 "ledgermq-broker",
                 "ledgermq-nameserver",
                 "ledgermq-bench",

@@ -1,6 +1,7 @@
 //! The chaos harness itself: a short run on real processes passes and leaves its files; a history
 //! with a message taken out is caught; one that shows nothing is no pass.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -84,5 +85,48 @@ fn a_run_is_judged_and_a_spoilt_history_is_not_passed() -> Result<()> {
     std::fs::write(folder.path().join("nonsense.jsonl"), "nonsense\n")?;
     let refused = chaos(&["check", &path(folder.path(), "nonsense.jsonl")])?;
     ensure!(text(&refused.stderr).contains("nonsense.jsonl: line 1"), "{}", text(&refused.stderr));
+    Ok(())
+}
+
+/// All machines lose their power under load, and nothing acknowledged is lost.
+#[test]
+fn a_power_cut_of_all_machines_loses_nothing_that_was_acknowledged() -> Result<()> {
+    let can_mount = std::fs::metadata("/dev/fuse").is_ok() && std::fs::metadata("/proc/self")?.uid() == 0;
+    if !can_mount {
+        ensure!(std::env::var_os("CI").is_none(), "CI runs as root and has /dev/fuse");
+        eprintln!("not run: needs root and /dev/fuse");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let out = folder.path().display().to_string();
+    let run = chaos(&[
+        "run",
+        "--scenario",
+        "power-loss-all",
+        "--injections",
+        "2",
+        "--duration",
+        "20",
+        "--rate",
+        "200",
+        "--seed",
+        "7",
+        "--fault-ms",
+        "200",
+        "--pause-ms",
+        "1000",
+        "--out",
+        &out,
+        "--json",
+    ])?;
+    ensure!(run.status.success(), "{}\n{}\n{}", run.status, text(&run.stdout), text(&run.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout)?;
+    ensure!(report["outcome"] == "valid" && report["injections"] == 2, "{report:#}");
+    ensure!(report["without_success"] == 0, "the cluster came back: {report:#}");
+    let proofs = std::fs::read_to_string(folder.path().join("faults.txt"))?;
+    ensure!(proofs.lines().count() == 2 && proofs.matches("bytes dropped").count() == 6, "{proofs}");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let left = mounts.lines().filter(|line| line.contains("faultfs") && line.contains("ledgermq-chaos-"));
+    ensure!(left.count() == 0, "a disk is still mounted: {mounts}");
     Ok(())
 }

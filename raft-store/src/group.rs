@@ -15,6 +15,7 @@ mod errors;
 mod opening;
 mod recovery;
 mod schedule;
+mod stalled_disk;
 mod status;
 mod watching;
 
@@ -172,7 +173,8 @@ impl Group {
         if !leads {
             return Ok(());
         }
-        let heir = status::most_caught_up(&self.inner).ok_or(HandOverError::NobodyCaughtUp)?;
+        let heir = status::most_caught_up(&self.inner.raft, &self.inner.store, self.inner.node);
+        let heir = heir.ok_or(HandOverError::NobodyCaughtUp)?;
         self.inner.raft.trigger().transfer_leader(heir.get()).await.map_err(|_| HandOverError::Stopped)?;
         let node = self.inner.node;
         match timeout_at(deadline, leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != node)))

@@ -403,6 +403,11 @@ impl LogStore {
         self.log.end().at
     }
 
+    /// How long the writer has been waiting for the disk to answer.
+    pub fn waits_for_disk(&self) -> std::time::Duration {
+        self.log.counters.waits_for()
+    }
+
     pub fn write_stats(&self) -> WriteStats {
         self.log.counters.read()
     }

@@ -96,6 +96,32 @@ fn a_command_above_the_limit_is_refused_and_one_at_the_limit_is_replicated() {
     cluster.converge();
 }
 
+/// Heartbeats need no disk, so nobody but the leader itself can notice.
+#[test]
+fn a_leader_whose_disk_stalls_gives_its_place_away_and_follows_when_the_disk_is_back() {
+    let cluster = Cluster::start();
+    let mut acknowledged = numbered(0, 20);
+    acknowledged.iter().for_each(|command| drop(cluster.propose(command.clone())));
+    let before = cluster.leader();
+    cluster.replicas[before].disk.set(true);
+    // Something to write, or the leader does not know that it cannot.
+    let group = cluster.group(before).clone();
+    cluster.driver.spawn(async move { group.propose(Bytes::from_static(b"wakes the writer")).await });
+    let stalled = Instant::now();
+    let after = cluster.wait_for("another leader", || {
+        let ready = |at: &usize| *at != before && cluster.group(*at).leadership().borrow().is_leader_ready;
+        cluster.running().into_iter().find(ready)
+    });
+    assert!(stalled.elapsed() < Duration::from_secs(3), "another leads after {:?}", stalled.elapsed());
+    for command in numbered(100, 20) {
+        let answer = cluster.driver.block_on(cluster.group(after).propose(command.clone()));
+        assert_eq!(answer, Ok(command.clone()));
+        acknowledged.push(command);
+    }
+    cluster.replicas[before].disk.set(false);
+    assert_has_all(&cluster, &acknowledged);
+}
+
 #[test]
 fn a_restarted_follower_catches_up() {
     let mut cluster = Cluster::start();

@@ -22,6 +22,16 @@ pub fn expose(node: &Arc<Node>) -> String {
         node.hosted_groups().map(|hosted| (hosted.name().to_string(), hosted.group().status())).collect();
     expose_raft(&statuses, &mut out);
     expose_syncs(&statuses, &mut out);
+    out.family("ledgermq_log_time_seconds", Kind::Gauge, "Log time of this replica, since the Unix epoch.");
+    for hosted in node.hosted_groups() {
+        out.sample(&[("group", hosted.name().as_str())], seconds(hosted.state().now().get()));
+    }
+    out.family(
+        "ledgermq_system_clock_ahead_seconds",
+        Kind::Gauge,
+        "How far the system's clock is ahead of the one this node goes by, which does not jump.",
+    );
+    out.sample(&[], node.clock().system_ahead_ms() as f64 / 1e3);
     out.family("ledgermq_timers_pending", Kind::Gauge, "Delayed messages that wait for their time.");
     for hosted in node.hosted_groups().filter(|hosted| hosted.leads()) {
         out.sample(&[("group", hosted.name().as_str())], hosted.state().timers_pending());
@@ -35,6 +45,10 @@ pub fn expose(node: &Arc<Node>) -> String {
     out.family("ledgermq_long_polls", Kind::Gauge, "Receives that wait for a message.");
     out.sample(&[], node.long_polls());
     out.into_text()
+}
+
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1e3
 }
 
 fn expose_topics(node: &Arc<Node>, out: &mut Exposition) {

@@ -73,6 +73,24 @@ impl DataDir {
         Ok(Self { root: root.to_owned(), _lock: lock })
     }
 
+    /// Makes a directory below the root, with its parents: their names are durable on return. They
+    /// are synced where they exist, too: who made them may have ended before it came to that, and
+    /// without the name of its directory the whole log would be gone after a power cut.
+    pub fn create_durably(&self, directory: &Path) -> io::Result<()> {
+        let below = directory.strip_prefix(&self.root).map_err(io::Error::other)?;
+        let mut parent = self.root.clone();
+        for name in below.components() {
+            let directory = parent.join(name);
+            match fs::create_dir(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+                other => other?,
+            }
+            File::open(&parent)?.sync_all()?;
+            parent = directory;
+        }
+        Ok(())
+    }
+
     pub fn tls(&self) -> PathBuf {
         self.root.join("tls")
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ledgermq_common::clock::SystemClock;
+use ledgermq_common::steady_clock::SteadyClock;
 use ledgermq_common::{GroupId, GroupName, NodeId};
 use ledgermq_raft_store::io::RealDisk;
 use ledgermq_raft_store::store::{StoreConfig, WriterSpawn};
@@ -21,6 +22,8 @@ use crate::state::{BrokerState, CheckpointMode, StateConfig};
 
 /// What the groups of a process share.
 pub struct Shared {
+    /// Log time comes from it where this node leads.
+    pub clock: SteadyClock,
     pub waiters: Arc<WaiterCount>,
     pub metrics: Arc<Metrics>,
     pub stopping: watch::Receiver<bool>,
@@ -38,7 +41,8 @@ pub async fn open(
     let log_dir = data_dir.group_log(id);
     let derived_dir = data_dir.group_derived(id);
     for dir in [&log_dir, &derived_dir] {
-        std::fs::create_dir_all(dir)
+        data_dir
+            .create_durably(dir)
             .map_err(|e| refused(format!("{} cannot be created: {e}", dir.display())))?;
     }
     let waiters = Arc::new(Waiters::new(Arc::clone(&shared.waiters)));
@@ -84,7 +88,7 @@ pub async fn open(
         group,
         state,
         waiters,
-        clock: Arc::new(SystemClock),
+        clock: Arc::new(shared.clock.clone()),
         settings: Settings {
             auto_create_topics: config.topics.auto_create,
             default_queues: config.topics.default_queues,

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
-use ledgermq_common::clock::SystemClock;
+use ledgermq_common::steady_clock::SteadyClock;
 use ledgermq_edge::forward::connect::TcpConnect;
 use ledgermq_edge::forward::server::forward_service;
 use ledgermq_edge::{Edge, EdgeConfig};
@@ -141,7 +141,9 @@ impl Broker {
             handed_over: watch::Sender::new(false),
             closing: watch::Sender::new(false),
         };
+        let clock = SteadyClock::start();
         let shared = groups::Shared {
+            clock: clock.clone(),
             waiters: Arc::new(WaiterCount::default()),
             metrics: Arc::new(Metrics::default()),
             stopping: signals.handed_over.subscribe(),
@@ -160,13 +162,14 @@ impl Broker {
             executor.clone(),
             topology.clone(),
             Arc::new(TcpConnect),
-            Arc::new(SystemClock),
+            Arc::new(clock.clone()),
         );
         let node = Node::new(
             config.clone(),
             Arc::clone(&executor),
             shared.metrics,
             shared.waiters,
+            clock,
             signals.leaving.subscribe(),
         );
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ledgermq_common::NodeId;
+use ledgermq_common::steady_clock::SteadyClock;
 use tokio::sync::watch;
 
 use crate::config::BrokerConfig;
@@ -14,6 +15,7 @@ pub struct Node {
     executor: Arc<Executor>,
     metrics: Arc<Metrics>,
     waiters: Arc<WaiterCount>,
+    clock: SteadyClock,
     stopping: watch::Receiver<bool>,
 }
 
@@ -23,9 +25,10 @@ impl Node {
         executor: Arc<Executor>,
         metrics: Arc<Metrics>,
         waiters: Arc<WaiterCount>,
+        clock: SteadyClock,
         stopping: watch::Receiver<bool>,
     ) -> Arc<Self> {
-        Arc::new(Self { config, executor, metrics, waiters, stopping })
+        Arc::new(Self { config, executor, metrics, waiters, clock, stopping })
     }
 
     pub fn id(&self) -> NodeId {
@@ -50,6 +53,11 @@ impl Node {
 
     pub fn long_polls(&self) -> usize {
         self.waiters.get()
+    }
+
+    /// The clock log time comes from where this node leads.
+    pub fn clock(&self) -> &SteadyClock {
+        &self.clock
     }
 
     pub fn is_stopping(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -20,7 +21,13 @@ pub(super) struct ChildProcess {
 impl ChildProcess {
     /// Output goes to the end of `log`. The child has a process group of its own, so that Ctrl-C
     /// reaches only the parent, which then stops its children in order.
-    pub fn start(binary: &Path, arguments: &[OsString], log: &Path) -> anyhow::Result<Self> {
+    pub fn start(
+        binary: &Path,
+        arguments: &[OsString],
+        environment: &[(&str, OsString)],
+        namespace: Option<RawFd>,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
         let log_file = File::options()
             .create(true)
             .append(true)
@@ -29,14 +36,18 @@ impl ChildProcess {
         let mut command = Command::new(binary);
         command
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log_file.try_clone()?)
             .stderr(log_file)
             .process_group(0);
         let parent = std::process::id();
-        // SAFETY: between fork and exec only prctl, getppid and _exit run, all async-signal-safe.
+        // SAFETY: between fork and exec only prctl, getppid, setns and _exit run, all async-signal-safe.
         unsafe {
-            command.pre_exec(move || die_with_parent(parent));
+            command.pre_exec(move || {
+                die_with_parent(parent)?;
+                namespace.map_or(Ok(()), ledgermq_faultnet::enter)
+            });
         }
         let child = command.spawn().with_context(|| format!("cannot run {}", binary.display()))?;
         Ok(Self { child, ended: None })
@@ -58,6 +69,14 @@ impl ChildProcess {
         if self.exited()?.is_none() {
             self.child.kill()?;
             self.ended = Some(self.child.wait()?);
+        }
+        Ok(())
+    }
+
+    /// SIGKILL without waiting: a process that waits for its disk ends only when that answers.
+    pub fn send_kill(&mut self) -> anyhow::Result<()> {
+        if self.exited()?.is_none() {
+            self.child.kill()?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -39,6 +40,16 @@ pub struct ClusterPlan {
     pub broker_settings: Vec<String>,
     /// The log filter of the children.
     pub log: String,
+    /// Each broker's data lies on a disk of its own that can fail; needs root and `/dev/fuse`.
+    pub faulty_disks: bool,
+    /// Syncs of such a disk reach the real one.
+    pub sync_through: bool,
+    /// Each broker has a wall clock of its own that can be wrong.
+    pub skewed_clocks: bool,
+    /// Each member is a host of its own, with links that can be bad; needs root and `/dev/net/tun`.
+    pub faulty_network: bool,
+    /// Decides what bad links do.
+    pub network_seed: u64,
 }
 
 impl ClusterPlan {
@@ -56,6 +67,11 @@ impl ClusterPlan {
             segment_size_bytes: SEGMENT_SIZE_BYTES,
             broker_settings: Vec::new(),
             log: "info,openraft=error".to_owned(),
+            faulty_disks: false,
+            sync_through: false,
+            skewed_clocks: false,
+            faulty_network: false,
+            network_seed: 0,
         }
     }
 
@@ -81,6 +97,23 @@ pub(super) fn log_path(plan: &ClusterPlan, member: Member) -> PathBuf {
 
 pub(super) fn data_dir(plan: &ClusterPlan, member: Member) -> PathBuf {
     plan.dir.join(member.to_string())
+}
+
+pub(super) fn disk_files(plan: &ClusterPlan, member: Member) -> PathBuf {
+    plan.dir.join(format!("{member}.disk"))
+}
+
+pub(super) fn clock_path(plan: &ClusterPlan, member: Member) -> PathBuf {
+    plan.dir.join(format!("{member}.clock"))
+}
+
+/// The number of the member's host in a network of the cluster's own.
+pub(super) fn host(plan: &ClusterPlan, member: Member) -> anyhow::Result<usize> {
+    let number = match member {
+        Member::Broker(number) => number,
+        Member::Nameserver(number) => plan.brokers + number,
+    };
+    usize::try_from(number).context("more members than hosts")
 }
 
 pub(super) fn arguments(plan: &ClusterPlan, member: Member) -> Vec<OsString> {
@@ -120,16 +153,23 @@ pub(super) fn assign_ports(plan: &ClusterPlan) -> anyhow::Result<BTreeMap<Member
     Ok(assigned)
 }
 
-pub(super) fn write_configs(plan: &ClusterPlan, ports: &BTreeMap<Member, MemberPorts>) -> anyhow::Result<()> {
-    let local = |port: u16| format!("127.0.0.1:{port}");
+pub(super) fn write_configs(
+    plan: &ClusterPlan,
+    ports: &BTreeMap<Member, MemberPorts>,
+    addresses: &BTreeMap<Member, Ipv4Addr>,
+) -> anyhow::Result<()> {
+    let at = |member: &Member, port: u16| {
+        format!("{}:{port}", addresses.get(member).copied().unwrap_or(Ipv4Addr::LOCALHOST))
+    };
     let mut nodes = Vec::new();
     let mut nameservers = Vec::new();
     for (member, ports) in ports {
         match member {
             Member::Broker(id) => {
-                nodes.push(NodeEntry { id: *id, peer: local(ports.peer), client: local(ports.client) });
+                let (peer, client) = (at(member, ports.peer), at(member, ports.client));
+                nodes.push(NodeEntry { id: *id, peer, client });
             }
-            Member::Nameserver(_) => nameservers.push(local(ports.client)),
+            Member::Nameserver(_) => nameservers.push(at(member, ports.client)),
         }
     }
     let members: Vec<u64> = nodes.iter().map(|node| node.id).collect();
@@ -147,9 +187,9 @@ pub(super) fn write_configs(plan: &ClusterPlan, ports: &BTreeMap<Member, MemberP
                     ..BrokerConfig::default()
                 };
                 config.node.id = *id;
-                config.listen.client = local(ports.client);
-                config.listen.peer = local(ports.peer);
-                config.listen.http = local(ports.http);
+                config.listen.client = at(member, ports.client);
+                config.listen.peer = at(member, ports.peer);
+                config.listen.http = at(member, ports.http);
                 config.storage.data_dir = std::path::absolute(data_dir(plan, *member))?;
                 config.storage.segment_size_bytes = plan.segment_size_bytes;
                 config.topics.auto_create = plan.auto_create_topics;
@@ -157,8 +197,8 @@ pub(super) fn write_configs(plan: &ClusterPlan, ports: &BTreeMap<Member, MemberP
             }
             Member::Nameserver(_) => {
                 let mut config = NameserverConfig::default();
-                config.listen.client = local(ports.client);
-                config.listen.http = local(ports.http);
+                config.listen.client = at(member, ports.client);
+                config.listen.http = at(member, ports.http);
                 config.tls.directory = std::path::absolute(data_dir(plan, *member))?.join("tls");
                 write(&config_path(plan, *member), &toml::to_string(&config)?)?;
             }

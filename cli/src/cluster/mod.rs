@@ -5,27 +5,34 @@
 //! |---|---|
 //! | `nameserver-N.toml`, `broker-N.toml` | generated configuration |
 //! | `nameserver-N.log`, `broker-N.log` | standard output and error, appended over restarts |
-//! | `broker-N/` | data directory |
+//! | `broker-N/` | data directory; a mount where disks are faulty |
+//! | `broker-N.disk/` | what is durable on such a disk, and the tree it ended with (`last`) |
+//! | `broker-N.clock` | how wrong its wall clock is, where clocks are skewed |
 //!
 //! What must hold: only processes started here are signalled, by their id; a child dies when its
 //! parent does, however that ends; a port is never handed out twice.
 
 mod child;
+mod clock;
 mod layout;
 mod ports;
 mod probe;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use ledgermq_client::{Client, ClientOptions};
+use ledgermq_faultfs::DiskProcess;
+use ledgermq_faultnet::Network;
 use ledgermq_proto::admin::{ClusterStatusRequest, ClusterStatusResponse};
 use tokio::time::Instant;
 
 use child::ChildProcess;
+pub use clock::SkewedClock;
 pub use layout::{ClusterPlan, MemberPorts};
 pub use ports::free_ports;
 pub use probe::{HttpAnswer, http_get};
@@ -52,12 +59,27 @@ impl std::fmt::Display for Member {
 pub struct Cluster {
     plan: ClusterPlan,
     members: BTreeMap<Member, Running>,
+    /// After the members: a host ends with its last process.
+    network: Option<Network>,
 }
 
 struct Running {
     ports: MemberPorts,
+    address: Ipv4Addr,
     process: ChildProcess,
     paused: bool,
+    clock: Option<SkewedClock>,
+    disk: Option<DiskProcess>,
+}
+
+impl Drop for Running {
+    /// A process that waits for its disk ends only when the disk lets go of it.
+    fn drop(&mut self) {
+        if let Err(error) = self.process.send_kill() {
+            tracing::warn!(pid = self.process.pid(), "child process not killed: {error:#}");
+        }
+        self.disk = None;
+    }
 }
 
 impl Cluster {
@@ -67,18 +89,29 @@ impl Cluster {
         std::fs::create_dir_all(&plan.dir)
             .with_context(|| format!("cannot create the cluster's directory {}", plan.dir.display()))?;
         let ports = layout::assign_ports(&plan)?;
-        layout::write_configs(&plan, &ports)?;
+        let hosts = usize::try_from(plan.brokers + plan.nameservers)?;
+        let network = plan.faulty_network.then(|| Network::start(hosts, plan.network_seed)).transpose()?;
+        let mut addresses = BTreeMap::new();
+        for member in ports.keys() {
+            let address = match &network {
+                Some(network) => network.address(layout::host(&plan, *member)?),
+                None => Ipv4Addr::LOCALHOST,
+            };
+            addresses.insert(*member, address);
+        }
+        layout::write_configs(&plan, &ports, &addresses)?;
         let mut members = BTreeMap::new();
         for (member, ports) in ports {
-            let process = ChildProcess::start(
-                &plan.binary,
-                &layout::arguments(&plan, member),
-                &layout::log_path(&plan, member),
-            )
-            .with_context(|| format!("cannot start {member}"))?;
-            members.insert(member, Running { ports, process, paused: false });
+            let is_broker = matches!(member, Member::Broker(_));
+            let disk = (plan.faulty_disks && is_broker).then(|| start_disk(&plan, member)).transpose()?;
+            let clock = (plan.skewed_clocks && is_broker)
+                .then(|| SkewedClock::create(layout::clock_path(&plan, member)))
+                .transpose()?;
+            let address = addresses.get(&member).copied().unwrap_or(Ipv4Addr::LOCALHOST);
+            let process = start_process(&plan, member, clock.as_ref(), network.as_ref())?;
+            members.insert(member, Running { ports, address, process, paused: false, clock, disk });
         }
-        Ok(Self { plan, members })
+        Ok(Self { plan, members, network })
     }
 
     pub fn members(&self) -> impl Iterator<Item = Member> + '_ {
@@ -95,27 +128,32 @@ impl Cluster {
 
     /// `host:port` of the member's client port.
     pub fn access_point(&self, member: Member) -> anyhow::Result<String> {
-        Ok(format!("127.0.0.1:{}", self.member(member)?.ports.client))
+        let running = self.member(member)?;
+        Ok(format!("{}:{}", running.address, running.ports.client))
     }
 
     /// All brokers, as a list that a client takes.
     pub fn broker_access_points(&self) -> String {
         let ports = self.members.iter().filter(|(member, _)| matches!(member, Member::Broker(_)));
-        ports.map(|(_, running)| format!("127.0.0.1:{}", running.ports.client)).collect::<Vec<_>>().join(";")
+        ports
+            .map(|(_, running)| format!("{}:{}", running.address, running.ports.client))
+            .collect::<Vec<_>>()
+            .join(";")
     }
 
     /// All nameservers, as a list that a client takes; all brokers where there is no nameserver.
     pub fn nameserver_access_points(&self) -> String {
         let ports = self.members.iter().filter(|(member, _)| matches!(member, Member::Nameserver(_)));
         let list = ports
-            .map(|(_, running)| format!("127.0.0.1:{}", running.ports.client))
+            .map(|(_, running)| format!("{}:{}", running.address, running.ports.client))
             .collect::<Vec<_>>()
             .join(";");
         if list.is_empty() { self.broker_access_points() } else { list }
     }
 
     pub fn http_address(&self, member: Member) -> anyhow::Result<String> {
-        Ok(format!("127.0.0.1:{}", self.member(member)?.ports.http))
+        let running = self.member(member)?;
+        Ok(format!("{}:{}", running.address, running.ports.http))
     }
 
     pub fn pid(&self, member: Member) -> anyhow::Result<u32> {
@@ -183,6 +221,43 @@ impl Cluster {
         Ok(Instant::now())
     }
 
+    /// SIGKILL without waiting for the end, which comes when its disk lets it go.
+    pub fn send_kill(&mut self, member: Member) -> anyhow::Result<()> {
+        let running = self.member_mut(member)?;
+        running.process.send_kill()?;
+        running.paused = false;
+        Ok(())
+    }
+
+    /// How the member ended, `None` if it still runs after `within`.
+    pub async fn wait_end(&mut self, member: Member, within: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        self.member_mut(member)?.process.wait(within).await
+    }
+
+    pub fn has_ended(&mut self, member: Member) -> anyhow::Result<bool> {
+        Ok(self.member_mut(member)?.process.exited()?.is_some())
+    }
+
+    /// The links between the members; an error where they are not hosts of their own.
+    pub fn network(&self) -> anyhow::Result<&Network> {
+        self.network.as_ref().context("the members of this cluster are not hosts of their own")
+    }
+
+    /// The member's number in [`Cluster::network`].
+    pub fn host(&self, member: Member) -> anyhow::Result<usize> {
+        layout::host(&self.plan, member)
+    }
+
+    /// The disk of a broker; an error where disks are not faulty.
+    pub fn disk(&mut self, member: Member) -> anyhow::Result<&mut DiskProcess> {
+        self.member_mut(member)?.disk.as_mut().with_context(|| format!("{member} has no faulty disk"))
+    }
+
+    /// The clock of a broker; an error where clocks are not skewed.
+    pub fn clock(&mut self, member: Member) -> anyhow::Result<&mut SkewedClock> {
+        self.member_mut(member)?.clock.as_mut().with_context(|| format!("{member} has no skewed clock"))
+    }
+
     /// SIGSTOP: the process keeps its sockets and does nothing.
     pub fn pause(&mut self, member: Member) -> anyhow::Result<()> {
         let running = self.member_mut(member)?;
@@ -212,15 +287,12 @@ impl Cluster {
 
     /// Starts a member that ended again, on its ports and its files.
     pub fn restart(&mut self, member: Member) -> anyhow::Result<()> {
-        let arguments = layout::arguments(&self.plan, member);
-        let log = layout::log_path(&self.plan, member);
-        let binary = self.plan.binary.clone();
-        let running = self.member_mut(member)?;
+        let Self { plan, members, network } = self;
+        let running = members.get_mut(&member).with_context(|| format!("the cluster has no {member}"))?;
         if running.process.exited()?.is_none() {
             bail!("{member} still runs");
         }
-        running.process = ChildProcess::start(&binary, &arguments, &log)
-            .with_context(|| format!("cannot restart {member}"))?;
+        running.process = start_process(plan, member, running.clock.as_ref(), network.as_ref())?;
         running.paused = false;
         Ok(())
     }
@@ -228,6 +300,9 @@ impl Cluster {
     /// SIGTERM to all at once, then SIGKILL to those that are left after `within`.
     pub async fn stop(mut self, within: Duration) -> anyhow::Result<()> {
         for running in self.members.values_mut() {
+            if let Some(disk) = &mut running.disk {
+                disk.ask(&ledgermq_faultfs::Command::ClearRules)?;
+            }
             if running.process.exited()?.is_none() {
                 // A stopped process does not see SIGTERM.
                 running.process.signal(libc::SIGCONT)?;
@@ -238,7 +313,7 @@ impl Cluster {
         for running in self.members.values_mut() {
             let left = deadline.saturating_duration_since(Instant::now());
             if running.process.wait(left).await?.is_none() {
-                running.process.kill()?;
+                running.process.send_kill()?;
             }
         }
         Ok(())
@@ -277,7 +352,7 @@ impl Cluster {
         let mut points = Vec::new();
         for (member, running) in &mut self.members {
             if matches!(member, Member::Broker(_)) && !running.paused && running.process.exited()?.is_none() {
-                points.push(format!("127.0.0.1:{}", running.ports.client));
+                points.push(format!("{}:{}", running.address, running.ports.client));
             }
         }
         Ok(points)
@@ -290,6 +365,39 @@ impl Cluster {
     fn member_mut(&mut self, member: Member) -> anyhow::Result<&mut Running> {
         self.members.get_mut(&member).with_context(|| format!("the cluster has no {member}"))
     }
+}
+
+fn start_process(
+    plan: &ClusterPlan,
+    member: Member,
+    clock: Option<&SkewedClock>,
+    network: Option<&Network>,
+) -> anyhow::Result<ChildProcess> {
+    let mut environment = Vec::new();
+    if let Some(clock) = clock {
+        environment.push(("LD_PRELOAD", clock::library(&plan.binary)?.into_os_string()));
+        environment.push((clock::FILE_VARIABLE, clock.path().as_os_str().to_owned()));
+    }
+    let (arguments, log) = (layout::arguments(plan, member), layout::log_path(plan, member));
+    let host = layout::host(plan, member)?;
+    let namespace = network.map(|network| network.namespace(host));
+    ChildProcess::start(&plan.binary, &arguments, &environment, namespace, &log)
+        .with_context(|| format!("cannot start {member}"))
+}
+
+/// A process of its own that outlives its broker and ends with this one.
+fn start_disk(plan: &ClusterPlan, member: Member) -> anyhow::Result<DiskProcess> {
+    use std::os::unix::process::CommandExt as _;
+    let at = layout::data_dir(plan, member);
+    let mut program = std::process::Command::new(&plan.binary);
+    program.arg("faultfs").arg("--files").arg(layout::disk_files(plan, member)).arg("--at").arg(&at);
+    if plan.sync_through {
+        program.arg("--through");
+    }
+    // Ctrl-C is for the parent, which takes the disks away after the processes that use them.
+    program.process_group(0);
+    DiskProcess::start(program, &at)
+        .with_context(|| format!("the disk of {member} cannot be mounted (that needs root and /dev/fuse)"))
 }
 
 /// A leader that only it believes in is a leader of the past.

@@ -11,6 +11,7 @@ mod config;
 mod connection;
 mod demo;
 mod dev;
+mod faultfs;
 mod health;
 mod nameserver;
 mod receive;
@@ -52,6 +53,9 @@ enum Command {
     /// Run faults against a cluster under load and judge the history.
     #[command(subcommand)]
     Chaos(chaos::ChaosCommand),
+    /// Serve a disk with faults to the member of a cluster under test.
+    #[command(hide = true)]
+    Faultfs(faultfs::FaultfsArgs),
     /// Manage topics, look at the cluster.
     Admin(admin::AdminArgs),
     /// Send messages.
@@ -83,6 +87,7 @@ impl Cli {
             Command::Dev(arguments) => block_on(dev::run(arguments)),
             Command::Demo(arguments) => block_on(demo::run(arguments)),
             Command::Chaos(command) => block_on(chaos::run(command)),
+            Command::Faultfs(arguments) => faultfs::run(&arguments),
             Command::Admin(arguments) => block_on(admin::run(arguments)),
             Command::Send(arguments) => block_on(send::run(arguments)),
             Command::Receive(arguments) => block_on(receive::run(arguments)),

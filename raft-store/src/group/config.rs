@@ -35,6 +35,8 @@ pub struct Timings {
     pub suspicion_delay_ms: u64,
     /// ... and this much longer for every follower whose turn is before its own.
     pub suspicion_step_ms: u64,
+    /// A leader whose disk has not answered for so long gives its place away.
+    pub disk_patience_ms: u64,
 }
 
 impl Default for Timings {
@@ -45,6 +47,7 @@ impl Default for Timings {
             election_timeout_ms_max: 400,
             suspicion_delay_ms: 5,
             suspicion_step_ms: 25,
+            disk_patience_ms: 1_000,
         }
     }
 }

@@ -14,6 +14,7 @@ use super::config::{Environment, GroupConfig, Timings};
 use super::errors::OpenGroupError;
 use super::recovery::{interrupted_installation, recover};
 use super::schedule::Schedule;
+use super::stalled_disk::StalledDisk;
 use super::watching::{forward_flushed, publish_fault, publish_leadership};
 use super::{Inner, Leadership};
 use crate::machine::StateMachine;
@@ -143,6 +144,14 @@ pub(super) async fn open(
         retention: config.retention.clone(),
     };
     tasks.spawn(schedule.run(stopping_seen.clone()));
+    let stalled_disk = StalledDisk {
+        raft: raft.clone(),
+        store: store.clone(),
+        node: config.node,
+        leadership: leadership_seen.clone(),
+        patience_ms: config.timings.disk_patience_ms,
+    };
+    tasks.spawn(stalled_disk.run(stopping_seen.clone()));
 
     let port = Arc::new(GroupPort {
         address: own,

@@ -6,7 +6,8 @@ use ledgermq_common::{LogIndex, NodeId, PhysicalOffset, Term};
 use openraft::async_runtime::WatchReceiver;
 
 use super::Inner;
-use crate::store::WriteStats;
+use crate::raft::server::Raft;
+use crate::store::{LogStore, WriteStats};
 
 /// How far a peer is, as the leader knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,16 +65,16 @@ pub(super) fn of(inner: &Inner) -> GroupStatus {
         physical_start: inner.store.physical_start(),
         physical_end: inner.store.physical_end(),
         leader_changes: inner.leader_changes.load(Ordering::Relaxed),
-        peers: peers(inner, last),
+        peers: peers(&inner.raft, inner.node, last),
         writes: inner.store.write_stats(),
     }
 }
 
-fn peers(inner: &Inner, last: Option<LogIndex>) -> Vec<PeerProgress> {
-    let metrics = inner.raft.data_metrics();
+fn peers(raft: &Raft, own: NodeId, last: Option<LogIndex>) -> Vec<PeerProgress> {
+    let metrics = raft.data_metrics();
     let metrics = metrics.borrow_watched();
     let next = |index: Option<LogIndex>| index.map_or(0, |index| index.get() + 1);
-    let replication = metrics.replication.iter().flatten().filter(|(node, _)| **node != inner.node.get());
+    let replication = metrics.replication.iter().flatten().filter(|(node, _)| **node != own.get());
     replication
         .map(|(node, matched)| {
             let matched = matched.map(|id| LogIndex(id.index));
@@ -87,9 +88,9 @@ fn peers(inner: &Inner, last: Option<LogIndex>) -> Vec<PeerProgress> {
 }
 
 /// The follower that needs the least to lead; the lowest id among equals.
-pub(super) fn most_caught_up(inner: &Inner) -> Option<NodeId> {
-    let last = inner.store.last_id().map(|id| id.index);
-    let peers = peers(inner, last);
+pub(super) fn most_caught_up(raft: &Raft, store: &LogStore, own: NodeId) -> Option<NodeId> {
+    let last = store.last_id().map(|id| id.index);
+    let peers = peers(raft, own, last);
     peers
         .into_iter()
         .filter(|peer| peer.matched.is_some())

@@ -51,15 +51,15 @@ impl RealFile {
 
 impl Disk for RealDisk {
     fn create_directory(&self, path: &Path) -> io::Result<()> {
-        if path.is_dir() {
-            return Ok(());
-        }
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            self.create_directory(parent)?;
-        }
-        match std::fs::create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
-            other => other?,
+        // One that is there is synced all the same: who made it may have ended before it did that.
+        if !path.is_dir() {
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                self.create_directory(parent)?;
+            }
+            match std::fs::create_dir(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+                other => other?,
+            }
         }
         match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             Some(parent) => self.sync_directory(parent),

@@ -72,6 +72,11 @@ impl WriterCore {
         Self { log, disk, superblock_file, superblock, preparer, active, written: end, durable: end, batch }
     }
 
+    /// For a writer whose disk takes its time before it is asked for anything.
+    pub fn wait_begins(&self) {
+        self.log.counters.wait_begins();
+    }
+
     /// How long to wait for work before there is time for the watermark. `None`: for ever.
     pub fn idle(&self) -> Option<Duration> {
         let behind =
@@ -84,6 +89,7 @@ impl WriterCore {
         let idle = operations.is_empty();
         let mut operations = operations;
         let mut waiting = Pending::default();
+        self.log.counters.wait_ends();
         let result = self.run_all(&mut operations, &mut waiting, idle);
         let Err(fault) = result else { return ControlFlow::Continue(()) };
         match fault {
@@ -128,12 +134,15 @@ impl WriterCore {
         self.flush(waiting)?;
         let far = self.durable.at.get().saturating_sub(self.superblock.watermark.at.get());
         if idle || far >= self.log.config.watermark_interval_bytes {
+            self.log.counters.wait_begins();
             self.write_hints()?;
+            self.log.counters.wait_ends();
         }
         Ok(())
     }
 
     fn run_one(&mut self, operation: Operation) -> Result<(), Ended> {
+        self.log.counters.wait_begins();
         let (result, done) = match operation {
             Operation::Append { .. } => unreachable!("appends are collected"),
             Operation::Vote { vote, done } => (self.vote(vote), done),
@@ -146,6 +155,7 @@ impl WriterCore {
                 result => (result, done),
             },
         };
+        self.log.counters.wait_ends();
         // Nobody may be waiting any more: what was done is done.
         match result {
             Ok(()) => {
@@ -178,8 +188,10 @@ impl WriterCore {
             self.batch.push(frame);
             self.written = frame.behind();
         }
+        self.log.counters.wait_begins();
         self.write_batch()?;
         self.sync()?;
+        self.log.counters.wait_ends();
 
         let waiting = std::mem::take(waiting);
         self.log.counters.wrote_batch(waiting.frames.len() as u64, waiting.bytes);

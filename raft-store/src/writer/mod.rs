@@ -277,6 +277,7 @@ async fn run_task(mut core: WriterCore, queue: &WriteQueue, latency: &(dyn Fn() 
         let _ = queue.wait_as_task(core.idle()).await;
         let latency = latency();
         if !latency.is_zero() {
+            core.wait_begins();
             tokio::time::sleep(latency).await;
         }
         // Taken only now: what arrived during the latency of the disk shares its sync.

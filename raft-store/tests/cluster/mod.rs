@@ -1,6 +1,8 @@
 //! Three replicas in one process: real files, real loopback TCP, and a runtime each, so that a kill
 //! is what it is for a process: every task is gone and every socket closes at once.
 
+mod stalling_disk;
+
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +12,6 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset, Term};
 use ledgermq_raft_store::group::{OpenGroupError, ProposeError};
-use ledgermq_raft_store::io::RealDisk;
 use ledgermq_raft_store::store::{OpenError, StoreConfig, WriterSpawn};
 use ledgermq_raft_store::{
     AppliedEntry, ApplyError, EntryId, Environment, Group, GroupConfig, Member, PeerServer, Retention,
@@ -18,6 +19,8 @@ use ledgermq_raft_store::{
 };
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
+
+use self::stalling_disk::{Stall, StallingDisk};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -97,6 +100,7 @@ pub struct Replica {
     pub node: NodeId,
     addr: String,
     directory: PathBuf,
+    pub disk: Arc<Stall>,
     running: Option<Running>,
 }
 
@@ -135,6 +139,7 @@ impl Cluster {
                     node: NodeId(id),
                     addr,
                     directory: directory.path().join(format!("node-{id}")),
+                    disk: Arc::default(),
                     running: None,
                 }
             })
@@ -178,7 +183,7 @@ impl Cluster {
             // The log of a killed replica is unlocked when its writer has ended.
             let group = loop {
                 let environment = Environment {
-                    disk: Arc::new(RealDisk),
+                    disk: Arc::new(StallingDisk(Arc::clone(&replica.disk))),
                     writer: WriterSpawn::Thread,
                     connector: Arc::new(TcpConnector),
                     seed: replica.node.get(),

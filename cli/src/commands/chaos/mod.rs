@@ -13,8 +13,12 @@
 //!
 //! `check` and `report` work on a recorded history alone, also one of another system.
 
+mod client_processes;
+mod clock_faults;
+mod disk_faults;
 mod judge;
 mod nemesis;
+mod network_faults;
 mod page;
 mod report;
 mod run;
@@ -39,6 +43,9 @@ pub enum ChaosCommand {
     List,
     /// Run one: load and faults on a cluster of its own, then the verdict.
     Run(run::RunArgs),
+    /// One client of a run, as a process of its own.
+    #[command(hide = true)]
+    Client(client_processes::ClientArgs),
     /// Judge a recorded history.
     Check(CheckArgs),
     /// Make the report of a recorded history again.
@@ -70,6 +77,9 @@ pub struct ReportArgs {
 pub enum ClusterKind {
     /// Child processes on this machine.
     Local,
+    /// Child processes, each in a network namespace of its own: also where a scenario needs no bad
+    /// links. Needs root and `/dev/net/tun`.
+    Netns,
 }
 
 pub async fn run(command: ChaosCommand) -> anyhow::Result<ExitCode> {
@@ -83,6 +93,7 @@ pub async fn run(command: ChaosCommand) -> anyhow::Result<ExitCode> {
             println!("{table}");
             Ok(ExitCode::SUCCESS)
         }
+        ChaosCommand::Client(arguments) => client_processes::run(arguments).await,
         ChaosCommand::Run(arguments) => run::run(arguments).await,
         ChaosCommand::Check(arguments) => {
             let history = read(&arguments.history)?;

@@ -5,6 +5,7 @@
 //! | kill | the process was waited for and ended by SIGKILL; after the restart its id is another |
 //! | stop | `/proc/<id>/stat` says T (stopped), and after SIGCONT no longer |
 //! | term | the process ended with status 0 |
+//! | of disks, clocks and networks | see `disk_faults`, `clock_faults`, `network_faults` |
 //!
 //! A fault that is not seen to happen ends the run with an error: a pass without a fault would be
 //! worth nothing.
@@ -15,11 +16,12 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use ledgermq_checkers::history::{Kind, NEMESIS, Operation};
 
+use super::client_processes::{ClientProcesses, state_of};
 use super::scenario::{Fault, Scenario, Target};
 use super::workload::Recorder;
 use crate::cluster::{Cluster, Member};
 
-const GROUP: u32 = 1;
+pub(super) const GROUP: u32 = 1;
 const READY_WITHIN: Duration = Duration::from_secs(90);
 const TERMINATE_WITHIN: Duration = Duration::from_secs(20);
 const STATE_WITHIN: Duration = Duration::from_secs(2);
@@ -49,6 +51,10 @@ pub struct Nemesis<'a> {
     pub scenario: Scenario,
     /// How long a fault lasts before it is taken back.
     pub fault_time: Duration,
+    /// Where clients are what fails.
+    pub clients: Option<&'a mut ClientProcesses>,
+    /// Bytes that power losses dropped so far.
+    pub dropped_bytes: u64,
 }
 
 impl Nemesis<'_> {
@@ -68,9 +74,10 @@ impl Nemesis<'_> {
         let names: Vec<String> = targets.iter().map(Member::to_string).collect();
         let names = names.join(" ");
         let fault = self.scenario.fault;
+        let recorder = Arc::clone(&self.recorder);
         let record = |begins| {
             let op = Operation::Fault { name: fault.name().to_owned(), target: names.clone(), begins };
-            self.recorder.record(NEMESIS, Kind::Info, op);
+            recorder.record(NEMESIS, Kind::Info, op);
         };
         record(true);
         match fault {
@@ -109,6 +116,25 @@ impl Nemesis<'_> {
                     self.wait_state(member, false).await?;
                 }
             }
+            Fault::Disk(fault) => {
+                let seen = self.disk_fault(fault, &targets).await?;
+                self.recorder.prove(format!("{} {names}: {seen}", fault.name()));
+            }
+            Fault::Clock(fault) => {
+                let seen = self.clock_fault(fault, &targets).await?;
+                self.recorder.prove(format!("{} {names}: {seen}", fault.name()));
+            }
+            Fault::Network(fault) => {
+                let seen = self.network_fault(fault, &targets).await?;
+                self.recorder.prove(format!("{} {names}: {seen}", fault.name()));
+            }
+            Fault::Client(fault) => {
+                let chosen = self.dice.below(u64::MAX);
+                let clients = self.clients.as_mut().context("there are no client processes")?;
+                let seen = clients.inject(fault, chosen, self.fault_time).await?;
+                clients.check()?;
+                self.recorder.prove(format!("{}: {seen}", fault.name()));
+            }
             Fault::Terminate => {
                 for &member in &targets {
                     let status = self.cluster.terminate(member, TERMINATE_WITHIN).await?;
@@ -131,6 +157,7 @@ impl Nemesis<'_> {
         let brokers: Vec<Member> = self.cluster.brokers().collect();
         Ok(match self.scenario.target {
             Target::All | Target::EachInTurn => brokers,
+            Target::Clients => Vec::new(),
             Target::Nameservers => {
                 self.cluster.members().filter(|member| matches!(member, Member::Nameserver(_))).collect()
             }
@@ -158,10 +185,7 @@ impl Nemesis<'_> {
         let pid = self.cluster.pid(member)?;
         let deadline = tokio::time::Instant::now() + STATE_WITHIN;
         loop {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
-                .with_context(|| format!("{member} is gone"))?;
-            // The name in parentheses may hold anything; the state follows the last of them.
-            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            let state = state_of(pid).with_context(|| member.to_string())?;
             if (state == Some('T')) == stopped {
                 return Ok(());
             }

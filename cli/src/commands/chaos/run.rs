@@ -16,6 +16,7 @@ use ledgermq_proto::admin::{CreateTopicRequest, SetConsumerGroupRequest};
 use ledgermq_proto::rocketmq::MessageType;
 use tokio::time::Instant;
 
+use super::client_processes::{ClientPlan, ClientProcesses, Role};
 use super::nemesis::{Dice, Nemesis};
 use super::report::{self, Report};
 use super::scenario::{self, Fault, Scenario};
@@ -36,6 +37,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(12);
 const QUIET: Duration = Duration::from_secs(2 * LEASE.as_secs() + 5);
 /// Load without a fault at the beginning: what the figures are compared with.
 const STEADY: Duration = Duration::from_secs(2);
+/// So many power losses under load drop something.
+const CUTS_THAT_DROP: u32 = 3;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// A send is given up only long after the longest failover.
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
@@ -94,7 +97,6 @@ pub struct RunArgs {
 }
 
 pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
-    let ClusterKind::Local = arguments.cluster;
     let seed = arguments.seed.unwrap_or_else(random_seed);
     let out = arguments
         .out
@@ -104,6 +106,9 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     let binary = std::env::current_exe().context("cannot find this binary")?;
     let mut plan = ClusterPlan::new(binary, dir.path());
     plan.brokers = arguments.nodes;
+    plan.network_seed = seed;
+    plan.faulty_network = arguments.cluster == ClusterKind::Netns;
+    arguments.scenario.prepare(&mut plan);
     let mut cluster = Cluster::start(plan)?;
     let recorder = Arc::new(Recorder::new());
     let outcome = tokio::select! {
@@ -123,6 +128,11 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     history.write(std::io::BufWriter::new(file))?;
     std::fs::write(out.join("history.edn"), ledgermq_checkers::edn::write(&history))?;
+    let proofs = recorder.proofs();
+    std::fs::write(
+        out.join("faults.txt"),
+        proofs.iter().map(|proof| format!("{proof}\n")).collect::<String>(),
+    )?;
     let report = Report::of(&history, judge::Ordering::Any)?;
     report::write(&out, &history, &report)?;
     if arguments.json {
@@ -186,15 +196,25 @@ async fn exercise(
         let sender = Sender { producer, recorder, topic, body_bytes, message_groups, pause, stop };
         senders.push(tokio::spawn(sender.run()));
     }
+    let mut clients = match arguments.scenario.fault {
+        Fault::Client(_) => Some(client_processes(cluster, arguments, recorder, pause)?),
+        _ => None,
+    };
     let quiet = arguments.json || !std::io::stderr().is_terminal();
     let progress = tokio::spawn(show_progress(Arc::clone(recorder), quiet));
-    let outcome = torment(cluster, arguments, recorder, seed).await;
+    let outcome = torment(cluster, arguments, recorder, clients.as_mut(), seed).await;
+    if let Some(clients) = &mut clients {
+        clients.finish(Role::Producer).await?;
+    }
     stop_sending.store(true, Ordering::Relaxed);
     for sender in senders {
         sender.await.context("a producer ended early")?;
     }
     while recorder.open() > 0 && recorder.quiet_for() < QUIET {
         tokio::time::sleep(PROGRESS_INTERVAL).await;
+    }
+    if let Some(clients) = &mut clients {
+        clients.finish(Role::Consumer).await?;
     }
     stop_receiving.store(true, Ordering::Relaxed);
     for receiver in receivers {
@@ -208,6 +228,7 @@ async fn torment(
     cluster: &mut Cluster,
     arguments: &RunArgs,
     recorder: &Arc<Recorder>,
+    clients: Option<&mut ClientProcesses>,
     seed: u64,
 ) -> anyhow::Result<()> {
     let ends = Instant::now() + Duration::from_secs(arguments.duration);
@@ -218,6 +239,8 @@ async fn torment(
         dice: Dice::new(seed),
         scenario: arguments.scenario,
         fault_time: Duration::from_millis(arguments.fault_ms),
+        clients,
+        dropped_bytes: 0,
     };
     let mut injected = 0;
     while Instant::now() < ends && injected < arguments.injections {
@@ -235,7 +258,29 @@ async fn torment(
         "no fault was injected within {} s",
         arguments.duration
     );
+    // One cut may come at a moment when all is synced, under load several do not.
+    let must_drop = arguments.scenario.loses_power() && injected >= CUTS_THAT_DROP;
+    ensure!(!must_drop || nemesis.dropped_bytes > 0, "none of {injected} power losses dropped anything");
     Ok(())
+}
+
+/// Besides the load of this process, which stays.
+fn client_processes(
+    cluster: &Cluster,
+    arguments: &RunArgs,
+    recorder: &Arc<Recorder>,
+    pause: Duration,
+) -> anyhow::Result<ClientProcesses> {
+    ensure!(arguments.workload == Workload::Queue, "clients fail with --workload queue only");
+    let plan = ClientPlan {
+        binary: std::env::current_exe().context("cannot find this binary")?,
+        points: cluster.broker_access_points(),
+        topic: TOPIC.to_owned(),
+        group: CONSUMER_GROUP.to_owned(),
+        pause,
+        body_bytes: arguments.message_size as usize,
+    };
+    ClientProcesses::start(plan, Arc::clone(recorder))
 }
 
 /// The topic of the workload's type, and a consumer group that keeps order where there is one.

@@ -1,5 +1,11 @@
 //! The scenarios: a fault and whom it meets.
 
+use super::client_processes::ClientFault;
+use super::clock_faults::ClockFault;
+use super::disk_faults::{DiskFault, Rotten};
+use super::network_faults::NetworkFault;
+use crate::cluster::ClusterPlan;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing: what the figures are without a fault.
@@ -10,6 +16,10 @@ pub enum Fault {
     Stop,
     /// SIGTERM, its orderly end, and a restart.
     Terminate,
+    Disk(DiskFault),
+    Clock(ClockFault),
+    Network(NetworkFault),
+    Client(ClientFault),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +33,8 @@ pub enum Target {
     /// All brokers one after the other, each back before the next.
     EachInTurn,
     Nameservers,
+    /// One of the clients that are processes of their own.
+    Clients,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,12 +113,312 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "SIGTERM and restart of all brokers, one after the other",
     },
     Scenario {
+        name: "client-kill",
+        fault: Fault::Client(ClientFault::Kill),
+        target: Target::Clients,
+        about: "kill -9 of a producer or a consumer, and another in its place",
+    },
+    Scenario {
+        name: "client-pause",
+        fault: Fault::Client(ClientFault::Pause),
+        target: Target::Clients,
+        about: "SIGSTOP of a producer or a consumer for longer than a lease",
+    },
+    Scenario {
         name: "kill-nameservers",
         fault: Fault::Kill,
         target: Target::Nameservers,
         about: "kill -9 of all nameservers",
     },
+    Scenario {
+        name: "power-loss-leader",
+        fault: Fault::Disk(DiskFault::PowerLoss),
+        target: Target::Leader,
+        about: "the leader's machine loses its power and what was not synced",
+    },
+    Scenario {
+        name: "power-loss-follower",
+        fault: Fault::Disk(DiskFault::PowerLoss),
+        target: Target::Follower,
+        about: "a follower's machine loses its power",
+    },
+    Scenario {
+        name: "power-loss-all",
+        fault: Fault::Disk(DiskFault::PowerLoss),
+        target: Target::All,
+        about: "all machines lose their power at once",
+    },
+    Scenario {
+        name: "torn-tail-all",
+        fault: Fault::Disk(DiskFault::TornTail),
+        target: Target::All,
+        about: "all machines lose their power, and every log ends torn",
+    },
+    Scenario {
+        name: "eio-write-leader",
+        fault: Fault::Disk(DiskFault::FailingWrite),
+        target: Target::Leader,
+        about: "a write to the log fails on the leader",
+    },
+    Scenario {
+        name: "eio-write-follower",
+        fault: Fault::Disk(DiskFault::FailingWrite),
+        target: Target::Follower,
+        about: "a write to the log fails on a follower",
+    },
+    Scenario {
+        name: "eio-sync-leader",
+        fault: Fault::Disk(DiskFault::FailingSync),
+        target: Target::Leader,
+        about: "a sync of the log fails on the leader",
+    },
+    Scenario {
+        name: "eio-sync-follower",
+        fault: Fault::Disk(DiskFault::FailingSync),
+        target: Target::Follower,
+        about: "a sync of the log fails on a follower",
+    },
+    Scenario {
+        name: "disk-full-leader",
+        fault: Fault::Disk(DiskFault::Full),
+        target: Target::Leader,
+        about: "the leader's disk is full for a while",
+    },
+    Scenario {
+        name: "disk-full-follower",
+        fault: Fault::Disk(DiskFault::Full),
+        target: Target::Follower,
+        about: "a follower's disk is full for a while",
+    },
+    Scenario {
+        name: "disk-full-all",
+        fault: Fault::Disk(DiskFault::Full),
+        target: Target::All,
+        about: "all disks are full for a while",
+    },
+    Scenario {
+        name: "slow-disk-leader",
+        fault: Fault::Disk(DiskFault::Slow),
+        target: Target::Leader,
+        about: "each sync of the leader takes 50 to 500 ms longer",
+    },
+    Scenario {
+        name: "slow-disk-follower",
+        fault: Fault::Disk(DiskFault::Slow),
+        target: Target::Follower,
+        about: "each sync of a follower takes 50 to 500 ms longer",
+    },
+    Scenario {
+        name: "stalled-disk-leader",
+        fault: Fault::Disk(DiskFault::Stalled),
+        target: Target::Leader,
+        about: "no write or sync of the leader comes back for a while: another must lead within 3 s",
+    },
+    Scenario {
+        name: "stalled-disk-follower",
+        fault: Fault::Disk(DiskFault::Stalled),
+        target: Target::Follower,
+        about: "no write or sync of a follower comes back for a while",
+    },
+    Scenario {
+        name: "corrupt-log",
+        fault: Fault::Disk(DiskFault::Rotten(Rotten::Log)),
+        target: Target::Follower,
+        about: "a bit of the log rots while a follower is down",
+    },
+    Scenario {
+        name: "corrupt-superblock",
+        fault: Fault::Disk(DiskFault::Rotten(Rotten::Superblock)),
+        target: Target::Follower,
+        about: "a bit in both copies of the superblock rots while a follower is down",
+    },
+    Scenario {
+        name: "corrupt-superblock-slot",
+        fault: Fault::Disk(DiskFault::Rotten(Rotten::SuperblockSlot)),
+        target: Target::Follower,
+        about: "a bit in one copy of the superblock rots while a follower is down",
+    },
+    Scenario {
+        name: "corrupt-snapshot",
+        fault: Fault::Disk(DiskFault::Rotten(Rotten::Snapshot)),
+        target: Target::Follower,
+        about: "a bit of the newest snapshot rots while a follower is down",
+    },
+    Scenario {
+        name: "corrupt-index",
+        fault: Fault::Disk(DiskFault::Rotten(Rotten::Index)),
+        target: Target::Follower,
+        about: "4 KiB of every derived file rots while a follower is down",
+    },
+    Scenario {
+        name: "corrupt-log-leader",
+        fault: Fault::Disk(DiskFault::Rotten(Rotten::Log)),
+        target: Target::Leader,
+        about: "a bit of the log of a leader rots while it is down",
+    },
+    Scenario {
+        name: "clock-step-one",
+        fault: Fault::Clock(ClockFault::Step),
+        target: Target::Follower,
+        about: "the clock of a follower is an hour off for a while",
+    },
+    Scenario {
+        name: "clock-step-leader",
+        fault: Fault::Clock(ClockFault::Step),
+        target: Target::Leader,
+        about: "the clock of the leader is an hour off for a while",
+    },
+    Scenario {
+        name: "clock-step-all",
+        fault: Fault::Clock(ClockFault::Step),
+        target: Target::All,
+        about: "the clock of all machines is an hour off for a while",
+    },
+    Scenario {
+        name: "clock-drift-leader",
+        fault: Fault::Clock(ClockFault::Drift),
+        target: Target::Leader,
+        about: "the clock of the leader runs a tenth too fast or too slow",
+    },
+    Scenario {
+        name: "clock-strobe-leader",
+        fault: Fault::Clock(ClockFault::Strobe),
+        target: Target::Leader,
+        about: "the clock of the leader goes an hour forward and back every 50 ms",
+    },
+    Scenario {
+        name: "isolate-leader",
+        fault: Fault::Network(NetworkFault::Isolated),
+        target: Target::Leader,
+        about: "the leader and the others do not reach each other; clients still reach it",
+    },
+    Scenario {
+        name: "isolate-follower",
+        fault: Fault::Network(NetworkFault::Isolated),
+        target: Target::Follower,
+        about: "a follower and the others do not reach each other",
+    },
+    Scenario {
+        name: "isolate-each",
+        fault: Fault::Network(NetworkFault::Isolated),
+        target: Target::EachInTurn,
+        about: "one broker after the other is isolated",
+    },
+    Scenario {
+        name: "cut-off-leader",
+        fault: Fault::Network(NetworkFault::CutOff),
+        target: Target::Leader,
+        about: "nobody reaches the leader, clients neither",
+    },
+    Scenario {
+        name: "deaf-leader",
+        fault: Fault::Network(NetworkFault::Deaf),
+        target: Target::Leader,
+        about: "the leader is heard and hears no other member",
+    },
+    Scenario {
+        name: "mute-leader",
+        fault: Fault::Network(NetworkFault::Mute),
+        target: Target::Leader,
+        about: "the leader hears the other members and is not heard by them",
+    },
+    Scenario {
+        name: "halves",
+        fault: Fault::Network(NetworkFault::Halves),
+        target: Target::Leader,
+        about: "the leader is on the side without a majority",
+    },
+    Scenario {
+        name: "bridge",
+        fault: Fault::Network(NetworkFault::Bridge),
+        target: Target::Leader,
+        about: "two halves, and one broker that reaches both (five brokers)",
+    },
+    Scenario {
+        name: "ring",
+        fault: Fault::Network(NetworkFault::Ring),
+        target: Target::Leader,
+        about: "each broker reaches a majority, no two the same (five brokers)",
+    },
+    Scenario {
+        name: "flapping-leader",
+        fault: Fault::Network(NetworkFault::Flapping),
+        target: Target::Leader,
+        about: "the leader is isolated and not by turns of 200 ms",
+    },
+    Scenario {
+        name: "isolate-nameservers",
+        fault: Fault::Network(NetworkFault::Isolated),
+        target: Target::Nameservers,
+        about: "nameservers and brokers do not reach each other",
+    },
+    Scenario {
+        name: "loss",
+        fault: Fault::Network(NetworkFault::Lossy),
+        target: Target::All,
+        about: "a fifth of all packets between members is lost",
+    },
+    Scenario {
+        name: "delay",
+        fault: Fault::Network(NetworkFault::Slow),
+        target: Target::All,
+        about: "packets between members take 50 to 150 ms",
+    },
+    Scenario {
+        name: "duplication",
+        fault: Fault::Network(NetworkFault::Repeating),
+        target: Target::All,
+        about: "a fifth of all packets between members comes twice",
+    },
+    Scenario {
+        name: "reordering",
+        fault: Fault::Network(NetworkFault::Reordering),
+        target: Target::All,
+        about: "a quarter of all packets between members is overtaken",
+    },
+    Scenario {
+        name: "corruption",
+        fault: Fault::Network(NetworkFault::Corrupting),
+        target: Target::All,
+        about: "a bit of each twentieth packet between members is turned over",
+    },
+    Scenario {
+        name: "rate",
+        fault: Fault::Network(NetworkFault::Narrow),
+        target: Target::All,
+        about: "links between members carry 2 MB/s",
+    },
 ];
+
+/// Segments so small that a full disk is noticed soon.
+const SMALL_SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
+/// Snapshots so often that there is one to rot.
+const SNAPSHOT_EVERY_BYTES: u64 = 1024 * 1024;
+
+impl Scenario {
+    /// What the cluster needs for this fault to be possible.
+    pub fn prepare(self, plan: &mut ClusterPlan) {
+        match self.fault {
+            Fault::Disk(fault) => {
+                plan.faulty_disks = true;
+                match fault {
+                    DiskFault::Full => plan.segment_size_bytes = SMALL_SEGMENT_BYTES,
+                    DiskFault::Rotten(Rotten::Snapshot) => plan
+                        .broker_settings
+                        .push(format!("storage.snapshot_interval_bytes={SNAPSHOT_EVERY_BYTES}")),
+                    _ => {}
+                }
+            }
+            Fault::Clock(_) => plan.skewed_clocks = true,
+            Fault::Network(_) => plan.faulty_network = true,
+            Fault::None | Fault::Kill | Fault::Stop | Fault::Terminate | Fault::Client(_) => {}
+        }
+    }
+
+    pub fn loses_power(self) -> bool {
+        matches!(self.fault, Fault::Disk(DiskFault::PowerLoss | DiskFault::TornTail))
+    }
+}
 
 impl Fault {
     pub fn name(self) -> &'static str {
@@ -115,6 +427,10 @@ impl Fault {
             Self::Kill => "kill",
             Self::Stop => "stop",
             Self::Terminate => "term",
+            Self::Disk(fault) => fault.name(),
+            Self::Clock(fault) => fault.name(),
+            Self::Network(fault) => fault.name(),
+            Self::Client(fault) => fault.name(),
         }
     }
 }

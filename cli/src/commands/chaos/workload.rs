@@ -18,37 +18,63 @@ use ledgermq_client::{Message, Producer, ReceivedMessage, SendError, SimpleConsu
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::client_processes;
+
 const RECEIVE_BATCH: u32 = 32;
 pub(super) const AFTER_ERROR: Duration = Duration::from_millis(50);
 pub const LEASE: Duration = Duration::from_secs(10);
 
 /// All events in one order, and figures for the progress line.
 pub struct Recorder {
-    started: Instant,
+    /// On the machine's monotonic clock, so that other processes can go by it.
+    began_ns: u64,
+    /// Events are printed instead of kept.
+    prints: bool,
     events: Mutex<Vec<Event>>,
     next_process: AtomicU32,
     next_number: AtomicU64,
     acknowledged: Mutex<BTreeSet<u64>>,
     delivered: Mutex<BTreeSet<u64>>,
     last_new_delivery: Mutex<Instant>,
+    proofs: Mutex<Vec<String>>,
     pub unknown: AtomicU64,
     pub failed: AtomicU64,
 }
 
 impl Recorder {
     pub fn new() -> Self {
-        let started = Instant::now();
+        Self::beginning(monotonic_ns(), false, 0, 1)
+    }
+
+    /// For a client that is a process of its own.
+    pub fn printing(began_ns: u64, first_process: u32, first_number: u64) -> Self {
+        Self::beginning(began_ns, true, first_process, first_number)
+    }
+
+    fn beginning(began_ns: u64, prints: bool, first_process: u32, first_number: u64) -> Self {
         Self {
-            started,
+            began_ns,
+            prints,
             events: Mutex::default(),
-            next_process: AtomicU32::new(0),
-            next_number: AtomicU64::new(1),
+            next_process: AtomicU32::new(first_process),
+            next_number: AtomicU64::new(first_number),
             acknowledged: Mutex::default(),
             delivered: Mutex::default(),
-            last_new_delivery: Mutex::new(started),
+            last_new_delivery: Mutex::new(Instant::now()),
+            proofs: Mutex::default(),
             unknown: AtomicU64::new(0),
             failed: AtomicU64::new(0),
         }
+    }
+
+    pub fn began_ns(&self) -> u64 {
+        self.began_ns
+    }
+
+    /// Numbers of processes and of messages that only the caller will use: the first of each.
+    pub fn reserve(&self, processes: u32, numbers: u64) -> (u32, u64) {
+        let process = self.next_process.fetch_add(processes, Ordering::Relaxed);
+        (process, self.next_number.fetch_add(numbers, Ordering::Relaxed))
     }
 
     pub fn process(&self) -> u32 {
@@ -67,12 +93,55 @@ impl Recorder {
     /// The stamp is taken under the lock, so the file is in the order of its stamps.
     pub fn record(&self, process: u32, kind: Kind, op: Operation) {
         let mut events = self.events.lock();
-        let at_ns = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        events.push(Event { at_ns, process, kind, op });
+        let at_ns = monotonic_ns().saturating_sub(self.began_ns);
+        let event = Event { at_ns, process, kind, op };
+        if self.prints {
+            client_processes::print(&event);
+        } else {
+            events.push(event);
+        }
     }
 
+    /// An event that another process recorded.
+    pub fn merge(&self, event: Event) {
+        match (event.kind, &event.op) {
+            (Kind::Ok, Operation::Send(sent)) => self.must_arrive(sent.number),
+            (Kind::Ok, Operation::Receive(received)) => {
+                self.delivered_now(received.messages.iter().map(|delivery| delivery.number));
+            }
+            (Kind::Info, Operation::Send(_)) => {
+                self.unknown.fetch_add(1, Ordering::Relaxed);
+            }
+            (Kind::Fail, Operation::Send(_)) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        self.events.lock().push(event);
+    }
+
+    fn delivered_now(&self, numbers: impl Iterator<Item = u64>) {
+        let mut delivered = self.delivered.lock();
+        if numbers.filter(|number| delivered.insert(*number)).count() > 0 {
+            *self.last_new_delivery.lock() = Instant::now();
+        }
+    }
+
+    /// Keeps what showed that a fault happened.
+    pub fn prove(&self, proof: String) {
+        tracing::info!(%proof, "fault");
+        self.proofs.lock().push(proof);
+    }
+
+    pub fn proofs(&self) -> Vec<String> {
+        self.proofs.lock().clone()
+    }
+
+    /// In the order of their stamps: events of other processes come a little later than they are.
     pub fn take(&self) -> Vec<Event> {
-        std::mem::take(&mut self.events.lock())
+        let mut events = std::mem::take(&mut *self.events.lock());
+        events.sort_by_key(|event| event.at_ns);
+        events
     }
 
     pub fn acknowledged(&self) -> usize {
@@ -186,12 +255,7 @@ impl Receiver {
             if numbers.is_empty() {
                 continue;
             }
-            {
-                let mut delivered = self.recorder.delivered.lock();
-                if numbers.iter().filter(|number| delivered.insert(**number)).count() > 0 {
-                    *self.recorder.last_new_delivery.lock() = Instant::now();
-                }
-            }
+            self.recorder.delivered_now(numbers.iter().copied());
             let ack = |numbers| Operation::Ack { group: self.group.clone(), numbers };
             self.recorder.record(process, Kind::Invoke, ack(numbers.clone()));
             let results = self.consumer.ack_many(&messages).await;
@@ -210,6 +274,14 @@ impl Receiver {
         }
         self.consumer.close().await;
     }
+}
+
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec of this frame.
+    let answer = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    assert_eq!(answer, 0, "every system has this clock");
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// The number in the first eight bytes, then filling.

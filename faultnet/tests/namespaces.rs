@@ -1,0 +1,156 @@
+//! Real namespaces and real TCP: what links do to connections. Needs root and `/dev/net/tun`.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use ledgermq_faultnet::{Link, Network, THIS_HOST, enter};
+
+const PORT: u16 = 7000;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// `None`: this machine cannot; in CI it must.
+fn network(hosts: usize) -> Option<Network> {
+    match Network::start(hosts, 5) {
+        Ok(network) => Some(network),
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "{error}");
+            eprintln!("left out: {error}");
+            None
+        }
+    }
+}
+
+fn within<T: Send + 'static>(
+    namespace: RawFd,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::thread::JoinHandle<T> {
+    std::thread::spawn(move || {
+        enter(namespace).expect("into the namespace");
+        work()
+    })
+}
+
+/// Sends back what it gets, connection by connection, on a host.
+fn echo(network: &Network, host: usize) -> SocketAddr {
+    let at = SocketAddr::from((network.address(host), PORT));
+    let listener = within(network.namespace(host), move || TcpListener::bind(at).expect("listens"));
+    let listener = listener.join().expect("listens");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let mut bytes = [0; 4096];
+                while let Ok(read @ 1..) = stream.read(&mut bytes) {
+                    if stream.write_all(&bytes[..read]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    at
+}
+
+fn connect(network: &Network, host: usize, to: SocketAddr, patience: Duration) -> std::io::Result<TcpStream> {
+    let dial = move || TcpStream::connect_timeout(&to, patience);
+    let stream = if host == THIS_HOST {
+        dial()
+    } else {
+        within(network.namespace(host), dial).join().expect("dials")
+    }?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn round_trip(stream: &mut TcpStream, byte: u8) -> std::io::Result<Duration> {
+    let begins = Instant::now();
+    stream.write_all(&[byte; 64])?;
+    let mut back = [0; 64];
+    stream.read_exact(&mut back)?;
+    assert_eq!(back, [byte; 64]);
+    Ok(begins.elapsed())
+}
+
+#[test]
+fn hosts_reach_each_other_until_their_link_is_cut_and_again_when_it_heals() {
+    let Some(network) = network(3) else { return };
+    let to = echo(&network, 2);
+    let mut from_host = connect(&network, 1, to, PATIENCE).expect("host 1 reaches host 2");
+    let mut from_here = connect(&network, THIS_HOST, to, PATIENCE).expect("this host reaches host 2");
+    round_trip(&mut from_host, 1).expect("answered");
+    round_trip(&mut from_here, 2).expect("answered");
+    assert_eq!(network.counters(1, 2).harmed(), 0);
+
+    network.set_link(2, 1, Link { cut: true, ..Link::default() });
+    let refused = connect(&network, 1, to, Duration::from_millis(300));
+    assert!(refused.is_err(), "answers do not come back");
+    assert!(network.counters(1, 2).cut == 0 && network.counters(2, 1).cut > 0, "one direction is cut");
+    round_trip(&mut from_here, 3).expect("other links are as before");
+
+    network.heal();
+    round_trip(&mut from_host, 4).expect("the connection that waited goes on");
+}
+
+#[test]
+fn delay_is_added_to_what_a_round_trip_takes() {
+    let Some(network) = network(2) else { return };
+    let to = echo(&network, 2);
+    let mut stream = connect(&network, 1, to, PATIENCE).expect("connected");
+    let delay = Duration::from_millis(40);
+    network.set_link(1, 2, Link { delay, ..Link::default() });
+    network.set_link(2, 1, Link { delay, ..Link::default() });
+    let took = round_trip(&mut stream, 1).expect("answered");
+    assert!(took >= 2 * delay, "{took:?}");
+    assert!(network.counters(1, 2).delayed > 0);
+}
+
+#[test]
+fn bytes_arrive_whole_and_in_order_over_a_link_that_loses_repeats_reorders_and_corrupts() {
+    let Some(network) = network(2) else { return };
+    let to = echo(&network, 2);
+    let mut stream = connect(&network, 1, to, PATIENCE).expect("connected");
+    let bad = Link {
+        loss: 50_000,
+        duplicates: 100_000,
+        corruption: 30_000,
+        reordering: 200_000,
+        reordered_by: Duration::from_millis(3),
+        ..Link::default()
+    };
+    network.set_link(1, 2, bad);
+    network.set_link(2, 1, bad);
+    for byte in 0..100 {
+        round_trip(&mut stream, byte).expect("answered");
+    }
+    let counters = network.counters(1, 2);
+    let seen = [counters.lost, counters.duplicated, counters.corrupted, counters.reordered];
+    assert!(seen.iter().all(|count| *count > 0), "{counters:?}");
+}
+
+#[test]
+fn a_link_of_limited_rate_takes_its_time() {
+    let Some(network) = network(2) else { return };
+    let to = echo(&network, 2);
+    let mut stream = connect(&network, 1, to, PATIENCE).expect("connected");
+    network.set_link(1, 2, Link { bytes_per_second: 200_000, ..Link::default() });
+    let begins = Instant::now();
+    let mut reader = stream.try_clone().expect("cloned");
+    let writer = std::thread::spawn(move || stream.write_all(&[7; 100_000]).expect("written"));
+    let mut back = vec![0; 100_000];
+    reader.read_exact(&mut back).expect("all of it comes back");
+    writer.join().expect("written");
+    assert!(begins.elapsed() >= Duration::from_millis(400), "{:?}", begins.elapsed());
+}
+
+#[test]
+fn nothing_of_a_network_is_left_when_it_ends() {
+    let Some(network) = network(1) else { return };
+    let name = format!("lmq{}", network.address(THIS_HOST).octets()[2]);
+    let device = std::path::Path::new("/sys/class/net").join(name);
+    assert!(device.exists());
+    drop(network);
+    assert!(!device.exists(), "the device of this host stays behind");
+}
