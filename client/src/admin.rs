@@ -94,6 +94,7 @@ impl Admin {
             operation,
             deadline: Instant::now() + self.options.total_deadline,
             attempt: ATTEMPT.min(self.options.total_deadline),
+            hedged: false,
         }
     }
 }

@@ -28,6 +28,7 @@ use tokio::net::TcpStream;
 use crate::access_point::{AccessPoint, AccessPoints};
 use crate::error::{TlsSetupError, UnreachableAccessPoint};
 use crate::options::ClientOptions;
+use crate::retry::HEDGES_IN_FLIGHT_MAX;
 use crate::tls;
 
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -67,6 +68,7 @@ pub(crate) struct Connections {
     points: Vec<Point>,
     preferred: AtomicUsize,
     next_lane: AtomicUsize,
+    hedges: AtomicUsize,
     tls: Option<Arc<rustls::ClientConfig>>,
     connect_timeout: Duration,
 }
@@ -98,6 +100,7 @@ impl Connections {
             points,
             preferred: AtomicUsize::new(0),
             next_lane: AtomicUsize::new(0),
+            hedges: AtomicUsize::new(0),
             tls: tls::client_config(&options.tls)?,
             connect_timeout: options.connect_timeout,
         })
@@ -116,6 +119,13 @@ impl Connections {
     pub fn turn_away(&self, from: usize) {
         let next = (from + 1) % self.points.len();
         let _ = self.preferred.compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Room for one more request that is under way twice, as long as what is returned lives.
+    pub fn begin_hedge(&self) -> Option<Hedging<'_>> {
+        let room = |count: usize| (count < HEDGES_IN_FLIGHT_MAX).then_some(count + 1);
+        self.hedges.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
+        Some(Hedging(&self.hedges))
     }
 
     /// Forgets the connections to an access point that does not answer; requests in flight on them
@@ -164,6 +174,15 @@ impl Connections {
             .await
             .map_err(|error| format!("TLS handshake: {error}"))?;
         handshake(stream, "https", address).await
+    }
+}
+
+/// A request that is under way twice.
+pub(crate) struct Hedging<'a>(&'a AtomicUsize);
+
+impl Drop for Hedging<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -176,7 +176,7 @@ impl SimpleConsumer {
             message_id: message.message_id.clone(),
             ..Default::default()
         };
-        let budget = self.session.budget("change invisible duration");
+        let budget = self.session.budget("change invisible duration").once_at_a_time();
         let (handle, _) = call(&self.session.connections, budget, |live, time| {
             let request = self.session.request(request.clone(), time);
             async move {
@@ -208,6 +208,7 @@ impl SimpleConsumer {
             operation: "receive",
             deadline: until + POLL_MARGIN,
             attempt: self.options.await_duration + POLL_MARGIN,
+            hedged: false,
         };
         call(&self.session.connections, budget, |live, time| {
             let wait = until.saturating_duration_since(Instant::now());

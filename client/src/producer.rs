@@ -111,14 +111,15 @@ impl Producer {
             topic: Some(self.session.resource(topic)),
             recall_handle: recall_handle.to_owned(),
         };
-        let (message_id, _) = call(&self.session.connections, self.session.budget("recall"), |live, time| {
-            let request = self.session.request(request.clone(), time);
-            async move {
-                let answer = messaging(live).recall_message(request).await?.into_inner();
-                Ok(judge(answer.status, answer.message_id))
-            }
-        })
-        .await?;
+        let (message_id, _) =
+            call(&self.session.connections, self.session.budget("recall").once_at_a_time(), |live, time| {
+                let request = self.session.request(request.clone(), time);
+                async move {
+                    let answer = messaging(live).recall_message(request).await?.into_inner();
+                    Ok(judge(answer.status, answer.message_id))
+                }
+            })
+            .await?;
         Ok(message_id)
     }
 

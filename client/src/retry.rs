@@ -5,19 +5,31 @@
 //! | answer | done |
 //! | refusal that repeating cannot change | error to the caller |
 //! | cannot connect, connection lost | next access point at once; a pause after each round of failures |
+//! | no answer within [`HEDGE_AFTER`], and the request may be hedged | it is also sent by the next access point; the first answer counts |
 //! | no answer within the attempt's time | next access point at once |
 //! | the server could not do it now (no leader, timeout, throttled) | a pause, then the next access point |
+//!
+//! A node that is stopped, or cut off from the others, keeps its connections and answers nothing: only
+//! time tells. Hedging finds that out in half a second instead of an attempt's three. It is safe
+//! because a repeated send is stored once, and acknowledgements and outcomes are idempotent; and it is
+//! bounded by [`HEDGES_IN_FLIGHT_MAX`], so that a cluster that is slow gets no second load.
 
 use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 
 use ledgermq_proto::rocketmq::{Code, Status as BodyStatus};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::connection::{Connections, LiveConnection};
 use crate::error::{MalformedAnswer, NoAnswerInTime, Refused};
 
+/// Longer than an answer takes while a leader that died is replaced, shorter than what a user notices.
+pub(crate) const HEDGE_AFTER: Duration = Duration::from_millis(500);
+/// Requests of one client that are under way twice.
+pub(crate) const HEDGES_IN_FLIGHT_MAX: usize = 64;
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
@@ -44,7 +56,26 @@ pub(crate) struct Budget {
     pub deadline: Instant,
     /// What one attempt may take.
     pub attempt: Duration,
+    /// The request may be under way twice at a time.
+    pub hedged: bool,
 }
+
+impl Budget {
+    /// For a request whose second answer would differ from its first.
+    pub fn once_at_a_time(self) -> Self {
+        Self { hedged: false, ..self }
+    }
+}
+
+/// How an attempt ended that brought no verdict.
+enum Failed {
+    Unreachable(String),
+    Silent(Duration),
+    Rejected(Status),
+    Broken(String),
+}
+
+type Outcome<R> = Result<Verdict<R>, Failed>;
 
 /// The verdict on the status every answer carries in its body.
 pub(crate) fn judge<R>(status: Option<BodyStatus>, answer: R) -> Verdict<R> {
@@ -78,14 +109,16 @@ pub(crate) fn may_pass(code: i32) -> bool {
 pub(crate) async fn call<R, F, Fut>(
     connections: &Connections,
     budget: Budget,
-    mut attempt: F,
+    attempt: F,
 ) -> Result<(R, u32), CallFailure>
 where
     F: FnMut(LiveConnection, Duration) -> Fut,
     Fut: Future<Output = Result<Verdict<R>, Status>>,
 {
     let started = Instant::now();
-    let Budget { operation, deadline, attempt: attempt_max } = budget;
+    let Budget { operation, deadline, attempt: attempt_max, hedged } = budget;
+    let attempt = Mutex::new(attempt);
+    let hedged = hedged && connections.access_points() > 1;
     let mut attempts = 0u32;
     let mut failures_in_round = 0usize;
     let mut pause = PAUSE_MIN;
@@ -99,19 +132,19 @@ where
         attempts = attempts.saturating_add(1);
         let point = connections.preferred();
         let time = attempt_max.min(left);
-        let outcome = match connections.get(point).await {
-            Err(unreachable) => Err(unreachable.to_string()),
-            Ok(connection) => match tokio::time::timeout(time, attempt(connection, time)).await {
-                Err(_) => {
-                    connections.forget(point);
-                    Err(format!("no answer within {} ms", time.as_millis()))
-                }
-                Ok(Err(status)) if is_about_the_request(&status) => {
-                    return Err(CallFailure::Rejected(status));
-                }
-                Ok(Err(status)) => Err(status_in_words(&status)),
-                Ok(Ok(verdict)) => Ok(verdict),
-            },
+        let outcome = if hedged {
+            hedge(connections, point, time, &attempt, &mut attempts).await
+        } else {
+            one(connections, point, time, &attempt).await
+        };
+        let outcome = match outcome {
+            Ok(verdict) => Ok(verdict),
+            Err(Failed::Rejected(status)) => return Err(CallFailure::Rejected(status)),
+            Err(Failed::Silent(time)) => {
+                connections.forget(point);
+                Err(format!("no answer within {} ms", time.as_millis()))
+            }
+            Err(Failed::Unreachable(reason) | Failed::Broken(reason)) => Err(reason),
         };
         turn_if_failed(connections, point, &outcome);
         let pausing = match outcome {
@@ -140,6 +173,84 @@ where
             tokio::time::sleep_until((Instant::now() + spread).min(deadline)).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+}
+
+/// One attempt by one access point, dialling included.
+async fn one<R, F, Fut>(
+    connections: &Connections,
+    point: usize,
+    time: Duration,
+    attempt: &Mutex<F>,
+) -> Outcome<R>
+where
+    F: FnMut(LiveConnection, Duration) -> Fut,
+    Fut: Future<Output = Result<Verdict<R>, Status>>,
+{
+    let connection =
+        connections.get(point).await.map_err(|unreachable| Failed::Unreachable(unreachable.to_string()))?;
+    // The closure is locked for making the attempt only, not for its time.
+    let attempt = (attempt.lock())(connection, time);
+    match tokio::time::timeout(time, attempt).await {
+        Err(_) => Err(Failed::Silent(time)),
+        Ok(Err(status)) if is_about_the_request(&status) => Err(Failed::Rejected(status)),
+        Ok(Err(status)) => Err(Failed::Broken(status_in_words(&status))),
+        Ok(Ok(verdict)) => Ok(verdict),
+    }
+}
+
+/// One attempt, and a second by the next access point when there is no answer for [`HEDGE_AFTER`].
+/// The answer that comes first counts; of two failures, that of the first attempt.
+async fn hedge<R, F, Fut>(
+    connections: &Connections,
+    point: usize,
+    time: Duration,
+    attempt: &Mutex<F>,
+    attempts: &mut u32,
+) -> Outcome<R>
+where
+    F: FnMut(LiveConnection, Duration) -> Fut,
+    Fut: Future<Output = Result<Verdict<R>, Status>>,
+{
+    let mut first = pin!(one(connections, point, time, attempt));
+    tokio::select! {
+        biased;
+        outcome = &mut first => return outcome,
+        () = tokio::time::sleep(HEDGE_AFTER.min(time)) => {}
+    }
+    // Without room it is worth it all the same once another request found the access point silent.
+    let _hedging = loop {
+        match connections.begin_hedge() {
+            None if connections.preferred() == point => {}
+            hedging => break hedging,
+        }
+        tokio::select! {
+            biased;
+            outcome = &mut first => return outcome,
+            () = tokio::time::sleep(HEDGE_AFTER) => {}
+        }
+    };
+    *attempts = attempts.saturating_add(1);
+    let mut second = pin!(one(connections, point + 1, time, attempt));
+    tokio::select! {
+        biased;
+        outcome = &mut first => match outcome {
+            Ok(Verdict::TryAgain { .. }) | Err(Failed::Unreachable(_) | Failed::Silent(_) | Failed::Broken(_)) => {
+                match second.await {
+                    Err(_) => outcome,
+                    verdict => verdict,
+                }
+            }
+            outcome => outcome,
+        },
+        outcome = &mut second => match outcome {
+            Ok(Verdict::TryAgain { .. }) | Err(_) => first.await,
+            verdict => {
+                // Whoever asks next need not find it out again.
+                connections.turn_away(point);
+                verdict
+            }
+        },
     }
 }
 

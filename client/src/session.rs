@@ -132,6 +132,7 @@ impl Session {
             operation,
             deadline: Instant::now() + self.options.total_deadline,
             attempt: self.options.request_timeout,
+            hedged: true,
         }
     }
 
@@ -145,6 +146,7 @@ impl Session {
             operation: "client termination",
             deadline: Instant::now() + self.options.request_timeout,
             attempt: self.options.request_timeout,
+            hedged: false,
         };
         let outcome = call(&self.connections, budget, |connection, time| {
             let request = self.request(request.clone(), time);
@@ -175,6 +177,7 @@ impl Session {
             operation: "heartbeat",
             deadline: Instant::now() + self.options.request_timeout,
             attempt: self.options.request_timeout,
+            hedged: false,
         };
         let outcome = call(&self.connections, budget, |connection, time| {
             let request = self.request(request.clone(), time);

@@ -67,6 +67,26 @@ async fn an_unanswered_send_is_repeated_elsewhere_under_the_same_id() {
     assert_eq!(seen.stored.len(), 1);
 }
 
+/// A node that is stopped or cut off keeps its connections and says nothing.
+#[tokio::test]
+async fn a_silent_node_costs_half_a_second_once_and_not_an_attempt_each_time() {
+    let seen = Arc::default();
+    let silent = Server::start_with(Arc::clone(&seen), &[Mood::StoreInSilence]).await;
+    let alive = Server::start_with(Arc::clone(&seen), &[Mood::Store]).await;
+    let options = ClientOptions { request_timeout: Duration::from_secs(20), ..options() };
+    let client = Client::connect(&format!("{};{}", silent.address, alive.address), options).await.unwrap();
+    let producer = client.producer();
+    let begins = std::time::Instant::now();
+    producer.send(Message::new("t", "first")).await.unwrap();
+    assert!(begins.elapsed() < Duration::from_secs(10), "{:?}", begins.elapsed());
+    let arrived = seen.lock().arrivals.clone();
+    assert_eq!(arrived.len(), 2, "sent by both: {arrived:?}");
+    assert_eq!(arrived[0], arrived[1], "under one id");
+    assert_eq!(seen.lock().stored.len(), 1, "stored once");
+    producer.send(Message::new("t", "second")).await.unwrap();
+    assert_eq!(seen.lock().arrivals.len(), 3, "the next one goes to the node that answers, once");
+}
+
 #[tokio::test]
 async fn codes_of_the_moment_are_repeated_and_codes_of_the_request_are_not() {
     let server = Server::start(&[
