@@ -84,9 +84,9 @@ impl Contents {
         self.unsynced.len() as u64 * SECTOR_BYTES as u64
     }
 
-    pub fn oldest_unsynced(&self) -> Option<Stamp> {
-        let sectors = self.unsynced.values().filter_map(|versions| versions.first());
-        sectors.map(|(stamp, _)| *stamp).chain(self.lengths.first().map(|(stamp, _)| *stamp)).min()
+    /// When something was changed that is not synced.
+    pub fn unsynced(&self) -> impl Iterator<Item = Stamp> + '_ {
+        self.unsynced.values().flatten().map(|(stamp, _)| *stamp)
     }
 
     /// Up to `len` bytes from `at` on, fewer at the end of the file.
@@ -110,9 +110,12 @@ impl Contents {
         Ok(bytes)
     }
 
-    pub fn write(&mut self, at: u64, bytes: &[u8], stamp: Stamp) -> io::Result<()> {
+    /// The sectors of one write have stamps of their own, from `first` on, because a write may tear
+    /// between any two of them; answers the stamp behind the last.
+    pub fn write(&mut self, at: u64, bytes: &[u8], first: Stamp) -> io::Result<Stamp> {
         let mut position = at;
         let mut rest = bytes;
+        let mut stamp = first;
         while !rest.is_empty() {
             let sector = position / SECTOR_BYTES as u64;
             let skip = (position % SECTOR_BYTES as u64) as usize;
@@ -128,12 +131,13 @@ impl Contents {
             };
             self.put(sector, content, stamp);
             position += part.len() as u64;
+            if position > self.len() {
+                self.set_length(position, stamp);
+            }
             rest = behind;
+            stamp = Stamp(stamp.0 + 1);
         }
-        if position > self.len() && !bytes.is_empty() {
-            self.set_length(position, stamp);
-        }
-        Ok(())
+        Ok(stamp)
     }
 
     /// Cuts or extends the file; what is behind a cut reads as zeros if the file grows again.
@@ -345,14 +349,29 @@ mod tests {
             let mut expected = vec![9; 300];
             for write in 0..10u64 {
                 let at = 300 + write * 700;
-                contents.write(at, &[write as u8 + 1; 700], Stamp(write + 1)).unwrap();
+                contents.write(at, &[write as u8 + 1; 700], Stamp((write + 1) * 100)).unwrap();
                 if write < cut {
                     expected.resize((at + 700) as usize, write as u8 + 1);
                 }
             }
             assert_eq!(contents.len(), 7300);
-            contents.cut_power(Survival::Prefix, Stamp(cut + 1), &mut random()).unwrap();
+            contents.cut_power(Survival::Prefix, Stamp((cut + 1) * 100), &mut random()).unwrap();
             assert_eq!(contents.read(0, 10_000).unwrap(), expected, "the power went before write {cut}");
+        }
+    }
+
+    #[test]
+    fn one_write_tears_between_any_two_of_its_sectors() {
+        for kept in 0..=5u64 {
+            let mut contents = file();
+            contents.write(0, &[1; 300], Stamp(0)).unwrap();
+            contents.sync(false).unwrap();
+            // Five sectors: the rest of the first, three whole ones, the begin of the last.
+            assert_eq!(contents.write(300, &[2; 2048], Stamp(10)).unwrap(), Stamp(15));
+            contents.cut_power(Survival::Prefix, Stamp(10 + kept), &mut random()).unwrap();
+            let mut expected = vec![1; 300];
+            expected.resize([300, 512, 1024, 1536, 2048, 2348][kept as usize], 2);
+            assert_eq!(contents.read(0, 10_000).unwrap(), expected);
         }
     }
 

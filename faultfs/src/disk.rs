@@ -424,7 +424,8 @@ impl Disk {
         inner.make_room(has, end, false)?;
         inner.counters.writes += 1;
         inner.counters.written_bytes += bytes.len() as u64;
-        inner.names.file_mut(ino)?.write(at, bytes, stamp).map_err(errno)
+        inner.clock = inner.names.file_mut(ino)?.write(at, bytes, stamp).map_err(errno)?.0;
+        Ok(())
     }
 
     pub(crate) fn sync(&self, ino: Ino) -> Result<(), Errno> {
@@ -454,15 +455,16 @@ impl Inner {
         Stamp(self.clock)
     }
 
-    /// A moment among the changes that could be lost: the clock counts all changes, so it is taken
-    /// from its last stretch, where the unsynced ones are.
+    /// A moment between two changes of those that could be lost.
     fn random_cut(&self, random: &mut StdRng) -> Stamp {
         let files = self.names.nodes.values().filter_map(|node| match &node.kind {
-            Kind::File(contents) => contents.oldest_unsynced(),
+            Kind::File(contents) => Some(contents.unsynced()),
             Kind::Directory(_) => None,
         });
-        let oldest = files.chain(self.names.oldest_unsynced()).min().map_or(self.clock, |stamp| stamp.0);
-        Stamp(random.random_range(oldest..=self.clock + 1))
+        let mut moments: Vec<Stamp> = files.flatten().chain(self.names.unsynced()).collect();
+        moments.push(Stamp(self.clock + 1));
+        let chosen = random.random_range(0..moments.len());
+        moments.swap_remove(chosen)
     }
 
     fn hold(&mut self, ino: Ino) {

@@ -188,8 +188,9 @@ impl Names {
         (kept, count - kept)
     }
 
-    pub fn oldest_unsynced(&self) -> Option<Stamp> {
-        self.unsynced.first().map(|(stamp, _)| *stamp)
+    /// When something was changed that is not synced.
+    pub fn unsynced(&self) -> impl Iterator<Item = Stamp> + '_ {
+        self.unsynced.iter().map(|(stamp, _)| *stamp)
     }
 
     /// Nodes that no name leads to, now or after a power cut, and that nobody has open. What was

@@ -100,9 +100,8 @@ fn a_torn_tail_ends_at_any_sector_and_nothing_behind_it_is_kept() {
         let file = rig.open("log");
         file.set_len(0).unwrap();
         file.sync_all().unwrap();
-        for sector in 0..SECTORS {
-            file.write_all_at(&[sector as u8 + 1; SECTOR_BYTES], (sector * SECTOR_BYTES) as u64).unwrap();
-        }
+        let bytes: Vec<u8> = (0..SECTORS * SECTOR_BYTES).map(|at| (at / SECTOR_BYTES) as u8 + 1).collect();
+        file.write_all_at(&bytes, 0).unwrap();
         drop(file);
         rig.mount.cut_power(Survival::Prefix, seed).unwrap();
         let left = rig.read("log");

@@ -73,6 +73,8 @@ impl Cli {
         match self.command {
             // The Raft engine reports every retry as a warning; what matters of it we report ourselves.
             Command::Broker(_) | Command::Nameserver(_) => "info,openraft=error",
+            // Requests that a power cut leaves without an answer are what it is for.
+            Command::Faultfs(_) => "warn,fuser=off",
             _ => "warn",
         }
     }

@@ -80,8 +80,9 @@ pub struct RunArgs {
     /// Sends per second of all producers together; 0 sends as fast as answers come.
     #[arg(long, default_value_t = 400)]
     rate: u32,
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(8..=1_000_000))]
-    message_size: u32,
+    /// Bytes of a message; 1024 unless the scenario needs others.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(8..=1_000_000))]
+    message_size: Option<u32>,
     /// How long a fault lasts.
     #[arg(long, default_value_t = 3_000, value_name = "MS")]
     fault_ms: u64,
@@ -94,6 +95,12 @@ pub struct RunArgs {
     /// Print the report as JSON instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+impl RunArgs {
+    fn body_bytes(&self) -> usize {
+        self.message_size.unwrap_or(self.scenario.message_size()) as usize
+    }
 }
 
 pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
@@ -181,7 +188,7 @@ async fn exercise(
     let mut senders = Vec::new();
     for producer in 0..arguments.producers {
         let (recorder, stop) = (Arc::clone(recorder), Arc::clone(&stop_sending));
-        let (topic, body_bytes) = (TOPIC.to_owned(), arguments.message_size as usize);
+        let (topic, body_bytes) = (TOPIC.to_owned(), arguments.body_bytes());
         if arguments.workload == Workload::Transactions {
             let producer = producing.transactional_producer([TOPIC], checker(Arc::clone(&recorder)));
             let sender = TransactionSender { producer, recorder, topic, body_bytes, pause, stop };
@@ -278,7 +285,7 @@ fn client_processes(
         topic: TOPIC.to_owned(),
         group: CONSUMER_GROUP.to_owned(),
         pause,
-        body_bytes: arguments.message_size as usize,
+        body_bytes: arguments.body_bytes(),
     };
     ClientProcesses::start(plan, Arc::clone(recorder))
 }

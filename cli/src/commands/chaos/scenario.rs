@@ -392,6 +392,8 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// Segments so small that a full disk is noticed soon.
 const SMALL_SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
+const MESSAGE_BYTES: u32 = 1024;
+const FILLING_MESSAGE_BYTES: u32 = 16 * 1024;
 /// Snapshots so often that there is one to rot.
 const SNAPSHOT_EVERY_BYTES: u64 = 1024 * 1024;
 
@@ -413,6 +415,11 @@ impl Scenario {
             Fault::Network(_) => plan.faulty_network = true,
             Fault::None | Fault::Kill | Fault::Stop | Fault::Terminate | Fault::Client(_) => {}
         }
+    }
+
+    /// A disk only becomes full when much is written.
+    pub fn message_size(self) -> u32 {
+        if self.fault == Fault::Disk(DiskFault::Full) { FILLING_MESSAGE_BYTES } else { MESSAGE_BYTES }
     }
 
     pub fn loses_power(self) -> bool {
