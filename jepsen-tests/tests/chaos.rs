@@ -88,7 +88,8 @@ fn a_run_is_judged_and_a_spoilt_history_is_not_passed() -> Result<()> {
     Ok(())
 }
 
-/// All machines lose their power under load, and nothing acknowledged is lost.
+/// All machines lose their power under load, and nothing acknowledged is lost. With this seed the
+/// first cut leaves nothing that was not synced, names included, and the second tears by sectors.
 #[test]
 fn a_power_cut_of_all_machines_loses_nothing_that_was_acknowledged() -> Result<()> {
     let can_mount = std::fs::metadata("/dev/fuse").is_ok() && std::fs::metadata("/proc/self")?.uid() == 0;
@@ -110,7 +111,7 @@ fn a_power_cut_of_all_machines_loses_nothing_that_was_acknowledged() -> Result<(
         "--rate",
         "200",
         "--seed",
-        "7",
+        "24",
         "--fault-ms",
         "200",
         "--pause-ms",
@@ -124,6 +125,7 @@ fn a_power_cut_of_all_machines_loses_nothing_that_was_acknowledged() -> Result<(
     ensure!(report["outcome"] == "valid" && report["injections"] == 2, "{report:#}");
     ensure!(report["without_success"] == 0, "the cluster came back: {report:#}");
     let proofs = std::fs::read_to_string(folder.path().join("faults.txt"))?;
+    ensure!(proofs.contains("Nothing") && proofs.contains("Sectors"), "{proofs}");
     ensure!(proofs.lines().count() == 2 && proofs.matches("bytes dropped").count() == 6, "{proofs}");
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     let left = mounts.lines().filter(|line| line.contains("faultfs") && line.contains("ledgermq-chaos-"));
