@@ -257,6 +257,24 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "a bit of the log of a leader rots while it is down",
     },
     Scenario {
+        name: "eio-sync-all",
+        fault: Fault::Disk(DiskFault::FailingSync),
+        target: Target::All,
+        about: "a sync of the log fails on every member",
+    },
+    Scenario {
+        name: "slow-disk-all",
+        fault: Fault::Disk(DiskFault::Slow),
+        target: Target::All,
+        about: "each sync of all members takes 50 to 500 ms longer",
+    },
+    Scenario {
+        name: "stalled-disk-all",
+        fault: Fault::Disk(DiskFault::Stalled),
+        target: Target::All,
+        about: "no write or sync of any member comes back for a while",
+    },
+    Scenario {
         name: "clock-step-one",
         fault: Fault::Clock(ClockFault::Step),
         target: Target::Follower,
