@@ -22,6 +22,7 @@
 //! | the leader of the home is an old one | what it proposes at home fails; what it asks of others was decided by the log and may be repeated |
 //! | the topic is gone in a broker group | the growth waits, and ends with the topic at home |
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -37,29 +38,33 @@ use ledgermq_proto::admin::group_operation::Operation;
 use ledgermq_proto::admin::group_operation_result::Result as Answered;
 use ledgermq_proto::admin::growth_step::{Prepare, Step};
 use ledgermq_proto::rocketmq::Code;
+use tokio::time::Instant;
 
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::offsets::barrier;
 use crate::state::{
-    Answer, CloseGeneration, Command, DrainCandidate, DrainGeneration, Generation, Growth, MessageType,
-    OpenGeneration, PrepareGeneration, TopicId, TopicSettings, TopicView, UpdateTopic,
+    Answer, CloseGeneration, Command, ConsumerGroupId, DrainCandidate, DrainGeneration, Generation, Growth,
+    MessageType, OpenGeneration, PrepareGeneration, TopicId, TopicSettings, TopicView, UpdateTopic,
 };
 
 /// The leader looks this often for a growth to go on with and for generations that are drained.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Consumer groups asked about at one look.
 const DRAINS_PER_LOOK_MAX: usize = 256;
+/// A consumer group that is behind in another broker group is asked about less and less often.
+const ASK_AGAIN_MAX: Duration = Duration::from_millis(800);
 /// One step in another broker group; it is repeated afterwards.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Drives growths and drains while this node leads.
 pub async fn grow_topics(hosted: Weak<HostedGroup>, edge: Edge) {
     let Some(news) = hosted.upgrade().map(|hosted| Arc::clone(&hosted.growth_began)) else { return };
+    let mut asked = Asked::new();
     loop {
         {
             let Some(hosted) = hosted.upgrade() else { return };
             if hosted.leads() {
-                look(&hosted, &edge).await;
+                look(&hosted, &edge, &mut asked).await;
             }
         }
         tokio::select! {
@@ -69,14 +74,27 @@ pub async fn grow_topics(hosted: Weak<HostedGroup>, edge: Edge) {
     }
 }
 
-async fn look(hosted: &HostedGroup, edge: &Edge) {
+/// When to ask again about a consumer group and a generation, and how long to wait after that.
+type Asked = BTreeMap<(ConsumerGroupId, TopicId, Generation), (Instant, Duration)>;
+
+async fn look(hosted: &HostedGroup, edge: &Edge, asked: &mut Asked) {
     for growth in hosted.state.growths().into_iter().filter(|growth| growth.former.home() == &hosted.name) {
         if let Err(why) = drive(hosted, edge, &growth).await {
             tracing::debug!(group = %hosted.name, topic = growth.name, %why, "a growth waits for its next step");
         }
     }
-    let candidates = hosted.state.drain_candidates(DRAINS_PER_LOOK_MAX);
+    let mut candidates = hosted.state.drain_candidates(DRAINS_PER_LOOK_MAX);
+    let key = |of: &DrainCandidate| (of.consumer_group, of.topic, of.generation);
+    let known: BTreeSet<_> = candidates.iter().map(key).collect();
+    asked.retain(|of, _| known.contains(of));
+    let now = Instant::now();
+    candidates.retain(|of| asked.get(&key(of)).is_none_or(|(again, _)| *again <= now));
     join_all(candidates.iter().map(|candidate| drain(hosted, edge, candidate))).await;
+    for candidate in &candidates {
+        let (again, pause) = asked.entry(key(candidate)).or_insert((now, LOOK_AGAIN));
+        *again = Instant::now() + *pause;
+        *pause = (*pause * 2).min(ASK_AGAIN_MAX);
+    }
 }
 
 /// Why a step was not done now; the next look tries again.

@@ -22,10 +22,11 @@ use ledgermq_broker::state::{
     OpenGeneration, OrderKey, PrepareGeneration, QueueChoice, ReceiveRequest, TagFilter, TopicId,
     TopicSettings, encode_append_in_order, tag_code,
 };
+use ledgermq_common::clock::Clock as _;
 use ledgermq_common::{GroupName, QueueId, QueueLayout, QueueOffset};
 use ledgermq_raft_store::group::ProposeError;
 
-use super::{BodyEncoding, Clock as _, FIRE_LOOK, Front, Response, decode_entry};
+use super::{BodyEncoding, FIRE_LOOK, Front, Response, decode_entry};
 
 pub const ORDERED_TOPIC: &str = "steps";
 pub const ORDERED_GROUP: &str = "workers";

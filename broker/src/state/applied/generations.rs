@@ -144,7 +144,6 @@ impl Served<'_> {
             }
         }
     }
-
 }
 
 impl Applied {
