@@ -10,7 +10,7 @@ use ledgermq_proto::admin::{
     CreateTopicRequest, ListTopicsRequest, ResetOffsetsRequest, ShowTopicRequest, ShowTopicResponse, Topic,
     UpdateTopicRequest, reset_offsets_request,
 };
-use ledgermq_proto::rocketmq::{Code, Message, MessageType};
+use ledgermq_proto::rocketmq::{Code, Message};
 use tokio::time::Instant;
 use tonic::{Code as GrpcCode, Status};
 

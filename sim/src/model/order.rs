@@ -19,8 +19,8 @@ use ledgermq_broker::state::{
     Answer, AppendInOrder, ChangeOutcome, Command, ConsumerGroupId, DeliveryEpoch, DeliveryOutcome,
     Generation, Granted, LeaseInOrder, Refusal, StoredAt, TopicId,
 };
+use ledgermq_common::QueueId;
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{QueueId, QueueOffset};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Place;
@@ -365,6 +365,7 @@ impl Order {
 mod tests {
     use ledgermq_broker::state::command::{MessageProperties, NewMessage};
     use ledgermq_broker::state::{BodyEncoding, ClientHash, MessageType, encode_append_in_order};
+    use ledgermq_common::QueueOffset;
 
     use super::*;
 

@@ -360,7 +360,7 @@ enum Step {
     /// The driver does its next step; the answer is lost or not.
     Drive,
     /// A step of an older look at the home's state arrives late.
-    Late(usize, usize),
+    Late(usize),
     Receive {
         at: usize,
         max: u32,
@@ -369,9 +369,7 @@ enum Step {
     Drain {
         at: usize,
     },
-    Reset {
-        at: usize,
-    },
+    Reset,
     Pass(u64),
 }
 
@@ -381,11 +379,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0usize..3).prop_map(|via| Step::Repeat { via }),
         1 => (1u32..4).prop_map(Step::Grow),
         6 => Just(Step::Drive),
-        2 => (any::<usize>(), 0usize..3).prop_map(|(which, at)| Step::Late(which, at)),
+        2 => any::<usize>().prop_map(Step::Late),
         6 => (0usize..3, 1u32..6).prop_map(|(at, max)| Step::Receive { at, max }),
         8 => any::<usize>().prop_map(Step::Ack),
         4 => (0usize..3).prop_map(|at| Step::Drain { at }),
-        1 => (0usize..3).prop_map(|at| Step::Reset { at }),
+        1 => Just(Step::Reset),
         2 => (0u64..15_000).prop_map(Step::Pass),
     ];
     proptest::collection::vec(step, 1..220)
@@ -597,7 +595,7 @@ impl Several {
             }
             Step::Grow(by) => self.grow(by),
             Step::Drive => self.drive(),
-            Step::Late(which, _) => {
+            Step::Late(which) => {
                 let Some((group, command)) = self.proposed.get(which % self.proposed.len().max(1)).cloned()
                 else {
                     return;
@@ -615,7 +613,7 @@ impl Several {
                 self.groups[group].ack(&[lease]);
             }
             Step::Drain { at } => self.drain(at),
-            Step::Reset { .. } => self.reset(),
+            Step::Reset => self.reset(),
             Step::Pass(ms) => self.groups.iter_mut().for_each(|group| group.replica.pass_ms(ms)),
         }
     }
