@@ -347,14 +347,17 @@ fn a_dead_letter_counts_as_consumed_and_a_broker_group_may_join_with_a_later_gen
 /// What may happen next among several broker groups, an edge, a driver and a consumer group.
 #[derive(Debug, Clone)]
 enum Step {
-    /// A send by message group; the answer is lost or not.
+    /// A send by message group; the answer is lost or not. A stale edge knows the oldest generation
+    /// that some broker group still serves.
     Send {
         key: u8,
         lost: bool,
+        stale: bool,
     },
-    /// A send that was not answered, by an edge that knows what the broker group says.
+    /// A send that was not answered.
     Repeat {
-        via: usize,
+        which: usize,
+        stale: bool,
     },
     Grow(u32),
     /// The driver does its next step; the answer is lost or not.
@@ -375,8 +378,9 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        8 => (0u8..6, proptest::bool::weighted(0.2)).prop_map(|(key, lost)| Step::Send { key, lost }),
-        4 => (0usize..3).prop_map(|via| Step::Repeat { via }),
+        8 => (0u8..6, proptest::bool::weighted(0.2), proptest::bool::weighted(0.4))
+            .prop_map(|(key, lost, stale)| Step::Send { key, lost, stale }),
+        4 => (any::<usize>(), any::<bool>()).prop_map(|(which, stale)| Step::Repeat { which, stale }),
         1 => (1u32..4).prop_map(Step::Grow),
         6 => Just(Step::Drive),
         2 => any::<usize>().prop_map(Step::Late),
@@ -387,6 +391,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0u64..15_000).prop_map(Step::Pass),
     ];
     proptest::collection::vec(step, 1..220)
+}
+
+/// A protocol that lacks something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lacking {
+    Nothing,
+    /// Each broker group opens as soon as it has closed.
+    TheCloseOfAllBeforeAnOpen,
+    /// A repeat goes to its new place at once.
+    TheFormerPlace,
+    /// A broker group asks no other whether a generation is drained.
+    TheDrainElsewhere,
 }
 
 /// Three broker groups, and what clients and judges know.
@@ -404,13 +420,15 @@ struct Several {
     leases: Vec<(usize, Granted)>,
     /// The next number of each message group to be delivered for the first time.
     next: BTreeMap<u8, u32>,
-    resets: u32,
+    lacking: Lacking,
 }
 
+const FIRST_QUEUES: [u32; 3] = [2, 1, 2];
+
 impl Several {
-    fn new() -> Self {
+    fn new(lacking: Lacking) -> Self {
         Self {
-            groups: [2, 1, 2].map(Growing::new).into(),
+            groups: FIRST_QUEUES.map(Growing::new).into(),
             proposed: Vec::new(),
             answered: BTreeMap::new(),
             open_sends: BTreeMap::new(),
@@ -418,7 +436,7 @@ impl Several {
             by_place: BTreeMap::new(),
             leases: Vec::new(),
             next: BTreeMap::new(),
-            resets: 0,
+            lacking,
         }
     }
 
@@ -438,17 +456,28 @@ impl Several {
             .map_or_else(|| (Generation(0), layout(&self.queues())), |of| (of.generation, of.layout))
     }
 
+    /// The oldest generation that some broker group knows as the present one.
+    fn past(&self) -> (Generation, Arc<QueueLayout>) {
+        let known: Vec<_> = (0..3).map(|group| self.placement(group)).collect();
+        let oldest = || known.iter().flatten().min_by_key(|placement| placement.generation);
+        match oldest() {
+            Some(oldest) if known.iter().all(Option::is_some) => (oldest.generation, oldest.layout.clone()),
+            _ => (Generation(0), layout(&FIRST_QUEUES)),
+        }
+    }
+
     /// As an edge does it: former places in other broker groups first.
-    fn send(&mut self, key: u8, number: u32) -> bool {
+    fn send(&mut self, key: u8, number: u32, is_stale: bool) -> bool {
         let hash = u64::from(key) * 7 + 3;
-        let (generation, newest) = self.now();
+        let (generation, newest) = if is_stale { self.past() } else { self.now() };
         let home = |layout: &QueueLayout| {
             let (group, queue) = layout.place(hash);
             ((0..3).find(|&number| broker_group(number) == *group).expect("one of three"), queue.get())
         };
         let (now, queue) = home(&newest);
         let mut places = Vec::new();
-        for group in (0..3).filter(|&group| group != now) {
+        let asks = self.lacking != Lacking::TheFormerPlace;
+        for group in (0..3).filter(|&group| group != now && asks) {
             let Some(known) = self.placement(group) else { continue };
             let present = (known.generation < generation).then_some((known.generation, known.layout.clone()));
             let former = known.former.iter().rev().cloned();
@@ -497,6 +526,9 @@ impl Several {
 
     /// One step, chosen by nothing but what the states say; a driver that dies does no more than this.
     fn drive(&mut self) {
+        if self.lacking == Lacking::TheCloseOfAllBeforeAnOpen {
+            return self.drive_one_by_one();
+        }
         let Some(growth) = self.groups[0].replica.state.growth(self.groups[0].topic) else { return };
         let behind = |group: &usize| {
             let of = &self.groups[*group];
@@ -529,6 +561,30 @@ impl Several {
         self.propose(group, command);
     }
 
+    /// The broken driver: a broker group that is prepared closes and opens, and only then the next.
+    fn drive_one_by_one(&mut self) {
+        let Some(home) = self.groups[0].replica.state.growth(self.groups[0].topic) else { return };
+        for group in [1, 2, 0] {
+            let topic = self.groups[group].topic;
+            let current = self.placement(group).map_or(Generation(0), |placement| placement.generation);
+            if current == home.next {
+                continue;
+            }
+            if group > 0 && self.groups[group].replica.state.growth(topic).is_none() {
+                let queues = home.layout.queues_of(&broker_group(group));
+                let (former, layout) = (home.former.clone(), home.layout.clone());
+                let prepare = PrepareGeneration { topic, generation: home.next, queues, former, layout };
+                self.propose(group, Command::PrepareGeneration(prepare));
+            }
+            self.propose(
+                group,
+                Command::CloseGeneration(CloseGeneration { topic, generation: home.current }),
+            );
+            return self
+                .propose(group, Command::OpenGeneration(OpenGeneration { topic, generation: home.next }));
+        }
+    }
+
     fn receive(&mut self, group: usize, max: u32) {
         for lease in self.groups[group].receive(max) {
             let place = (group, lease.queue.get(), lease.offset.get());
@@ -546,7 +602,10 @@ impl Several {
         for candidate in self.groups[group].replica.state.drain_candidates(10) {
             let others = (0..3).filter(|&other| other != group);
             let named = others.filter(|&other| candidate.layout.queues_of(&broker_group(other)) > 0);
-            if named.into_iter().all(|other| self.groups[other].has_drained(candidate.generation.get())) {
+            let asks = self.lacking != Lacking::TheDrainElsewhere;
+            if !asks
+                || named.into_iter().all(|other| self.groups[other].has_drained(candidate.generation.get()))
+            {
                 self.groups[group].drain(candidate.generation.get(), candidate.resets);
             }
         }
@@ -567,28 +626,27 @@ impl Several {
         }
         self.leases.clear();
         self.next.clear();
-        self.resets += 1;
     }
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Send { key, lost } => {
+            Step::Send { key, lost, stale } => {
                 if self.open_sends.contains_key(&key) {
                     return;
                 }
                 let number = self.answered.get(&key).copied().unwrap_or(0);
-                if !self.send(key, number) || lost {
+                if !self.send(key, number, stale) || lost {
                     self.open_sends.insert(key, number);
                 } else {
                     self.answered.insert(key, number + 1);
                 }
             }
-            Step::Repeat { via } => {
-                let Some((&key, &number)) = self.open_sends.iter().nth(via % self.open_sends.len().max(1))
+            Step::Repeat { which, stale } => {
+                let Some((&key, &number)) = self.open_sends.iter().nth(which % self.open_sends.len().max(1))
                 else {
                     return;
                 };
-                if self.send(key, number) {
+                if self.send(key, number, stale) {
                     self.open_sends.remove(&key);
                     self.answered.insert(key, number + 1);
                 }
@@ -623,7 +681,7 @@ impl Several {
         for _ in 0..400 {
             self.drive();
             if let Some((&key, &number)) = self.open_sends.iter().next() {
-                if self.send(key, number) {
+                if self.send(key, number, false) {
                     self.open_sends.remove(&key);
                     self.answered.insert(key, number + 1);
                 }
@@ -658,10 +716,32 @@ proptest! {
 
     #[test]
     fn no_key_goes_backwards_while_a_topic_of_three_broker_groups_grows(program in steps()) {
-        let mut several = Several::new();
-        for step in &program {
-            several.step(step);
-        }
-        several.finish();
+        run(&program, Lacking::Nothing);
     }
+}
+
+fn run(program: &[Step], lacking: Lacking) {
+    let mut several = Several::new(lacking);
+    for step in program {
+        several.step(step);
+    }
+    several.finish();
+}
+
+/// A protocol that lacks something must be convicted by some of these programs.
+fn convicts(lacking: Lacking) {
+    use proptest::strategy::ValueTree as _;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let convicted = (0..200).any(|_| {
+        let program = steps().new_tree(&mut runner).expect("a program").current();
+        std::panic::catch_unwind(|| run(&program, lacking)).is_err()
+    });
+    assert!(convicted, "{lacking:?} went unnoticed");
+}
+
+#[test]
+fn a_growth_without_any_of_its_parts_is_noticed() {
+    convicts(Lacking::TheCloseOfAllBeforeAnOpen);
+    convicts(Lacking::TheFormerPlace);
+    convicts(Lacking::TheDrainElsewhere);
 }
