@@ -177,7 +177,7 @@ pub enum Refusal {
     TransactionOfOtherTopic = 21,
     #[error("{} transactions wait for their outcome", ledgermq_common::limits::UNDECIDED_TRANSACTIONS_MAX)]
     TooManyTransactions = 22,
-    #[error("the number of queues of a topic with order cannot change: its message groups would move")]
+    #[error("the queues of a topic with order become more by generations only, and its order stays")]
     QueuesOfOrderedTopic = 23,
     #[error("the offset is below the first or above the next of its queue")]
     OffsetOutOfRange = 40,

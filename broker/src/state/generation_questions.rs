@@ -145,11 +145,12 @@ impl BrokerState {
         candidates
     }
 
-    /// The groups with order that have generations of the topic still before them.
+    /// The groups with order that have received from the topic here and have generations of it before
+    /// them.
     pub fn draining(&self, topic: TopicId) -> Vec<Draining> {
         let applied = self.applied_state();
         undrained(&applied)
-            .filter(|(_, of)| *of == topic)
+            .filter(|key| key.1 == topic && applied.subscriptions.contains_key(key))
             .filter_map(|(group, topic)| {
                 let ended = applied.generations.first_undrained(group, topic)?;
                 Some(Draining {

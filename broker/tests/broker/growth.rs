@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ledgermq_proto::admin::{
-    CreateTopicRequest, ListTopicsRequest, ResetOffsetsRequest, ShowTopicRequest, ShowTopicResponse, Topic,
-    UpdateTopicRequest, reset_offsets_request,
+    CreateTopicRequest, DeleteTopicRequest, ListTopicsRequest, ResetOffsetsRequest, ShowTopicRequest,
+    ShowTopicResponse, Topic, UpdateTopicRequest, reset_offsets_request,
 };
-use ledgermq_proto::rocketmq::{Code, Message};
+use ledgermq_proto::rocketmq::{Code, Message, MessageType};
 use tokio::time::Instant;
 use tonic::{Code as GrpcCode, Status};
 
@@ -55,6 +55,30 @@ async fn a_growth_to_no_queues_too_many_or_fewer_is_refused() {
     assert_eq!(update(&cluster, "nothing", 5).await.expect_err("unknown").code(), GrpcCode::NotFound);
     let (topic, changed) = update(&cluster, "steps", 3).await.expect("it has them");
     assert_eq!((topic.queues, topic.generation, changed), (3, 0, false));
+    // Grown, deleted and made again it begins anew.
+    let client = Client::connect(&cluster.nodes[0].client_addr()).await;
+    let (topic, changed) = update(&cluster, "steps", 5).await.expect("more");
+    assert_eq!((topic.queues, topic.generation, changed), (5, 1, true));
+    client.send(step("k", 0)).await;
+    let delete = DeleteTopicRequest { name: "steps".to_owned() };
+    admin(&cluster).await.delete_topic(delete).await.expect("deleted");
+    let create = CreateTopicRequest {
+        name: "steps".to_owned(),
+        queues: 2,
+        message_type: MessageType::Fifo as i32,
+        ..Default::default()
+    };
+    let made = admin(&cluster).await.create_topic(create).await.expect("created").into_inner();
+    assert_eq!(made.topic.expect("a topic").generation, 0);
+    client.send(step("k", 1)).await;
+    let began = Instant::now();
+    let taken = loop {
+        let taken = take_all(&client).await;
+        if !taken.is_empty() || began.elapsed() > PATIENCE {
+            break taken;
+        }
+    };
+    assert_eq!(taken.iter().map(number_of).collect::<Vec<_>>(), [1]);
     // A topic without order just gets them.
     let create = CreateTopicRequest { name: "plain".to_owned(), queues: 2, ..Default::default() };
     admin(&cluster).await.create_topic(create).await.expect("created");
@@ -82,6 +106,13 @@ async fn what_comes_after_a_growth_waits_for_what_was_before_in_every_broker_gro
     let places = |shown: &ShowTopicResponse| -> BTreeMap<(String, u32), u64> {
         shown.queues.iter().map(|queue| ((queue.group.clone(), queue.id), queue.max_offset)).collect()
     };
+    let mut seen = BTreeSet::new();
+    for broker in ["g", "h"] {
+        for message in take(&client, broker, 1).await {
+            seen.insert(group_of(&message).to_owned());
+            assert_eq!(client.ack("steps", "workers", &message).await, Code::Ok);
+        }
+    }
     let before = places(&show(&cluster).await);
     let (topic, changed) = update(&cluster, "steps", 8).await.expect("grown");
     assert_eq!((topic.queues, topic.generation, changed, topic.growing_to), (8, 1, true, None));
@@ -102,7 +133,6 @@ async fn what_comes_after_a_growth_waits_for_what_was_before_in_every_broker_gro
 
     // All of `g` is consumed and one message of `h` is not: nobody goes on.
     let mut held = None;
-    let mut seen = BTreeSet::new();
     for broker in ["g", "h"] {
         loop {
             let messages = take(&client, broker, 32).await;
