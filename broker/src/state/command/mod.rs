@@ -21,6 +21,7 @@
 mod append;
 mod dead_letter;
 mod delivery;
+mod generation;
 mod message;
 mod naming;
 mod offset;
@@ -40,6 +41,11 @@ pub use delivery::{
     AckEntry, AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart,
     ReleaseClient,
 };
+pub use generation::{
+    AppendInOrder, CloseGeneration, DrainGeneration, OpenGeneration, PrepareGeneration,
+    encode_append_in_order, encoded_append_in_order_bytes,
+};
+pub(crate) use generation::{put_layout, read_layout};
 pub use message::{MessageProperties, MessageRecordError, NewMessage, StoredMessage, tag_code};
 pub use naming::{
     Backoff, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic,
@@ -86,6 +92,11 @@ enum Kind {
     RecallTimer = 44,
     CommitOffset = 45,
     ResetProgress = 46,
+    PrepareGeneration = 50,
+    CloseGeneration = 51,
+    OpenGeneration = 52,
+    DrainGeneration = 53,
+    AppendInOrder = 54,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -114,6 +125,11 @@ pub enum Command {
     RecallTimer(RecallTimer),
     CommitOffset(CommitOffset),
     ResetProgress(ResetProgress),
+    PrepareGeneration(PrepareGeneration),
+    CloseGeneration(CloseGeneration),
+    OpenGeneration(OpenGeneration),
+    DrainGeneration(DrainGeneration),
+    AppendInOrder(AppendInOrder),
 }
 
 /// Why bytes are no command.
@@ -170,6 +186,11 @@ impl Command {
             Self::RecallTimer(body) => body.put(&mut out),
             Self::CommitOffset(body) => body.put(&mut out),
             Self::ResetProgress(body) => body.put(&mut out),
+            Self::PrepareGeneration(body) => body.put(&mut out),
+            Self::CloseGeneration(body) => body.put(&mut out),
+            Self::OpenGeneration(body) => body.put(&mut out),
+            Self::DrainGeneration(body) => body.put(&mut out),
+            Self::AppendInOrder(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -215,6 +236,11 @@ impl Command {
             Kind::RecallTimer => Self::RecallTimer(RecallTimer::read(reader)?),
             Kind::CommitOffset => Self::CommitOffset(CommitOffset::read(reader)?),
             Kind::ResetProgress => Self::ResetProgress(ResetProgress::read(reader)?),
+            Kind::PrepareGeneration => Self::PrepareGeneration(PrepareGeneration::read(reader)?),
+            Kind::CloseGeneration => Self::CloseGeneration(CloseGeneration::read(reader)?),
+            Kind::OpenGeneration => Self::OpenGeneration(OpenGeneration::read(reader)?),
+            Kind::DrainGeneration => Self::DrainGeneration(DrainGeneration::read(reader)?),
+            Kind::AppendInOrder => Self::AppendInOrder(AppendInOrder::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -252,6 +278,11 @@ impl Command {
             Self::RecallTimer(_) => Kind::RecallTimer,
             Self::CommitOffset(_) => Kind::CommitOffset,
             Self::ResetProgress(_) => Kind::ResetProgress,
+            Self::PrepareGeneration(_) => Kind::PrepareGeneration,
+            Self::CloseGeneration(_) => Kind::CloseGeneration,
+            Self::OpenGeneration(_) => Kind::OpenGeneration,
+            Self::DrainGeneration(_) => Kind::DrainGeneration,
+            Self::AppendInOrder(_) => Kind::AppendInOrder,
         }
     }
 }
@@ -283,6 +314,11 @@ impl Kind {
             44 => Self::RecallTimer,
             45 => Self::CommitOffset,
             46 => Self::ResetProgress,
+            50 => Self::PrepareGeneration,
+            51 => Self::CloseGeneration,
+            52 => Self::OpenGeneration,
+            53 => Self::DrainGeneration,
+            54 => Self::AppendInOrder,
             _ => return None,
         })
     }
