@@ -10,4 +10,5 @@ mod order;
 mod start;
 mod support;
 mod three_nodes;
+mod transaction_steps;
 mod transactions;

@@ -26,18 +26,18 @@ const CHECK_AFTER_MS: u64 = 500;
 const CHECK_INTERVAL_MS: u64 = 1_000;
 const CHECKS_MAX: u32 = 3;
 
-fn short() -> Receive {
+pub(crate) fn short() -> Receive {
     Receive { poll: Duration::from_millis(300), ..Receive::default() }
 }
 
-fn half(topic: &str, id: &str) -> Message {
+pub(crate) fn half(topic: &str, id: &str) -> Message {
     let mut message = message(topic, id, &format!("body of {id}"));
     message.system_properties.as_mut().expect("system properties").message_type =
         MessageType::Transaction as i32;
     message
 }
 
-async fn admin(cluster: &Cluster, node: usize) -> AdminClient<Channel> {
+pub(crate) async fn admin(cluster: &Cluster, node: usize) -> AdminClient<Channel> {
     let address = format!("http://{}", cluster.nodes[node].client_addr());
     AdminClient::new(Endpoint::from_shared(address).expect("an address").connect().await.expect("a broker"))
 }
@@ -61,7 +61,7 @@ async fn start(nodes: usize) -> Cluster {
     cluster
 }
 
-async fn stop(cluster: Cluster) {
+pub(crate) async fn stop(cluster: Cluster) {
     tokio::task::spawn_blocking(move || drop(cluster)).await.expect("dropped");
 }
 
@@ -72,7 +72,7 @@ async fn send_half(client: &Client, message_id: &str) -> String {
     response.entries[0].transaction_id.clone()
 }
 
-async fn end(
+pub(crate) async fn end(
     client: &Client,
     topic: &str,
     transaction: &str,
@@ -93,13 +93,13 @@ async fn end(
 }
 
 /// A producer's telemetry stream.
-struct Producer {
+pub(crate) struct Producer {
     _commands: mpsc::Sender<TelemetryCommand>,
     asked: Streaming<TelemetryCommand>,
 }
 
 impl Producer {
-    async fn of(client: &Client, topic: &str) -> Self {
+    pub(crate) async fn of(client: &Client, topic: &str) -> Self {
         let (commands, sent) = mpsc::channel(4);
         let publishing = Publishing { topics: vec![resource(topic)], ..Publishing::default() };
         let settings = Settings {
@@ -116,11 +116,11 @@ impl Producer {
         Self { _commands: commands, asked }
     }
 
-    async fn next_check(&mut self) -> RecoverOrphanedTransactionCommand {
+    pub(crate) async fn next_check(&mut self) -> RecoverOrphanedTransactionCommand {
         self.check_within(PATIENCE).await.expect("a check")
     }
 
-    async fn check_within(&mut self, wait: Duration) -> Option<RecoverOrphanedTransactionCommand> {
+    pub(crate) async fn check_within(&mut self, wait: Duration) -> Option<RecoverOrphanedTransactionCommand> {
         let next = tokio::time::timeout(wait, self.asked.message()).await.ok()?;
         match next.expect("open").expect("not ended").command {
             Some(Command::RecoverOrphanedTransactionCommand(check)) => Some(check),
