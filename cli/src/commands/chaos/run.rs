@@ -17,6 +17,7 @@ use ledgermq_proto::rocketmq::MessageType;
 use tokio::time::Instant;
 
 use super::client_processes::{ClientPlan, ClientProcesses, Role};
+use super::moments;
 use super::nemesis::{Dice, Nemesis};
 use super::report::{self, Report};
 use super::scenario::{self, Fault, Scenario};
@@ -122,6 +123,7 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
         outcome = exercise(&mut cluster, &arguments, &recorder, seed) => outcome,
         _ = super::super::asked_to_stop() => Err(anyhow::anyhow!("interrupted")),
     };
+    let logs: Vec<PathBuf> = cluster.brokers().map(|member| cluster.log_path(member)).collect();
     let _ = cluster.stop(STOP_WITHIN).await;
 
     let scenario = match arguments.workload {
@@ -140,7 +142,14 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
         out.join("faults.txt"),
         proofs.iter().map(|proof| format!("{proof}\n")).collect::<String>(),
     )?;
-    let report = Report::of(&history, judge::Ordering::Any)?;
+    let mut moments = Vec::new();
+    if !matches!(arguments.scenario.fault, Fault::Clock(_)) {
+        for log in &logs {
+            moments.extend(moments::in_log(log, recorder.began_unix_ms())?);
+        }
+        std::fs::write(out.join(moments::FILE), serde_json::to_vec(&moments)?)?;
+    }
+    let report = Report::of(&history, judge::Ordering::Any, &moments)?;
     report::write(&out, &history, &report)?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

@@ -16,6 +16,8 @@ pub enum Fault {
     Stop,
     /// SIGTERM, its orderly end, and a restart.
     Terminate,
+    /// Leadership goes from broker to broker, again and again.
+    Transfer,
     Disk(DiskFault),
     Clock(ClockFault),
     Network(NetworkFault),
@@ -111,6 +113,12 @@ pub const SCENARIOS: &[Scenario] = &[
         fault: Fault::Terminate,
         target: Target::EachInTurn,
         about: "SIGTERM and restart of all brokers, one after the other",
+    },
+    Scenario {
+        name: "transfer-storm",
+        fault: Fault::Transfer,
+        target: Target::All,
+        about: "leadership is transferred to another broker again and again",
     },
     Scenario {
         name: "client-kill",
@@ -431,7 +439,12 @@ impl Scenario {
             }
             Fault::Clock(_) => plan.skewed_clocks = true,
             Fault::Network(_) => plan.faulty_network = true,
-            Fault::None | Fault::Kill | Fault::Stop | Fault::Terminate | Fault::Client(_) => {}
+            Fault::None
+            | Fault::Kill
+            | Fault::Stop
+            | Fault::Terminate
+            | Fault::Transfer
+            | Fault::Client(_) => {}
         }
     }
 
@@ -452,6 +465,7 @@ impl Fault {
             Self::Kill => "kill",
             Self::Stop => "stop",
             Self::Terminate => "term",
+            Self::Transfer => "transfer",
             Self::Disk(fault) => fault.name(),
             Self::Clock(fault) => fault.name(),
             Self::Network(fault) => fault.name(),

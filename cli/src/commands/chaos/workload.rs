@@ -67,6 +67,13 @@ impl Recorder {
         }
     }
 
+    /// On the clock that logs are stamped with.
+    pub fn began_unix_ms(&self) -> f64 {
+        let unix = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let since = monotonic_ns().saturating_sub(self.began_ns);
+        unix.as_secs_f64() * 1000.0 - since as f64 / 1e6
+    }
+
     pub fn began_ns(&self) -> u64 {
         self.began_ns
     }
