@@ -19,7 +19,7 @@ use ledgermq_common::names::excerpt;
 use ledgermq_edge::forward::connect::{TcpConnect, open_channel};
 use ledgermq_proto::admin::admin_client::AdminClient;
 use ledgermq_proto::admin::{TransferLeadershipRequest, TransferLeadershipResponse};
-use ledgermq_raft_store::HandOverError;
+use ledgermq_raft_store::group::HandOverError;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 

@@ -20,6 +20,7 @@ mod judge;
 mod moments;
 mod nemesis;
 mod network_faults;
+mod overload;
 mod page;
 mod report;
 mod run;

@@ -53,7 +53,7 @@ impl Election {
         let mut stages: [Vec<f64>; 3] = Default::default();
         for (position, fault) in faults.iter().enumerate() {
             let until = faults.get(position + 1).map_or(f64::INFINITY, |next| next.at_ms);
-            let first = |stage, term: Option<u64>| {
+            let first = |stage: Stage, term: Option<u64>| {
                 moments
                     .iter()
                     .filter(|moment| moment.stage == stage && term.is_none_or(|term| moment.term == term))

@@ -6,6 +6,7 @@
 //! | stop | `/proc/<id>/stat` says T (stopped), and after SIGCONT no longer |
 //! | term | the process ended with status 0 |
 //! | transfer | each time another broker led and said so; the term rose as often |
+//! | overload | more sends began than were answered in the time before |
 //! | of disks, clocks and networks | see `disk_faults`, `clock_faults`, `network_faults` |
 //!
 //! A fault that is not seen to happen ends the run with an error: a pass without a fault would be
@@ -18,6 +19,7 @@ use anyhow::{Context as _, bail, ensure};
 use ledgermq_checkers::history::{Kind, NEMESIS, Operation};
 
 use super::client_processes::{ClientProcesses, state_of};
+use super::overload::Flood;
 use super::scenario::{Fault, Scenario, Target};
 use super::workload::Recorder;
 use crate::cluster::{Cluster, Member};
@@ -56,6 +58,8 @@ pub struct Nemesis<'a> {
     pub fault_time: Duration,
     /// Where clients are what fails.
     pub clients: Option<&'a mut ClientProcesses>,
+    /// Where sends without a pause are what fails it.
+    pub flood: Option<Flood>,
     /// Bytes that power losses dropped so far.
     pub dropped_bytes: u64,
 }
@@ -140,6 +144,10 @@ impl Nemesis<'_> {
             }
             Fault::Transfer => {
                 let seen = self.transfer_storm().await?;
+                self.recorder.prove(format!("{}: {seen}", fault.name()));
+            }
+            Fault::Overload => {
+                let seen = self.overload().await?;
                 self.recorder.prove(format!("{}: {seen}", fault.name()));
             }
             Fault::Terminate => {

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::client_processes::{ClientPlan, ClientProcesses, Role};
 use super::moments;
 use super::nemesis::{Dice, Nemesis};
+use super::overload::Flood;
 use super::report::{self, Report};
 use super::scenario::{self, Fault, Scenario};
 use super::transactions::{TransactionSender, checker};
@@ -216,9 +217,15 @@ async fn exercise(
         Fault::Client(_) => Some(client_processes(cluster, arguments, recorder, pause)?),
         _ => None,
     };
+    let flood = (arguments.scenario.fault == Fault::Overload).then(|| Flood {
+        client: producing.clone(),
+        recorder: Arc::clone(recorder),
+        topic: TOPIC.to_owned(),
+        body_bytes: arguments.message_size as usize,
+    });
     let quiet = arguments.json || !std::io::stderr().is_terminal();
     let progress = tokio::spawn(show_progress(Arc::clone(recorder), quiet));
-    let outcome = torment(cluster, arguments, recorder, clients.as_mut(), seed).await;
+    let outcome = torment(cluster, arguments, recorder, clients.as_mut(), flood, seed).await;
     if let Some(clients) = &mut clients {
         clients.finish(Role::Producer).await?;
     }
@@ -245,6 +252,7 @@ async fn torment(
     arguments: &RunArgs,
     recorder: &Arc<Recorder>,
     clients: Option<&mut ClientProcesses>,
+    flood: Option<Flood>,
     seed: u64,
 ) -> anyhow::Result<()> {
     let ends = Instant::now() + Duration::from_secs(arguments.duration);
@@ -256,6 +264,7 @@ async fn torment(
         scenario: arguments.scenario,
         fault_time: Duration::from_millis(arguments.fault_ms),
         clients,
+        flood,
         dropped_bytes: 0,
     };
     let mut injected = 0;

@@ -18,6 +18,8 @@ pub enum Fault {
     Terminate,
     /// Leadership goes from broker to broker, again and again.
     Transfer,
+    /// More sends than the cluster can take.
+    Overload,
     Disk(DiskFault),
     Clock(ClockFault),
     Network(NetworkFault),
@@ -119,6 +121,12 @@ pub const SCENARIOS: &[Scenario] = &[
         fault: Fault::Transfer,
         target: Target::All,
         about: "leadership is transferred to another broker again and again",
+    },
+    Scenario {
+        name: "overload",
+        fault: Fault::Overload,
+        target: Target::All,
+        about: "120 % of the sends the cluster can take, measured before: no election may come of it",
     },
     Scenario {
         name: "client-kill",
@@ -444,6 +452,7 @@ impl Scenario {
             | Fault::Stop
             | Fault::Terminate
             | Fault::Transfer
+            | Fault::Overload
             | Fault::Client(_) => {}
         }
     }
@@ -466,6 +475,7 @@ impl Fault {
             Self::Stop => "stop",
             Self::Terminate => "term",
             Self::Transfer => "transfer",
+            Self::Overload => "overload",
             Self::Disk(fault) => fault.name(),
             Self::Clock(fault) => fault.name(),
             Self::Network(fault) => fault.name(),
