@@ -96,6 +96,14 @@ impl Admin {
         ClusterStatusResponse
     );
 
+    operation!(
+        /// Repeating it is harmless: a node that leads already is left in its place.
+        transfer_leadership,
+        "transfer leadership",
+        TransferLeadershipRequest,
+        TransferLeadershipResponse
+    );
+
     fn budget(&self, operation: &'static str) -> Budget {
         Budget {
             operation,

@@ -132,3 +132,45 @@ fn a_power_cut_of_all_machines_loses_nothing_that_was_acknowledged() -> Result<(
     ensure!(left.count() == 0, "a disk is still mounted: {mounts}");
     Ok(())
 }
+
+/// One short run: its report, and what showed that the faults happened.
+fn run_briefly(scenario: &str, more: &[&str]) -> Result<(serde_json::Value, String)> {
+    let folder = tempfile::tempdir()?;
+    let out = folder.path().display().to_string();
+    let briefly = ["--injections", "1", "--duration", "20", "--rate", "200", "--seed", "7"];
+    let fixed = ["run", "--scenario", scenario, "--pause-ms", "1000", "--out", &out, "--json"];
+    let run = chaos(&[&fixed[..], &briefly[..], more].concat())?;
+    ensure!(run.status.success(), "{}\n{}\n{}", run.status, text(&run.stdout), text(&run.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout)?;
+    ensure!(report["outcome"] == "valid" && report["injections"] == 1, "{report:#}");
+    ensure!(report["failed_sends"] == 0 && report["without_success"] == 0, "{report:#}");
+    Ok((report, std::fs::read_to_string(folder.path().join("faults.txt"))?))
+}
+
+/// The others elect one of theirs, the clients go on, and the report says how long each part took.
+#[test]
+fn a_leader_that_is_cut_from_its_peers_is_replaced() -> Result<()> {
+    let can_make_networks =
+        std::fs::metadata("/dev/net/tun").is_ok() && std::fs::metadata("/proc/self")?.uid() == 0;
+    if !can_make_networks {
+        ensure!(std::env::var_os("CI").is_none(), "CI runs as root and has /dev/net/tun");
+        eprintln!("not run: needs root and /dev/net/tun");
+        return Ok(());
+    }
+    let (report, proofs) = run_briefly("isolate-leader", &["--fault-ms", "4000"])?;
+    ensure!(proofs.contains("packets dropped") && !proofs.contains(" 0 packets dropped"), "{proofs}");
+    let election = &report["election"];
+    ensure!(election["ready_ms"]["count"] == 1, "nobody else was ready to serve: {report:#}");
+    let at = |stage: &str| election[stage]["max"].as_f64().unwrap_or(f64::NAN);
+    ensure!(at("elected_ms") <= at("ready_ms") && at("ready_ms") < 4000.0, "{report:#}");
+    Ok(())
+}
+
+/// Leadership moves again and again under load, and no send fails.
+#[test]
+fn a_storm_of_transfers_is_not_felt_by_a_sender() -> Result<()> {
+    let (report, proofs) = run_briefly("transfer-storm", &["--fault-ms", "3000"])?;
+    ensure!(proofs.contains("transfers") && !proofs.contains(" 0 transfers"), "{proofs}");
+    ensure!(report["election"]["ready_ms"]["count"] == 1, "{report:#}");
+    Ok(())
+}

@@ -79,6 +79,7 @@ pass_on! {
     end_transaction(EndTransactionRequest) -> EndTransactionResponse;
     cluster_status(ClusterStatusRequest) -> ClusterStatusResponse;
     node_status(NodeStatusRequest) -> NodeStatusResponse;
+    transfer_leadership(TransferLeadershipRequest) -> TransferLeadershipResponse;
     set_consumer_group(SetConsumerGroupRequest) -> SetConsumerGroupResponse;
     show_consumer_group(ShowConsumerGroupRequest) -> ShowConsumerGroupResponse;
     list_dead_letters(ListDeadLettersRequest) -> ListDeadLettersResponse;

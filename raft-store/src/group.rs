@@ -168,19 +168,42 @@ impl Group {
     /// Gives leadership to the most caught-up follower. At once `Ok` on a follower.
     pub async fn hand_over(&self, within: Duration) -> Result<(), HandOverError> {
         let deadline = Instant::now() + within;
-        let mut leadership = self.leadership();
-        let leads = leadership.borrow_and_update().leader == Some(self.inner.node);
+        let leads = self.leadership().borrow().leader == Some(self.inner.node);
         if !leads {
             return Ok(());
         }
         let heir = status::most_caught_up(&self.inner.raft, &self.inner.store, self.inner.node);
         let heir = heir.ok_or(HandOverError::NobodyCaughtUp)?;
+        self.give_to(heir, deadline).await.map(|_| ())
+    }
+
+    /// Gives leadership to this follower. An error if another one got it: it leads all the same.
+    pub async fn hand_over_to(&self, heir: NodeId, within: Duration) -> Result<(), HandOverError> {
+        let deadline = Instant::now() + within;
+        let leader = self.leadership().borrow().leader;
+        if leader != Some(self.inner.node) {
+            return Err(HandOverError::NotLeader { leader });
+        }
+        let peers = self.status().peers;
+        let follower = peers.iter().find(|peer| peer.node == heir && peer.matched.is_some());
+        let lag_entries = follower.ok_or(HandOverError::NotAFollower { node: heir })?.lag_entries;
+        if lag_entries > errors::LAG_ENTRIES_MAX {
+            return Err(HandOverError::TooFarBehind { node: heir, lag_entries });
+        }
+        match self.give_to(heir, deadline).await? {
+            leader if leader == heir => Ok(()),
+            leader => Err(HandOverError::AnotherLeads { wanted: heir, leader }),
+        }
+    }
+
+    /// Answers who leads instead.
+    async fn give_to(&self, heir: NodeId, deadline: Instant) -> Result<NodeId, HandOverError> {
+        let (node, mut leadership) = (self.inner.node, self.leadership());
         self.inner.raft.trigger().transfer_leader(heir.get()).await.map_err(|_| HandOverError::Stopped)?;
-        let node = self.inner.node;
-        match timeout_at(deadline, leadership.wait_for(|now| now.leader.is_some_and(|leader| leader != node)))
-            .await
-        {
-            Ok(Ok(_)) => Ok(()),
+        let another = |leader: &NodeId| *leader != node;
+        let moved = leadership.wait_for(|now| now.leader.as_ref().is_some_and(another));
+        match timeout_at(deadline, moved).await {
+            Ok(Ok(now)) => now.leader.ok_or(HandOverError::Stopped),
             Ok(Err(_)) => Err(HandOverError::Stopped),
             Err(_) => Err(HandOverError::DeadlinePassed),
         }

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use ledgermq_common::NodeId;
 use ledgermq_common::limits::COMMAND_BYTES_MAX;
 use ledgermq_raft_store::Group;
-use ledgermq_raft_store::group::{ProposeError, Retention};
+use ledgermq_raft_store::group::{HandOverError, ProposeError, Retention};
 
 use self::cluster::{Cluster, PATIENCE};
 
@@ -215,6 +216,27 @@ fn leadership_is_handed_over_on_request_without_an_election_timeout() {
     cluster.propose("without it");
     cluster.start_replica(leader);
     assert_eq!(cluster.converge().commands.len(), 5);
+}
+
+#[test]
+fn leadership_goes_to_the_follower_that_is_named_and_to_nobody_who_cannot_lead() {
+    let mut cluster = Cluster::start();
+    cluster.propose("before");
+    for _ in 0..3 {
+        let leader = cluster.leader();
+        let stranger = NodeId(99);
+        let refused = cluster.driver.block_on(cluster.group(leader).hand_over_to(stranger, PATIENCE));
+        assert_eq!(refused, Err(HandOverError::NotAFollower { node: stranger }));
+        let heir = (leader + 1) % 3;
+        let heirs_id = cluster.node(heir);
+        let other = (leader + 2) % 3;
+        let refused = cluster.driver.block_on(cluster.group(other).hand_over_to(heirs_id, PATIENCE));
+        assert!(matches!(refused, Err(HandOverError::NotLeader { .. })), "{refused:?}");
+        cluster.driver.block_on(cluster.group(leader).hand_over_to(heirs_id, PATIENCE)).expect("handed over");
+        cluster.propose("after");
+        assert_eq!(cluster.leader(), heir);
+    }
+    assert_eq!(cluster.converge().commands.len(), 4);
 }
 
 /// Everything that can be purged is, at once and all the time.

@@ -10,6 +10,7 @@ mod messages;
 mod status;
 mod topics;
 mod transactions;
+mod transfer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -211,11 +212,23 @@ impl Admin for AdminService {
     ) -> Result<Response<wire::NodeStatusResponse>, Status> {
         Ok(Response::new(status::node(&self.node)))
     }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<wire::TransferLeadershipRequest>,
+    ) -> Result<Response<wire::TransferLeadershipResponse>, Status> {
+        let within = timeout_of(request.metadata());
+        transfer::transfer(&self.node, request.into_inner(), within).await.map(Response::new)
+    }
 }
 
 fn context_of(metadata: &MetadataMap) -> CallContext {
+    CallContext::internal(timeout_of(metadata))
+}
+
+fn timeout_of(metadata: &MetadataMap) -> Duration {
     let timeout = metadata.get("grpc-timeout").and_then(|value| parse_grpc_timeout(value.as_bytes()));
-    CallContext::internal(timeout.unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MAX))
+    timeout.unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MAX)
 }
 
 /// Never UNAVAILABLE: this node lives.

@@ -28,7 +28,7 @@ use anyhow::{Context as _, bail};
 use ledgermq_client::{Client, ClientOptions};
 use ledgermq_faultfs::DiskProcess;
 use ledgermq_faultnet::Network;
-use ledgermq_proto::admin::{ClusterStatusRequest, ClusterStatusResponse};
+use ledgermq_proto::admin::{ClusterStatusRequest, ClusterStatusResponse, TransferLeadershipRequest};
 use tokio::time::Instant;
 
 use child::ChildProcess;
@@ -346,6 +346,27 @@ impl Cluster {
             }
             tokio::time::sleep(READY_POLL).await;
         }
+    }
+
+    /// The name of the group with this number, and the newest term that a node knows.
+    pub async fn group_and_term(&mut self, group: u32) -> anyhow::Result<(String, u64)> {
+        let status = self.status().await?;
+        let found = status.groups.into_iter().find(|candidate| candidate.id == group);
+        let found = found.with_context(|| format!("the cluster has no group {group}"))?;
+        Ok((found.name, found.term))
+    }
+
+    /// Gives leadership to a broker; false if it leads already.
+    pub async fn transfer(&mut self, group: &str, heir: Member) -> anyhow::Result<bool> {
+        let Member::Broker(node) = heir else { bail!("{heir} leads nothing") };
+        let points = self.serving_brokers()?.join(";");
+        let client = Client::connect(&points, ClientOptions::default()).await?;
+        let request = TransferLeadershipRequest {
+            group: group.to_owned(),
+            node,
+            ..TransferLeadershipRequest::default()
+        };
+        Ok(client.admin().transfer_leadership(request).await?.moved)
     }
 
     fn serving_brokers(&mut self) -> anyhow::Result<Vec<String>> {

@@ -84,6 +84,8 @@ enum TopicCommand {
 enum ClusterCommand {
     /// Show nodes, groups, leaders and how far each replica is.
     Status,
+    /// Give the leadership of a group to one of its nodes.
+    Transfer { group: String, node: u64 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -108,6 +110,20 @@ pub async fn run(arguments: AdminArgs) -> anyhow::Result<ExitCode> {
         Area::Cluster(ClusterCommand::Status) => {
             let status = admin.cluster_status(wire::ClusterStatusRequest {}).await?;
             (status_as_text(&status), status_as_json(&status))
+        }
+        Area::Cluster(ClusterCommand::Transfer { group, node }) => {
+            let request = wire::TransferLeadershipRequest {
+                group: group.clone(),
+                node,
+                ..wire::TransferLeadershipRequest::default()
+            };
+            let answer = admin.transfer_leadership(request).await?;
+            let text = if answer.moved {
+                format!("node {node} leads {group}, as node {} did", answer.from)
+            } else {
+                format!("node {node} leads {group} already")
+            };
+            (text, json!({ "group": group, "node": node, "from": answer.from, "moved": answer.moved }))
         }
     };
     if arguments.json {

@@ -60,6 +60,9 @@ pub enum BarrierError {
     Stopped,
 }
 
+/// A leader that gives its place away takes no commands until the heir has these entries too.
+pub(super) const LAG_ENTRIES_MAX: u64 = 10_000;
+
 /// Leadership was not handed over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandOverError {
@@ -67,6 +70,14 @@ pub enum HandOverError {
     NobodyCaughtUp,
     #[error("no other replica took over before the deadline")]
     DeadlinePassed,
+    #[error("this replica does not lead the group (leader: {leader:?})")]
+    NotLeader { leader: Option<NodeId> },
+    #[error("node {node} is no other member of the group, or the leader has not heard from it")]
+    NotAFollower { node: NodeId },
+    #[error("node {node} lacks {lag_entries} entries; at most {LAG_ENTRIES_MAX} may be missing")]
+    TooFarBehind { node: NodeId, lag_entries: u64 },
+    #[error("node {leader} leads now, not node {wanted}")]
+    AnotherLeads { wanted: NodeId, leader: NodeId },
     #[error("the group is stopped")]
     Stopped,
 }

@@ -113,7 +113,13 @@ pub(super) async fn open(
     let (fault, fault_seen) = watch::channel(None);
     let leader_changes = Arc::new(AtomicU64::new(0));
     let mut tasks = Tasks::default();
-    tasks.spawn(publish_leadership(raft.clone(), config.node, Arc::clone(&progress), leadership));
+    tasks.spawn(publish_leadership(
+        raft.clone(),
+        config.group,
+        config.node,
+        Arc::clone(&progress),
+        leadership,
+    ));
     tasks.spawn(count_leader_changes(leadership_seen.clone(), Arc::clone(&leader_changes)));
     tasks.spawn(publish_fault(
         raft.clone(),

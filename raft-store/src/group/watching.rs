@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ledgermq_common::{NodeId, Term};
+use ledgermq_common::{GroupId, NodeId, Term};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
@@ -21,21 +21,34 @@ const FLUSH_NOTICE_INTERVAL: Duration = Duration::from_millis(20);
 /// is the blank entry every leader begins with, and all that earlier leaders committed is before it.
 pub(super) async fn publish_leadership(
     raft: Raft,
+    group: GroupId,
     node: NodeId,
     progress: Arc<ApplyProgress>,
     leadership: watch::Sender<Leadership>,
 ) {
     let mut metrics = raft.server_metrics();
     let mut applied_term = progress.term.subscribe();
+    let mut campaigned_in = None;
     loop {
         let now = {
             let metrics = metrics.borrow_and_update();
+            if metrics.state == ServerState::Candidate {
+                let term = metrics.vote.leader_id.term;
+                if campaigned_in.replace(term) != Some(term) {
+                    tracing::info!(%group, term, "election begun");
+                }
+            }
             let term = Term(metrics.vote.leader_id.term);
             let leader = metrics.current_leader.map(NodeId);
             let leads = metrics.state == ServerState::Leader && leader == Some(node);
             Leadership { term, leader, is_leader_ready: leads && *applied_term.borrow_and_update() == term }
         };
-        leadership.send_if_modified(|before| std::mem::replace(before, now) != now);
+        let mut before = Leadership::default();
+        leadership.send_if_modified(|known| {
+            before = std::mem::replace(known, now);
+            before != now
+        });
+        tell(group, node, before, now);
         let goes_on = tokio::select! {
             biased;
             changed = metrics.changed() => changed.is_ok(),
@@ -45,6 +58,18 @@ pub(super) async fn publish_leadership(
             leadership.send_if_modified(|before| std::mem::take(before) != Leadership::default());
             return;
         }
+    }
+}
+
+/// The moments of a failover, from which `ledgermq chaos` makes up how long each part of it took.
+fn tell(group: GroupId, node: NodeId, before: Leadership, now: Leadership) {
+    let term = now.term.get();
+    let led_before = before.leader == Some(node) && before.term == now.term;
+    if now.leader == Some(node) && !led_before {
+        tracing::info!(%group, term, "elected");
+    }
+    if now.is_leader_ready && !(before.is_leader_ready && before.term == now.term) {
+        tracing::info!(%group, term, "ready to serve");
     }
 }
 

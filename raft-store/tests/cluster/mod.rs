@@ -233,6 +233,10 @@ impl Cluster {
         running.runtime.shutdown_background();
     }
 
+    pub fn node(&self, at: usize) -> NodeId {
+        self.replicas[at].node
+    }
+
     pub fn group(&self, at: usize) -> &Group {
         &self.replicas[at].running.as_ref().expect("it runs").group
     }

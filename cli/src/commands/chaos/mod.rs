@@ -17,8 +17,10 @@ mod client_processes;
 mod clock_faults;
 mod disk_faults;
 mod judge;
+mod moments;
 mod nemesis;
 mod network_faults;
+mod overload;
 mod page;
 mod report;
 mod run;
@@ -97,7 +99,7 @@ pub async fn run(command: ChaosCommand) -> anyhow::Result<ExitCode> {
         ChaosCommand::Run(arguments) => run::run(arguments).await,
         ChaosCommand::Check(arguments) => {
             let history = read(&arguments.history)?;
-            let report = Report::of(&history, arguments.order)?;
+            let report = Report::of(&history, arguments.order, &moments::beside(&arguments.history))?;
             if arguments.json {
                 println!("{}", serde_json::to_string_pretty(&report)?);
             } else {
@@ -109,7 +111,7 @@ pub async fn run(command: ChaosCommand) -> anyhow::Result<ExitCode> {
             let history = read(&arguments.history)?;
             let beside = arguments.history.parent().map(PathBuf::from).unwrap_or_default();
             let out = arguments.out.unwrap_or(beside);
-            let report = Report::of(&history, Ordering::Any)?;
+            let report = Report::of(&history, Ordering::Any, &moments::beside(&arguments.history))?;
             for path in report::write(&out, &history, &report)? {
                 println!("{}", path.display());
             }

@@ -5,6 +5,8 @@
 //! | kill | the process was waited for and ended by SIGKILL; after the restart its id is another |
 //! | stop | `/proc/<id>/stat` says T (stopped), and after SIGCONT no longer |
 //! | term | the process ended with status 0 |
+//! | transfer | each time another broker led and said so; the term rose as often |
+//! | overload | more sends began than were answered in the time before |
 //! | of disks, clocks and networks | see `disk_faults`, `clock_faults`, `network_faults` |
 //!
 //! A fault that is not seen to happen ends the run with an error: a pass without a fault would be
@@ -17,6 +19,7 @@ use anyhow::{Context as _, bail, ensure};
 use ledgermq_checkers::history::{Kind, NEMESIS, Operation};
 
 use super::client_processes::{ClientProcesses, state_of};
+use super::overload::Flood;
 use super::scenario::{Fault, Scenario, Target};
 use super::workload::Recorder;
 use crate::cluster::{Cluster, Member};
@@ -25,6 +28,8 @@ pub(super) const GROUP: u32 = 1;
 const READY_WITHIN: Duration = Duration::from_secs(90);
 const TERMINATE_WITHIN: Duration = Duration::from_secs(20);
 const STATE_WITHIN: Duration = Duration::from_secs(2);
+/// Between two transfers of a storm.
+const TRANSFER_EVERY: Duration = Duration::from_millis(100);
 const STATE_POLL: Duration = Duration::from_millis(2);
 
 /// Random numbers from a seed, the same on every machine.
@@ -53,6 +58,8 @@ pub struct Nemesis<'a> {
     pub fault_time: Duration,
     /// Where clients are what fails.
     pub clients: Option<&'a mut ClientProcesses>,
+    /// Where sends without a pause are what fails it.
+    pub flood: Option<Flood>,
     /// Bytes that power losses dropped so far.
     pub dropped_bytes: u64,
 }
@@ -135,6 +142,14 @@ impl Nemesis<'_> {
                 clients.check()?;
                 self.recorder.prove(format!("{}: {seen}", fault.name()));
             }
+            Fault::Transfer => {
+                let seen = self.transfer_storm().await?;
+                self.recorder.prove(format!("{}: {seen}", fault.name()));
+            }
+            Fault::Overload => {
+                let seen = self.overload().await?;
+                self.recorder.prove(format!("{}: {seen}", fault.name()));
+            }
             Fault::Terminate => {
                 for &member in &targets {
                     let status = self.cluster.terminate(member, TERMINATE_WITHIN).await?;
@@ -151,6 +166,27 @@ impl Nemesis<'_> {
             bail!("{member} ended by itself: {status}");
         }
         Ok(())
+    }
+
+    /// Leadership moves to another broker, drawn by seed, for the time of a fault.
+    async fn transfer_storm(&mut self) -> anyhow::Result<String> {
+        let ends = tokio::time::Instant::now() + self.fault_time;
+        let (_, first_term) = self.cluster.group_and_term(GROUP).await?;
+        let mut moved = 0u64;
+        while tokio::time::Instant::now() < ends || moved == 0 {
+            let leader = self.leader().await?;
+            let others: Vec<Member> = self.cluster.brokers().filter(|member| *member != leader).collect();
+            let chosen = usize::try_from(self.dice.below(others.len() as u64)).unwrap_or(0);
+            let heir = *others.get(chosen).context("a transfer needs two brokers")?;
+            let (group, _) = self.cluster.group_and_term(GROUP).await?;
+            moved += u64::from(self.cluster.transfer(&group, heir).await?);
+            tokio::time::sleep(TRANSFER_EVERY).await;
+        }
+        self.leader().await?;
+        let (_, last_term) = self.cluster.group_and_term(GROUP).await?;
+        let terms = last_term.saturating_sub(first_term);
+        ensure!(terms >= moved, "{moved} transfers made {terms} terms");
+        Ok(format!("{moved} transfers, {terms} terms"))
     }
 
     async fn targets(&mut self) -> anyhow::Result<Vec<Member>> {

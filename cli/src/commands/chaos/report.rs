@@ -9,6 +9,7 @@ use ledgermq_checkers::{History, HistoryError, Outcome, Verdict};
 use serde::Serialize;
 
 use super::judge::{Ordering, judge};
+use super::moments::{Election, Moment};
 use super::page;
 
 #[derive(Debug, Serialize)]
@@ -24,6 +25,8 @@ pub struct Report {
     pub all_queues_ms: Distribution,
     pub first_delivery_ms: Distribution,
     pub open_chaos_rto_ms: Distribution,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub election: Option<Election>,
     /// Faults after which a figure never came.
     pub without_success: usize,
     pub failed_sends: usize,
@@ -32,7 +35,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn of(history: &History, order: Ordering) -> Result<Self, HistoryError> {
+    pub fn of(history: &History, order: Ordering, moments: &[Moment]) -> Result<Self, HistoryError> {
         let verdicts = judge(history, order)?;
         let faults = felt(history)?;
         let worst = |wanted| verdicts.iter().any(|verdict| verdict.outcome == wanted);
@@ -56,6 +59,7 @@ impl Report {
             open_chaos_rto_ms: of(|felt| felt.open_chaos_rto_ms),
             without_success: faults.iter().filter(|felt| felt.first_success_ms.is_none()).count(),
             failed_sends: faults.iter().map(|felt| felt.failed_sends).sum(),
+            election: Election::of(moments, &faults),
             unknown_sends: faults.iter().map(|felt| felt.unknown_sends).sum(),
             verdicts,
             faults,
@@ -101,14 +105,21 @@ impl Report {
         table.to_string()
     }
 
-    pub fn figures(&self) -> [(&'static str, Distribution); 5] {
-        [
+    pub fn figures(&self) -> Vec<(&'static str, Distribution)> {
+        let mut figures = Vec::new();
+        if let Some(election) = self.election {
+            figures.push(("T1 election begun", election.noticed_ms));
+            figures.push(("T2 elected", election.elected_ms));
+            figures.push(("T4 ready to serve", election.ready_ms));
+        }
+        figures.extend([
             ("gap in acknowledgements", self.gap_ms),
-            ("first success", self.first_success_ms),
-            ("all queues", self.all_queues_ms),
-            ("first delivery", self.first_delivery_ms),
+            ("T6 first success", self.first_success_ms),
+            ("T8 all queues", self.all_queues_ms),
+            ("T7 first delivery", self.first_delivery_ms),
             ("RTO as OpenChaos counts it", self.open_chaos_rto_ms),
-        ]
+        ]);
+        figures
     }
 }
 

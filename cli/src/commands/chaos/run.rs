@@ -17,7 +17,9 @@ use ledgermq_proto::rocketmq::MessageType;
 use tokio::time::Instant;
 
 use super::client_processes::{ClientPlan, ClientProcesses, Role};
+use super::moments;
 use super::nemesis::{Dice, Nemesis};
+use super::overload::Flood;
 use super::report::{self, Report};
 use super::scenario::{self, Fault, Scenario};
 use super::transactions::{TransactionSender, checker};
@@ -122,6 +124,7 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
         outcome = exercise(&mut cluster, &arguments, &recorder, seed) => outcome,
         _ = super::super::asked_to_stop() => Err(anyhow::anyhow!("interrupted")),
     };
+    let logs: Vec<PathBuf> = cluster.brokers().map(|member| cluster.log_path(member)).collect();
     let _ = cluster.stop(STOP_WITHIN).await;
 
     let scenario = match arguments.workload {
@@ -140,7 +143,14 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
         out.join("faults.txt"),
         proofs.iter().map(|proof| format!("{proof}\n")).collect::<String>(),
     )?;
-    let report = Report::of(&history, judge::Ordering::Any)?;
+    let mut moments = Vec::new();
+    if !matches!(arguments.scenario.fault, Fault::Clock(_)) {
+        for log in &logs {
+            moments.extend(moments::in_log(log, recorder.began_unix_ms())?);
+        }
+        std::fs::write(out.join(moments::FILE), serde_json::to_vec(&moments)?)?;
+    }
+    let report = Report::of(&history, judge::Ordering::Any, &moments)?;
     report::write(&out, &history, &report)?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -207,9 +217,15 @@ async fn exercise(
         Fault::Client(_) => Some(client_processes(cluster, arguments, recorder, pause)?),
         _ => None,
     };
+    let flood = (arguments.scenario.fault == Fault::Overload).then(|| Flood {
+        client: producing.clone(),
+        recorder: Arc::clone(recorder),
+        topic: TOPIC.to_owned(),
+        body_bytes: arguments.message_size as usize,
+    });
     let quiet = arguments.json || !std::io::stderr().is_terminal();
     let progress = tokio::spawn(show_progress(Arc::clone(recorder), quiet));
-    let outcome = torment(cluster, arguments, recorder, clients.as_mut(), seed).await;
+    let outcome = torment(cluster, arguments, recorder, clients.as_mut(), flood, seed).await;
     if let Some(clients) = &mut clients {
         clients.finish(Role::Producer).await?;
     }
@@ -236,6 +252,7 @@ async fn torment(
     arguments: &RunArgs,
     recorder: &Arc<Recorder>,
     clients: Option<&mut ClientProcesses>,
+    flood: Option<Flood>,
     seed: u64,
 ) -> anyhow::Result<()> {
     let ends = Instant::now() + Duration::from_secs(arguments.duration);
@@ -247,6 +264,7 @@ async fn torment(
         scenario: arguments.scenario,
         fault_time: Duration::from_millis(arguments.fault_ms),
         clients,
+        flood,
         dropped_bytes: 0,
     };
     let mut injected = 0;

@@ -16,6 +16,10 @@ pub enum Fault {
     Stop,
     /// SIGTERM, its orderly end, and a restart.
     Terminate,
+    /// Leadership goes from broker to broker, again and again.
+    Transfer,
+    /// More sends than the cluster can take.
+    Overload,
     Disk(DiskFault),
     Clock(ClockFault),
     Network(NetworkFault),
@@ -111,6 +115,18 @@ pub const SCENARIOS: &[Scenario] = &[
         fault: Fault::Terminate,
         target: Target::EachInTurn,
         about: "SIGTERM and restart of all brokers, one after the other",
+    },
+    Scenario {
+        name: "transfer-storm",
+        fault: Fault::Transfer,
+        target: Target::All,
+        about: "leadership is transferred to another broker again and again",
+    },
+    Scenario {
+        name: "overload",
+        fault: Fault::Overload,
+        target: Target::All,
+        about: "120 % of the sends the cluster can take, measured before: no election may come of it",
     },
     Scenario {
         name: "client-kill",
@@ -431,7 +447,13 @@ impl Scenario {
             }
             Fault::Clock(_) => plan.skewed_clocks = true,
             Fault::Network(_) => plan.faulty_network = true,
-            Fault::None | Fault::Kill | Fault::Stop | Fault::Terminate | Fault::Client(_) => {}
+            Fault::None
+            | Fault::Kill
+            | Fault::Stop
+            | Fault::Terminate
+            | Fault::Transfer
+            | Fault::Overload
+            | Fault::Client(_) => {}
         }
     }
 
@@ -452,6 +474,8 @@ impl Fault {
             Self::Kill => "kill",
             Self::Stop => "stop",
             Self::Terminate => "term",
+            Self::Transfer => "transfer",
+            Self::Overload => "overload",
             Self::Disk(fault) => fault.name(),
             Self::Clock(fault) => fault.name(),
             Self::Network(fault) => fault.name(),

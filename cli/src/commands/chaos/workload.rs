@@ -67,6 +67,13 @@ impl Recorder {
         }
     }
 
+    /// On the clock that logs are stamped with.
+    pub fn began_unix_ms(&self) -> f64 {
+        let unix = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let since = monotonic_ns().saturating_sub(self.began_ns);
+        unix.as_secs_f64() * 1000.0 - since as f64 / 1e6
+    }
+
     pub fn began_ns(&self) -> u64 {
         self.began_ns
     }
@@ -180,43 +187,48 @@ impl Sender {
         let mut process = self.recorder.process();
         let mut next = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
-            let number = self.recorder.next_number();
-            let message_group = match self.message_groups.len() {
-                0 => None,
-                groups => self.message_groups.get(number as usize % groups).cloned(),
-            };
-            let mut message = Message::new(&self.topic, body(number, self.body_bytes));
-            if let Some(group) = &message_group {
-                message = message.message_group(group);
-            }
-            let asked = Sending { number, message_group, ..Sending::default() };
-            self.recorder.record(process, Kind::Invoke, Operation::Send(asked.clone()));
-            match self.producer.send(message).await {
-                Ok(receipt) => {
-                    let answer = Sending {
-                        id: Some(receipt.message_id),
-                        offset: u64::try_from(receipt.queue_offset).ok(),
-                        ..asked
-                    };
-                    self.recorder.record(process, Kind::Ok, Operation::Send(answer));
-                    self.recorder.must_arrive(number);
-                }
-                Err(SendError::Refused(_) | SendError::Batch(_)) => {
-                    self.recorder.failed.fetch_add(1, Ordering::Relaxed);
-                    self.recorder.record(process, Kind::Fail, Operation::Send(asked));
-                    tokio::time::sleep(AFTER_ERROR).await;
-                }
-                Err(SendError::NoAnswer(_) | SendError::Malformed(_)) => {
-                    self.recorder.unknown.fetch_add(1, Ordering::Relaxed);
-                    self.recorder.record(process, Kind::Info, Operation::Send(asked));
-                    process = self.recorder.process();
-                }
-            }
+            self.send_one(&mut process).await;
             // What was missed while the cluster was away is not made up for in a burst.
             next = (next + self.pause).max(Instant::now());
             tokio::time::sleep_until(next).await;
         }
         self.producer.close().await;
+    }
+
+    /// After a send that nobody knows about the process number is another.
+    pub(super) async fn send_one(&self, process: &mut u32) {
+        let number = self.recorder.next_number();
+        let message_group = match self.message_groups.len() {
+            0 => None,
+            groups => self.message_groups.get(number as usize % groups).cloned(),
+        };
+        let mut message = Message::new(&self.topic, body(number, self.body_bytes));
+        if let Some(group) = &message_group {
+            message = message.message_group(group);
+        }
+        let asked = Sending { number, message_group, ..Sending::default() };
+        self.recorder.record(*process, Kind::Invoke, Operation::Send(asked.clone()));
+        match self.producer.send(message).await {
+            Ok(receipt) => {
+                let answer = Sending {
+                    id: Some(receipt.message_id),
+                    offset: u64::try_from(receipt.queue_offset).ok(),
+                    ..asked
+                };
+                self.recorder.record(*process, Kind::Ok, Operation::Send(answer));
+                self.recorder.must_arrive(number);
+            }
+            Err(SendError::Refused(_) | SendError::Batch(_)) => {
+                self.recorder.failed.fetch_add(1, Ordering::Relaxed);
+                self.recorder.record(*process, Kind::Fail, Operation::Send(asked));
+                tokio::time::sleep(AFTER_ERROR).await;
+            }
+            Err(SendError::NoAnswer(_) | SendError::Malformed(_)) => {
+                self.recorder.unknown.fetch_add(1, Ordering::Relaxed);
+                self.recorder.record(*process, Kind::Info, Operation::Send(asked));
+                *process = self.recorder.process();
+            }
+        }
     }
 }
 
