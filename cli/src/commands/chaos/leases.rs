@@ -21,11 +21,10 @@ use ledgermq_checkers::history::{Kind, Operation, Receiving};
 use ledgermq_client::{AckError, ReceivedMessage, SimpleConsumer};
 use parking_lot::Mutex;
 
-use super::workload::{AFTER_ERROR, RECEIVE_BATCH, Recorder, delivery, number_in};
+use super::workload::{AFTER_ERROR, LEASE, RECEIVE_BATCH, Recorder, delivery, number_in};
 
-/// Shorter than that of the other workloads: many are to run out.
-pub const SHORT_LEASE: Duration = Duration::from_secs(3);
-const PROLONGED: Duration = Duration::from_secs(6);
+/// From now on, longer than what is left of any lease.
+const PROLONGED: Duration = Duration::from_secs(2 * LEASE.as_secs());
 const SHORTENED: Duration = Duration::from_secs(1);
 const OLD_HANDLES_MAX: usize = 4_096;
 
@@ -65,7 +64,7 @@ pub struct LeaseReceiver {
 impl LeaseReceiver {
     pub async fn run(self) {
         let mut process = self.recorder.process();
-        let lease_ns = nanoseconds(SHORT_LEASE);
+        let lease_ns = nanoseconds(LEASE);
         while !self.stop.load(Ordering::Relaxed) {
             let asked = Receiving { group: self.group.clone(), lease_ns, messages: Vec::new() };
             self.recorder.record(process, Kind::Invoke, Operation::Receive(asked.clone()));
@@ -81,7 +80,6 @@ impl LeaseReceiver {
             };
             let received = Receiving { messages: messages.iter().map(delivery).collect(), ..asked };
             self.recorder.record(process, Kind::Ok, Operation::Receive(received));
-            self.recorder.delivered_now(messages.iter().map(|message| number_in(&message.body)));
             for message in messages {
                 process = self.treat(process, message).await;
             }
@@ -137,6 +135,10 @@ impl LeaseReceiver {
         let op = Operation::Ack { group: self.group.clone(), numbers: vec![number_in(&message.body)] };
         self.recorder.record(process, Kind::Invoke, op.clone());
         let acked = self.consumer.ack(message).await;
+        // A run waits for the acks: the first deliveries of many are left on purpose.
+        if acked.is_ok() {
+            self.recorder.delivered_now(std::iter::once(number_in(&message.body)));
+        }
         self.answered(process, op, &acked)
     }
 

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::client_processes::{ClientPlan, ClientProcesses, Role};
 use super::delay::DelaySender;
-use super::leases::{LeaseReceiver, OldHandles, SHORT_LEASE};
+use super::leases::{LeaseReceiver, OldHandles};
 use super::nemesis::{Dice, Nemesis};
 use super::registers::RegisterClient;
 use super::report::{self, Report};
@@ -187,16 +187,15 @@ async fn exercise(
     let stop_receiving = Arc::new(AtomicBool::new(false));
     let mut receivers = Vec::new();
     let old_handles = OldHandles::default();
-    let (consumers, lease) = match arguments.workload {
-        Workload::Registers => (0, LEASE),
-        Workload::Leases => (arguments.consumers, SHORT_LEASE),
-        _ => (arguments.consumers, LEASE),
+    let consumers = match arguments.workload {
+        Workload::Registers => 0,
+        _ => arguments.consumers,
     };
     for _ in 0..consumers {
         let options = ConsumerOptions::new(CONSUMER_GROUP)
             .subscribe(TOPIC, "*")
             .await_duration(Duration::from_secs(2))
-            .invisible_duration(lease);
+            .invisible_duration(LEASE);
         if arguments.workload == Workload::Leases {
             let receiver = LeaseReceiver {
                 consumer: consuming.simple_consumer(options),

@@ -3,7 +3,7 @@
 //! | Set | Rows | Meant for |
 //! |---|---|---|
 //! | `ci` | each workload under a fault of the kind it is most likely to feel, one injection | every change |
-//! | `full` | every scenario of brokers with every workload, the injections as given | a release |
+//! | `full` | every scenario with every workload it knows, the injections as given | a release |
 //!
 //! The exit status is the worst of the runs: 1 for an anomaly or a run that went wrong, 2 where
 //! something could not be judged.
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::nemesis::Dice;
 use super::run::{Workload, random_seed};
-use super::scenario;
+use super::scenario::{self, Fault};
 
 /// A run that takes longer is hung.
 const RUN_WITHIN: Duration = Duration::from_secs(3_600);
@@ -110,7 +110,10 @@ fn rows(set: Set, injections: u32) -> Vec<Row> {
         Set::Full => scenario::SCENARIOS
             .iter()
             .flat_map(|scenario| {
-                WORKLOADS.iter().map(|workload| Row {
+                // Clients fail under this one only.
+                let is_of_clients = matches!(scenario.fault, Fault::Client(_));
+                let workloads = if is_of_clients { &WORKLOADS[..1] } else { &WORKLOADS[..] };
+                workloads.iter().map(|workload| Row {
                     scenario: scenario.name,
                     workload: *workload,
                     injections,
@@ -150,13 +153,17 @@ async fn one(row: Row, seed: u64, arguments: &SuiteArgs, out: &std::path::Path) 
     let folder = out.join(format!("{}-{workload}", row.scenario));
     // Under "none" there is nothing to wait for but the load.
     let duration = if row.scenario == "none" { 20 } else { 60 * u64::from(row.injections) };
+    let is_of_network = scenario::SCENARIOS
+        .iter()
+        .any(|known| known.name == row.scenario && matches!(known.fault, Fault::Network(_)));
+    let cluster = if is_of_network { "netns" } else { "local" };
     let binary = std::env::current_exe().context("cannot find this binary")?;
     let began = Instant::now();
     let output = tokio::process::Command::new(binary)
         .args(["chaos", "run", "--json", "--scenario", row.scenario, "--workload", &workload])
         .args(["--seed", &seed.to_string(), "--rate", &arguments.rate.to_string()])
         .args(["--injections", &row.injections.to_string(), "--duration", &duration.to_string()])
-        .args(["--fault-ms", "500", "--out"])
+        .args(["--cluster", cluster, "--fault-ms", "500", "--out"])
         .arg(&folder)
         .stdin(Stdio::null())
         .kill_on_drop(true)
