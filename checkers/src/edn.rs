@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | send | `:enqueue` | the number; with a known place `[:send [group queue] [offset number]]` is in `:place` |
 //! | receive | `:dequeue` | the numbers |
-//! | ack, end, recall | `:ack`, `:end`, `:recall` | a map |
+//! | ack, change of a lease, end, recall | `:ack`, `:change-lease`, `:end`, `:recall` | a map |
 //! | read, write, cas | `:read`, `:write`, `:cas` | `[key value]`, for cas `[key [from to]]` |
 //! | fault | its name | the target; `:process :nemesis` |
 
@@ -59,6 +59,10 @@ fn operation(operation: &Operation) -> (String, String, String) {
             let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
             plain(":ack", format!("{{:group {}, :numbers [{}]}}", quoted(group), numbers.join(" ")))
         }
+        Operation::ChangeLease { group, number, attempt, lease_ns } => plain(
+            ":change-lease",
+            format!("{{:group {}, :number {number}, :attempt {attempt}, :lease {lease_ns}}}", quoted(group)),
+        ),
         Operation::End { number, commit } => plain(":end", format!("{{:number {number}, :commit {commit}}}")),
         Operation::Recall { number } => plain(":recall", format!("{{:number {number}}}")),
         Operation::Read { key, value } => {

@@ -53,6 +53,13 @@ pub enum Operation {
         group: String,
         numbers: Vec<u64>,
     },
+    /// The lease of one delivery, named by its attempt, is made to last this long from now.
+    ChangeLease {
+        group: String,
+        number: u64,
+        attempt: u32,
+        lease_ns: u64,
+    },
     /// The outcome a producer (or a check) asks for a half message.
     End {
         number: u64,

@@ -10,6 +10,7 @@
 //! | [`fifo`] | overtaking, two holders, out of order within a message group |
 //! | [`transactions`] | two outcomes, early visibility, visible after rollback, lost commit |
 //! | [`timers`] | early, late, fired twice, fired although recalled |
+//! | [`leases`] | two leases, attempts that go back, stale handles accepted, acks that cannot be repeated, not redelivered |
 //! | [`linearizable`] | registers that no order of their operations explains (Wing–Gong–Lowe, by key) |
 //! | [`availability`] | how long each fault was felt |
 //!
@@ -27,6 +28,7 @@ pub mod availability;
 pub mod edn;
 pub mod fifo;
 pub mod history;
+pub mod leases;
 pub mod linearizable;
 pub mod queue_log;
 pub mod timers;

@@ -8,6 +8,7 @@
 //! 0 [ send 7   …   0 ]          asked here, answered there; `0 ?]` unknown, `0 -]` failed
 //! 5 recv g 7@q1:5 8@q1:6#2      consumer group g gets message 7, and 8 in its second attempt
 //! 5 ack g 7   5 ack! g 7
+//! 5 lease g 7#1 80             the lease of its first attempt lasts 80 ms from now
 //! 0 commit 7  0 rollback 7  0 recall 7   with ! and - likewise
 //! 1 read x 3  1 write x 3  1 cas x 3 4   with ! and -
 //! sleep 100
@@ -120,6 +121,15 @@ fn operation(words: &[&str]) -> (Kind, Operation) {
             Operation::Receive(Receiving { group: key(), lease_ns: 50 * MS, messages: messages.collect() })
         }
         "ack" => Operation::Ack { group: key(), numbers: vec![number(2)] },
+        "lease" => {
+            let (message, attempt) = words[2].split_once('#').expect("number#attempt");
+            Operation::ChangeLease {
+                group: key(),
+                number: message.parse().expect("a number"),
+                attempt: attempt.parse().expect("an attempt"),
+                lease_ns: number(3) * MS,
+            }
+        }
         "commit" | "rollback" => Operation::End { number: number(1), commit: name == "commit" },
         "recall" => Operation::Recall { number: number(1) },
         "read" => Operation::Read { key: key(), value: (words[2] != "nil").then(|| value(2)) },

@@ -1,6 +1,8 @@
 use ledgermq_checkers::queue_log::PollOrder;
 use ledgermq_checkers::timers::Bounds;
-use ledgermq_checkers::{Outcome, Verdict, fifo, linearizable, queue_log, timers, total_queue, transactions};
+use ledgermq_checkers::{
+    Outcome, Verdict, fifo, leases, linearizable, queue_log, timers, total_queue, transactions,
+};
 
 use super::script::{MS, history};
 
@@ -25,6 +27,11 @@ fn transactions_of(script: &str) -> Verdict {
 fn timers_of(script: &str) -> Verdict {
     let bounds = Bounds { late_ns: 10 * MS, slack_ns: 2 * MS };
     timers::check(&history(script).spans().expect("well formed"), bounds)
+}
+
+fn leases_of(script: &str) -> Verdict {
+    let bounds = leases::Bounds { slack_ns: 2 * MS, redelivered_within_ns: 30 * MS };
+    leases::check(&history(script).spans().expect("well formed"), bounds)
 }
 
 fn linearizable_of(script: &str) -> Verdict {
@@ -92,6 +99,7 @@ fn a_history_that_shows_nothing_is_unknown_and_no_pass() {
         (fifo_of, "0 send 1\n5 recv g 1@q0:0"),
         (transactions_of, "0 send 1\n5 recv g 1@q0:0"),
         (timers_of, "0 send 1\n5 recv g 1@q0:0"),
+        (leases_of, "0 send 1"),
         (linearizable_of, "0 send 1"),
     ] {
         let verdict = checker(script);
@@ -294,4 +302,62 @@ fn registers_bad() {
     bad(linearizable_of, "0 write x 1\n1 write- x 2\n2 read x 2", &["not-linearizable"]);
     // An unknown write explains a value once it took effect, and cannot be taken back.
     bad(linearizable_of, "0 write x 1\n1 write! x 2\n2 read x 2\n2 read x 1", &["not-linearizable"]);
+}
+
+/// Leases last 50 ms.
+#[test]
+fn leases_good() {
+    let verdict = good(
+        leases_of,
+        "0 send 1
+         5 recv g 1@q0:0
+         5 lease g 1#1 80
+         sleep 85
+         6 recv g 1@q0:0#2
+         5 lease- g 1#1 80
+         6 ack g 1
+         6 ack g 1
+         5 recv g",
+    );
+    assert_eq!(verdict.count_of("redelivered"), 1);
+    // A change of unknown outcome may have shortened the lease, and one that is under way too.
+    good(leases_of, "5 recv g 1@q0:0\n5 lease! g 1#1 2\nsleep 5\n6 recv g 1@q0:0#2\n6 ack g 1");
+    good(leases_of, "5 recv g 1@q0:0\n5 [ lease g 1#1 2\nsleep 5\n6 recv g 1@q0:0#2\n5 ]\n6 ack g 1");
+    // The other group has leases of its own.
+    good(leases_of, "5 recv g 1@q0:0\n6 recv h 1@q0:0\n5 ack g 1\n6 ack h 1");
+    // A receive that was asked for long ago may have been granted at any time since.
+    good(leases_of, "6 [ recv g 1@q0:0#1\nsleep 60\n5 recv g 1@q0:0#2\n6 ]\n5 ack g 1");
+    // Shortened, and given to the next.
+    good(leases_of, "5 recv g 1@q0:0\n5 lease g 1#1 2\nsleep 5\n6 recv g 1@q0:0#2\n6 ack g 1");
+    // Whether an ack of unknown outcome counted nobody knows.
+    good(leases_of, "5 recv g 1@q0:0\n5 ack! g 1\nsleep 200\n6 recv g");
+    // Nobody was there to get it again.
+    good(leases_of, "5 recv g 1@q0:0\nsleep 200\n6 recv! g");
+}
+
+#[test]
+fn leases_bad() {
+    bad(leases_of, "5 recv g 1@q0:0\n6 recv g 1@q0:0#2\n6 ack g 1", &["two-leases"]);
+    bad(leases_of, "5 recv g 1@q0:0\n5 recv g 1@q0:0#2\n5 ack g 1", &["two-leases"]);
+    bad(
+        leases_of,
+        "5 recv g 1@q0:0\n5 lease g 1#1 200\nsleep 60\n6 recv g 1@q0:0#2\n6 ack g 1",
+        &["two-leases"],
+    );
+    bad(
+        leases_of,
+        "5 recv g 1@q0:0\n5 lease- g 1#1 2\nsleep 5\n6 recv g 1@q0:0#2\n6 ack g 1",
+        &["two-leases"],
+    );
+    bad(leases_of, "5 [ recv g 1@q0:0\n6 [ recv g 1@q0:0#2\n5 ]\n6 ]\n6 ack g 1", &["two-leases"]);
+    bad(leases_of, "5 recv g 1@q0:0#2\nsleep 60\n6 recv g 1@q0:0#1\n6 ack g 1", &["attempt-back"]);
+    bad(leases_of, "5 recv g 1@q0:0#2\nsleep 60\n6 recv g 1@q0:0#2\n6 ack g 1", &["attempt-back"]);
+    bad(
+        leases_of,
+        "5 recv g 1@q0:0\nsleep 60\n6 recv g 1@q0:0#2\n5 lease g 1#1 80\n6 ack g 1",
+        &["stale-handle-accepted"],
+    );
+    bad(leases_of, "5 recv g 1@q0:0\n5 ack g 1\n5 lease g 1#1 80", &["changed-after-ack"]);
+    bad(leases_of, "5 recv g 1@q0:0\n5 ack g 1\n5 ack- g 1", &["ack-not-idempotent"]);
+    bad(leases_of, "5 recv g 1@q0:0\nsleep 200\n6 recv g", &["not-redelivered"]);
 }

@@ -15,16 +15,20 @@
 
 mod client_processes;
 mod clock_faults;
+mod delay;
 mod disk_faults;
 mod judge;
+mod leases;
 mod moments;
 mod nemesis;
 mod network_faults;
 mod overload;
 mod page;
+mod registers;
 mod report;
 mod run;
 mod scenario;
+mod suite;
 mod transactions;
 mod workload;
 
@@ -48,6 +52,8 @@ pub enum ChaosCommand {
     /// One client of a run, as a process of its own.
     #[command(hide = true)]
     Client(client_processes::ClientArgs),
+    /// Run a list of them one after the other, with one summary.
+    Suite(suite::SuiteArgs),
     /// Judge a recorded history.
     Check(CheckArgs),
     /// Make the report of a recorded history again.
@@ -97,6 +103,7 @@ pub async fn run(command: ChaosCommand) -> anyhow::Result<ExitCode> {
         }
         ChaosCommand::Client(arguments) => client_processes::run(arguments).await,
         ChaosCommand::Run(arguments) => run::run(arguments).await,
+        ChaosCommand::Suite(arguments) => suite::run(arguments).await,
         ChaosCommand::Check(arguments) => {
             let history = read(&arguments.history)?;
             let report = Report::of(&history, arguments.order, &moments::beside(&arguments.history))?;

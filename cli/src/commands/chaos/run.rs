@@ -17,9 +17,12 @@ use ledgermq_proto::rocketmq::MessageType;
 use tokio::time::Instant;
 
 use super::client_processes::{ClientPlan, ClientProcesses, Role};
+use super::delay::DelaySender;
+use super::leases::{LeaseReceiver, OldHandles};
 use super::moments;
 use super::nemesis::{Dice, Nemesis};
 use super::overload::Flood;
+use super::registers::RegisterClient;
 use super::report::{self, Report};
 use super::scenario::{self, Fault, Scenario};
 use super::transactions::{TransactionSender, checker};
@@ -53,6 +56,26 @@ pub enum Workload {
     Fifo,
     /// Half messages with their outcomes, some left to the check.
     Transactions,
+    /// Messages with a due time, some called back.
+    Delay,
+    /// Leases that run out, are prolonged, shortened, and changed by old handles.
+    Leases,
+    /// Settings of consumer groups, written and read as registers.
+    Registers,
+}
+
+impl Workload {
+    /// As it stands in the name of a history; the first kind goes without.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Queue => "",
+            Self::Fifo => " fifo",
+            Self::Transactions => " transactions",
+            Self::Delay => " delay",
+            Self::Leases => " leases",
+            Self::Registers => " registers",
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -127,11 +150,7 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     let logs: Vec<PathBuf> = cluster.brokers().map(|member| cluster.log_path(member)).collect();
     let _ = cluster.stop(STOP_WITHIN).await;
 
-    let scenario = match arguments.workload {
-        Workload::Queue => arguments.scenario.name.to_owned(),
-        Workload::Fifo => format!("{} fifo", arguments.scenario.name),
-        Workload::Transactions => format!("{} transactions", arguments.scenario.name),
-    };
+    let scenario = format!("{}{}", arguments.scenario.name, arguments.workload.name());
     let history = History { scenario, seed, events: recorder.take() };
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let path = out.join("history.jsonl");
@@ -177,11 +196,27 @@ async fn exercise(
     prepare(&producing, arguments.workload).await?;
     let stop_receiving = Arc::new(AtomicBool::new(false));
     let mut receivers = Vec::new();
-    for _ in 0..arguments.consumers {
+    let old_handles = OldHandles::default();
+    let consumers = match arguments.workload {
+        Workload::Registers => 0,
+        _ => arguments.consumers,
+    };
+    for _ in 0..consumers {
         let options = ConsumerOptions::new(CONSUMER_GROUP)
             .subscribe(TOPIC, "*")
             .await_duration(Duration::from_secs(2))
             .invisible_duration(LEASE);
+        if arguments.workload == Workload::Leases {
+            let receiver = LeaseReceiver {
+                consumer: consuming.simple_consumer(options),
+                recorder: Arc::clone(recorder),
+                group: CONSUMER_GROUP.to_owned(),
+                old_handles: Arc::clone(&old_handles),
+                stop: Arc::clone(&stop_receiving),
+            };
+            receivers.push(tokio::spawn(receiver.run()));
+            continue;
+        }
         let receiver = Receiver {
             consumer: consuming.simple_consumer(options),
             recorder: Arc::clone(recorder),
@@ -205,9 +240,20 @@ async fn exercise(
             senders.push(tokio::spawn(sender.run()));
             continue;
         }
+        if arguments.workload == Workload::Registers {
+            let client = RegisterClient { admin: producing.admin(), recorder, pause, stop };
+            senders.push(tokio::spawn(client.run()));
+            continue;
+        }
+        if arguments.workload == Workload::Delay {
+            let producer = producing.producer();
+            let sender = DelaySender { producer, recorder, topic, body_bytes, pause, stop };
+            senders.push(tokio::spawn(sender.run()));
+            continue;
+        }
         let message_groups = match arguments.workload {
             Workload::Fifo => (0..MESSAGE_GROUPS).map(|group| format!("{producer}-{group}")).collect(),
-            Workload::Queue | Workload::Transactions => Vec::new(),
+            _ => Vec::new(),
         };
         let producer = producing.producer();
         let sender = Sender { producer, recorder, topic, body_bytes, message_groups, pause, stop };
@@ -311,9 +357,10 @@ fn client_processes(
 /// The topic of the workload's type, and a consumer group that keeps order where there is one.
 async fn prepare(client: &Client, workload: Workload) -> anyhow::Result<()> {
     let message_type = match workload {
-        Workload::Queue => MessageType::Normal,
+        Workload::Queue | Workload::Leases | Workload::Registers => MessageType::Normal,
         Workload::Fifo => MessageType::Fifo,
         Workload::Transactions => MessageType::Transaction,
+        Workload::Delay => MessageType::Delay,
     };
     let request = CreateTopicRequest {
         name: TOPIC.to_owned(),
@@ -357,7 +404,7 @@ async fn show_progress(recorder: Arc<Recorder>, quiet: bool) {
 }
 
 /// Different from run to run; whoever wants to repeat one gives it.
-fn random_seed() -> u64 {
+pub(super) fn random_seed() -> u64 {
     use std::hash::{BuildHasher as _, Hasher as _};
     std::collections::hash_map::RandomState::new().build_hasher().finish() >> 32
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::client_processes;
 
-const RECEIVE_BATCH: u32 = 32;
+pub(super) const RECEIVE_BATCH: u32 = 32;
 pub(super) const AFTER_ERROR: Duration = Duration::from_millis(50);
 pub const LEASE: Duration = Duration::from_secs(10);
 
@@ -127,7 +127,12 @@ impl Recorder {
         self.events.lock().push(event);
     }
 
-    fn delivered_now(&self, numbers: impl Iterator<Item = u64>) {
+    /// The time an event that is recorded now would have.
+    pub fn now_ns(&self) -> u64 {
+        monotonic_ns().saturating_sub(self.began_ns)
+    }
+
+    pub fn delivered_now(&self, numbers: impl Iterator<Item = u64>) {
         let mut delivered = self.delivered.lock();
         if numbers.filter(|number| delivered.insert(*number)).count() > 0 {
             *self.last_new_delivery.lock() = Instant::now();
@@ -308,7 +313,7 @@ pub(super) fn number_in(body: &[u8]) -> u64 {
     body.first_chunk::<8>().map_or(0, |head| u64::from_be_bytes(*head))
 }
 
-fn delivery(message: &ReceivedMessage) -> Delivery {
+pub(super) fn delivery(message: &ReceivedMessage) -> Delivery {
     let number = number_in(&message.body);
     Delivery {
         number,
