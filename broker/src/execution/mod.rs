@@ -11,6 +11,7 @@
 //! | [`offsets`] | Pull, and the offsets of queues and groups |
 //! | [`operations`], [`message_query`] | what administrators ask of one group |
 //! | [`timers`] | Send to a topic of delayed messages, Recall; fires what is due |
+//! | [`retention`] | nobody's: expires messages, carries what is owed, releases the log |
 //! | [`renewal`] | leases renewed by the server; [`clients`] says for whom |
 //!
 //! Everything a client observes goes through the log. What is read here without it (a topic's
@@ -32,6 +33,7 @@ mod order_keys;
 mod produce;
 mod receive;
 mod renewal;
+mod retention;
 mod timers;
 mod transaction;
 mod waiters;
@@ -54,6 +56,7 @@ pub use dead_letters::bury_exhausted;
 pub use hosted_group::{Consumption, HostedGroup, Parts, Settings, TransactionSettings};
 pub use naming::{consumer_group as describe_consumer_group, describe_view as describe_topic};
 pub use renewal::renew_leases;
+pub use retention::{LastLook, RetentionSettings, keep_retention};
 pub use timers::fire_timers;
 pub use waiters::{PollingFull, WaiterCount, Waiters};
 

@@ -12,6 +12,7 @@
 //! | [`key_index`], [`message_search`] | message ids and keys → records |
 //! | [`timers`], [`timer_questions`] | delayed messages that wait for their time |
 //! | [`planner`] | which messages a receive is to lease |
+//! | [`retention`] | what goes, what is carried, what pins the log |
 //! | [`records`] | the state as records, for checkpoints and snapshots |
 //! | [`checkpoint`], [`meta_store`] | the state on disk, derived |
 //! | [`snapshot`], [`digest`] | the state as a stream, and as a number to compare |
@@ -33,6 +34,7 @@ mod offsets;
 mod planner;
 mod questions;
 mod records;
+mod retention;
 mod snapshot;
 mod timer_questions;
 mod timers;
@@ -51,6 +53,10 @@ pub use command::{
     Letter, MessageProperties, MessageRecordError, NewMessage, RecallTimer, RedriveDeadLetters,
     RedrivenLetter, ReleaseClient, ResetProgress, StoredMessage, TopicSettings, UpdateConsumerGroup,
     UpdateTopic, encode_append, encode_delayed, encoded_append_bytes, encoded_delayed_bytes, tag_code,
+};
+pub use command::{
+    CarriedRecord, CarryRecords, ExpireMessages, ExpiryCause, Owed, ReleaseLog, SetTopicRetention,
+    TopicRetention, encode_carried,
 };
 pub use command::{
     CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
@@ -76,6 +82,7 @@ pub use planner::{ORDER_SCAN_ENTRIES_MAX, OrderOf, OrderedPlan, PlannedInOrder};
 pub use questions::{
     ConsumerGroupView, HandleRefusal, HandleTarget, Lag, RenewableLease, RepeatedDelivery, TopicView,
 };
+pub use retention::{CarryPlan, LogPins, Pinned, RetentionView};
 pub use transaction_questions::{OpenTransaction, TransactionQuery, TransactionState};
 
 pub use timer_questions::TimerState;

@@ -25,6 +25,7 @@ mod message;
 mod naming;
 mod offset;
 mod order;
+mod retention;
 mod timer;
 mod transaction;
 pub(crate) mod wire;
@@ -47,6 +48,10 @@ pub use naming::{
 };
 pub use offset::{CommitOffset, ResetProgress};
 pub use order::{LeaseInOrder, OrderedMessage, OrderedPart};
+pub use retention::{
+    CarriedRecord, CarryRecords, ExpireMessages, ExpiryCause, Owed, ReleaseLog, SetTopicRetention,
+    TopicRetention, encode_carried,
+};
 pub use timer::{AppendDelayed, FireTimers, RecallTimer, encode_delayed, encoded_delayed_bytes};
 pub use transaction::{
     AppendHalves, AppendedHalf, CountTransactionChecks, DecisionSource, EndTransaction, NewHalf,
@@ -86,6 +91,10 @@ enum Kind {
     RecallTimer = 44,
     CommitOffset = 45,
     ResetProgress = 46,
+    ExpireMessages = 70,
+    SetTopicRetention = 71,
+    CarryRecords = 72,
+    ReleaseLog = 73,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -114,6 +123,10 @@ pub enum Command {
     RecallTimer(RecallTimer),
     CommitOffset(CommitOffset),
     ResetProgress(ResetProgress),
+    ExpireMessages(ExpireMessages),
+    SetTopicRetention(SetTopicRetention),
+    CarryRecords(CarryRecords),
+    ReleaseLog(ReleaseLog),
 }
 
 /// Why bytes are no command.
@@ -170,6 +183,10 @@ impl Command {
             Self::RecallTimer(body) => body.put(&mut out),
             Self::CommitOffset(body) => body.put(&mut out),
             Self::ResetProgress(body) => body.put(&mut out),
+            Self::ExpireMessages(body) => body.put(&mut out),
+            Self::SetTopicRetention(body) => body.put(&mut out),
+            Self::CarryRecords(body) => body.put(&mut out),
+            Self::ReleaseLog(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -215,6 +232,10 @@ impl Command {
             Kind::RecallTimer => Self::RecallTimer(RecallTimer::read(reader)?),
             Kind::CommitOffset => Self::CommitOffset(CommitOffset::read(reader)?),
             Kind::ResetProgress => Self::ResetProgress(ResetProgress::read(reader)?),
+            Kind::ExpireMessages => Self::ExpireMessages(ExpireMessages::read(reader)?),
+            Kind::SetTopicRetention => Self::SetTopicRetention(SetTopicRetention::read(reader)?),
+            Kind::CarryRecords => Self::CarryRecords(CarryRecords::read(reader)?),
+            Kind::ReleaseLog => Self::ReleaseLog(ReleaseLog::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -252,6 +273,10 @@ impl Command {
             Self::RecallTimer(_) => Kind::RecallTimer,
             Self::CommitOffset(_) => Kind::CommitOffset,
             Self::ResetProgress(_) => Kind::ResetProgress,
+            Self::ExpireMessages(_) => Kind::ExpireMessages,
+            Self::SetTopicRetention(_) => Kind::SetTopicRetention,
+            Self::CarryRecords(_) => Kind::CarryRecords,
+            Self::ReleaseLog(_) => Kind::ReleaseLog,
         }
     }
 }
@@ -283,6 +308,10 @@ impl Kind {
             44 => Self::RecallTimer,
             45 => Self::CommitOffset,
             46 => Self::ResetProgress,
+            70 => Self::ExpireMessages,
+            71 => Self::SetTopicRetention,
+            72 => Self::CarryRecords,
+            73 => Self::ReleaseLog,
             _ => return None,
         })
     }
