@@ -90,7 +90,7 @@ impl Bed {
 
     fn decide(&mut self, transaction: PhysicalOffset, id: &str, decision: Decision) -> Answer {
         let message = MessageIdHash::of(id.as_bytes());
-        let source = DecisionSource::Client;
+        let source = DecisionSource::Producer;
         let end = EndTransaction { topic: self.topic, transaction, message, decision, source };
         self.replica.propose(&Command::EndTransaction(end))
     }
