@@ -6,6 +6,7 @@ mod delayed;
 mod offsets;
 mod one_node;
 mod order;
+mod retention;
 mod start;
 mod support;
 mod three_nodes;
