@@ -334,7 +334,7 @@ impl Leader {
                 let letters = which
                     .iter()
                     .filter_map(|which| self.pick(*which))
-                    .map(|(_, _, lease)| letter(topic, lease, reason))
+                    .map(|(_, _, lease)| self.letter(topic, lease, reason))
                     .collect();
                 self.propose_command(&Command::DeadLetter(DeadLetter { consumer_group, topic, letters }));
             }
@@ -443,6 +443,16 @@ impl Leader {
                 self.propose(Bytes::from(bytes));
             }
         }
+    }
+
+    /// A letter that names the place of its message, as a leader's does.
+    fn letter(&self, topic: TopicId, lease: Granted, reason: DeadLetterReason) -> Letter {
+        let mut letter = letter(topic, lease, reason);
+        if let Some(entry) = self.replica.state.locate(topic, lease.queue, lease.offset) {
+            letter.record.physical = entry.physical;
+            letter.record.record_bytes = entry.record_bytes;
+        }
+        letter
     }
 
     /// What the leader would carry, or records named without asking whether they are owed any more.

@@ -138,6 +138,8 @@ fn messages_go_when_their_topic_keeps_them_no_longer_and_readers_go_on_at_the_mi
     assert_eq!(bed.expire(HOUR_MS), (10, 9 + 6));
     assert_eq!(bed.range(0), 10..11);
     assert_eq!(bed.expire(HOUR_MS), (0, 0), "once");
+    let locate = |offset| bed.replica.state.locate(bed.topic, QueueId(0), QueueOffset(offset));
+    assert!(locate(9).is_none() && locate(10).is_some(), "no other message under an old offset");
     assert_eq!(bed.replica.state.expired_unread(slow, bed.topic), 9);
     assert_eq!(bed.replica.state.expired_unread(puller, bed.topic), 6);
     let at = |group| bed.replica.state.group_offset(group, bed.topic, QueueId(0));
@@ -211,7 +213,7 @@ fn an_old_undecided_half_is_carried_and_is_then_committed_by_its_own_id() {
     bed.replica.pass_ms(2 * HOUR_MS);
     bed.send(0, "after");
     assert_eq!(bed.expire(HOUR_MS).0, 1);
-    assert_eq!(bed.release(), 0, "the half holds the first stretch");
+    assert_eq!(bed.release(), half.get(), "the half holds it");
     let end = bed.end();
     assert_eq!(bed.carry(), 2);
     assert!(bed.release() >= end / STRETCH_BYTES * STRETCH_BYTES, "nothing holds it any more");
@@ -324,7 +326,7 @@ fn what_became_visible_late_and_what_a_dead_letter_refers_to_holds_the_log_until
     let pins = bed.replica.state.log_pins();
     let stretch = half.get() / STRETCH_BYTES * STRETCH_BYTES;
     assert_eq!(pins.late.map(|pin| pin.0.get()), Some(stretch));
-    assert!(matches!(pins.holder(), Some(Pinned::LateMessage(_))));
+    assert_eq!(pins.holder(), Some(Pinned::Message(bed.topic)), "the first of its queue");
     assert_eq!(bed.release(), stretch);
     bed.replica.pass_ms(2 * HOUR_MS);
     bed.send(0, "new");
@@ -343,7 +345,7 @@ fn what_is_owed_is_carried_only_where_it_frees_at_least_twice_its_size() {
     }
     // Four segments full of timers, and nothing else.
     assert_eq!(bed.carry(), 0, "carrying them would free nothing");
-    assert_eq!(bed.release(), 0);
+    assert!(bed.release() < SEGMENT);
     // With as much again in between that is not owed, it pays.
     for _ in 0..5 {
         bed.fill(SEGMENT);
