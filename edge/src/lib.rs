@@ -17,7 +17,7 @@
 //! | [`hold`], [`leaders`] | finding the leader and waiting for one |
 //! | [`forward`] | the way to another node |
 //! | [`transactions`], [`producers`], [`check_back`] | ending transactions; asking producers for the outcome of those left open |
-//! | [`order`] | the queue of a message group |
+//! | [`order`], [`placement`] | the queue of a message group |
 //! | [`registry_client`] | announcing led groups to nameservers |
 //!
 //! Nothing here is durable, and nothing here must be: an edge that starts anew serves at once.
@@ -37,6 +37,7 @@ pub mod leaders;
 pub mod messaging;
 mod offsets;
 mod order;
+pub mod placement;
 mod producers;
 mod recall;
 mod receipts;

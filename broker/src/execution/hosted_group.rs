@@ -73,6 +73,8 @@ pub struct HostedGroup {
     pub(super) timers_changed: Arc<Notify>,
     /// What the last look after the log found; old on a replica that leads no more.
     pub(super) last_look: Mutex<LastLook>,
+    /// A topic whose growth this broker group drives began to grow.
+    pub(super) growth_began: Arc<Notify>,
     /// Turns true once, when the process begins to leave.
     pub(super) stopping: watch::Receiver<bool>,
     raft_leadership: watch::Receiver<ledgermq_raft_store::Leadership>,
@@ -158,6 +160,7 @@ impl HostedGroup {
             metrics: parts.metrics,
             timers_changed: Arc::default(),
             last_look: Mutex::default(),
+            growth_began: Arc::default(),
             stopping: parts.stopping,
             raft_leadership,
             leadership,
@@ -404,7 +407,13 @@ pub fn refused(refusal: Refusal, topic: &str) -> Refused {
         Refusal::QueueUnknown
         | Refusal::QueueCount
         | Refusal::QueuesCannotShrink
-        | Refusal::QueuesOfOrderedTopic => Refused::new(Code::BadRequest, refusal.to_string()),
+        | Refusal::QueuesOfOrderedTopic
+        | Refusal::TopicWithoutOrder => Refused::new(Code::BadRequest, refusal.to_string()),
+        Refusal::GenerationUnderWay
+        | Refusal::GenerationNotPrepared
+        | Refusal::GenerationNotClosed
+        | Refusal::GenerationEnded
+        | Refusal::TooManyGenerations => Refused::new(Code::PreconditionFailed, refusal.to_string()),
         Refusal::TransactionUnknown | Refusal::TransactionOfOtherTopic => {
             Refused::new(Code::InvalidTransactionId, refusal.to_string())
         }

@@ -10,6 +10,7 @@
 //! | [`naming`] | topics, consumer groups |
 //! | [`offsets`] | Pull, and the offsets of queues and groups |
 //! | [`operations`], [`message_query`] | what administrators ask of one group |
+//! | [`growth`] | more queues for a topic; drives and drains the generations of topics with order |
 //! | [`timers`] | Send to a topic of delayed messages, Recall; fires what is due |
 //! | [`retention`] | nobody's: expires messages, carries what is owed, releases the log |
 //! | [`renewal`] | leases renewed by the server; [`clients`] says for whom |
@@ -23,6 +24,7 @@ mod check_back;
 mod clients;
 mod dead_letters;
 mod delivery;
+mod growth;
 mod hosted_group;
 mod intake;
 mod message_query;
@@ -53,6 +55,7 @@ use tokio::time::Instant;
 
 pub use check_back::check_transactions;
 pub use dead_letters::bury_exhausted;
+pub use growth::grow_topics;
 pub use hosted_group::{Consumption, HostedGroup, Parts, Settings, TransactionSettings};
 pub use naming::{consumer_group as describe_consumer_group, describe_view as describe_topic};
 pub use renewal::renew_leases;

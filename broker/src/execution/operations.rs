@@ -21,6 +21,7 @@ use ledgermq_proto::admin::{retry_policy, set_consumer_group_request};
 use ledgermq_proto::rocketmq::Code;
 
 use super::dead_letters::{self, ReadLetter};
+use super::growth;
 use super::hosted_group::{Ended, HostedGroup, unexpected};
 use super::message_query;
 use super::offsets::{self, ResetTo};
@@ -55,6 +56,14 @@ pub async fn execute(hosted: &HostedGroup, operation: &wire::GroupOperation) -> 
             Answered::Retention(set_topic_retention(hosted, request).await?)
         }
         Operation::ShowRetention(request) => Answered::Retention(show_retention(hosted, &request.topic)?),
+        Operation::GrowTopic(request) => Answered::Growth(growth::begin(hosted, request).await?),
+        Operation::DescribeGrowth(request) => Answered::Growth(growth::describe(hosted, &request.topic)?),
+        Operation::GrowthStep(request) => Answered::Growth(growth::step(hosted, request).await?),
+        Operation::AskDrained(request) => Answered::Drained(growth::has_drained(hosted, request).await?),
+        Operation::SetTopicQueues(request) => {
+            Answered::TopicQueues(growth::set_queues(hosted, request).await?)
+        }
+        Operation::ForgetDrained(request) => Answered::OffsetsReset(forget_drained(hosted, request).await?),
         Operation::RedriveDeadLetters(request) => Answered::Redriven(redrive(hosted, request).await?),
     };
     Ok(GroupResponse::Operation(wire::GroupOperationResult { result: Some(result) }))
@@ -266,6 +275,15 @@ fn held_by(hosted: &HostedGroup, holder: Pinned) -> String {
         Pinned::UndecidedHalf => "half message".to_owned(),
         Pinned::PendingTimer => "timer".to_owned(),
     }
+}
+
+async fn forget_drained(
+    hosted: &HostedGroup,
+    request: &wire::ForgetDrained,
+) -> Result<wire::ResetOffsetsResponse, Ended> {
+    let name = consumer_group(&request.consumer_group)?;
+    let queues = offsets::forget_drained(hosted, &name, &request.topic).await?;
+    Ok(wire::ResetOffsetsResponse { queues })
 }
 
 fn consumer_group(name: &str) -> Result<ConsumerGroupName, Ended> {

@@ -6,6 +6,7 @@
 //! | message type is not the topic's | MESSAGE_PROPERTY_CONFLICT_WITH_TYPE |
 //! | topic not writable | FORBIDDEN |
 //! | topic with order | the queue is the one the edge chose by the message group |
+//! | another generation of its queues is served | a repeat gets its first answer; any other is moved, nothing is stored |
 //! | topic of delayed messages | see [`timers`] |
 //! | [`APPEND_BYTES_MAX`] of messages are being appended | waits its turn, until its deadline |
 //! | the client has stopped waiting | not proposed: it would cost an fsync for nobody |
@@ -24,7 +25,10 @@ use tokio::sync::SemaphorePermit;
 use super::hosted_group::APPEND_BYTES_MAX;
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::{delivery, intake, timers, transaction};
-use crate::state::{Answer, MessageType, StoredAt, TopicView, encode_append, encoded_append_bytes};
+use crate::state::{
+    Answer, Generation, MessageType, Refusal, StoredAt, TopicView, encode_append, encode_append_in_order,
+    encoded_append_in_order_bytes,
+};
 
 pub async fn send(
     hosted: &HostedGroup,
@@ -44,14 +48,23 @@ pub async fn send(
         return timers::send(hosted, context, send, &topic).await;
     }
     let now = hosted.now();
-    let queue = match topic.settings.message_type {
-        MessageType::Fifo => queue_in_order(send, &topic)?,
-        _ => hosted.next_queue(&topic),
-    };
+    let is_ordered = topic.settings.message_type == MessageType::Fifo;
+    let generation = Generation(send.generation);
+    if is_ordered && !serves(&topic, generation) {
+        return Ok(first_answer(hosted, send, &topic).unwrap_or(GroupResponse::Moved));
+    }
+    let queue = if is_ordered { queue_in_order(send, &topic)? } else { hosted.next_queue(&topic) };
     let messages = intake::new_messages(&send.request, queue, now, context.peer);
-    let _room = check_command(hosted, encoded_append_bytes(&messages), context).await?;
-    let stored = match hosted.propose(encode_append(hosted.now(), topic.id, &messages)).await? {
+    let _room = check_command(hosted, encoded_append_in_order_bytes(&messages), context).await?;
+    let command = if is_ordered {
+        encode_append_in_order(hosted.now(), topic.id, generation, &messages)
+    } else {
+        encode_append(hosted.now(), topic.id, &messages)
+    };
+    let stored = match hosted.propose(command).await? {
         Answer::Stored(stored) => stored,
+        // It ended between the look at the state and this entry.
+        Answer::Refused(Refusal::GenerationEnded) => return Ok(GroupResponse::Moved),
         Answer::Refused(refusal) => return Err(refused(refusal, send.topic.as_str()).into()),
         other => return Err(unexpected("AppendMessages", &other)),
     };
@@ -60,6 +73,30 @@ pub async fn send(
     hosted.metrics.messages_in(send.topic.as_str(), new.map(|(message, _)| message.body.len()));
     let entries = messages.into_iter().zip(stored).map(|(message, at)| entry(message.id, at)).collect();
     Ok(GroupResponse::Send(SendMessageResponse { status: Some(codes::ok()), entries }))
+}
+
+/// Whether sends placed by this generation are stored now, as far as this replica has applied.
+fn serves(topic: &TopicView, generation: Generation) -> bool {
+    match &topic.placement {
+        None => generation == Generation(0),
+        Some(placement) => placement.generation == generation && !placement.is_closed,
+    }
+}
+
+/// The answer to a repeat of messages that a generation stored which is not served any more.
+///
+/// No entry is needed: that generation's end is applied here, so nothing more is stored by it, and
+/// what is remembered now is all there is to remember.
+fn first_answer(hosted: &HostedGroup, send: &SendRequest, topic: &TopicView) -> Option<GroupResponse> {
+    let ids: Vec<&str> = send
+        .request
+        .messages
+        .iter()
+        .map(|message| message.system_properties.as_ref().map_or("", |system| system.message_id.as_str()))
+        .collect();
+    let stored = hosted.state.stored_before(topic.id, ids.iter().copied())?;
+    let entries = ids.into_iter().zip(stored).map(|(id, at)| entry(id.to_owned(), at)).collect();
+    Some(GroupResponse::Send(SendMessageResponse { status: Some(codes::ok()), entries }))
 }
 
 /// The queue the edge chose by the message group.

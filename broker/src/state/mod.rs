@@ -16,7 +16,7 @@
 //! | [`records`] | the state as records, for checkpoints and snapshots |
 //! | [`checkpoint`], [`meta_store`] | the state on disk, derived |
 //! | [`snapshot`], [`digest`] | the state as a stream, and as a number to compare |
-//! | [`machine`], [`questions`], [`transaction_questions`] | [`BrokerState`], the whole as the log and the executor see it |
+//! | [`machine`], [`questions`], [`generation_questions`], [`transaction_questions`] | [`BrokerState`], the whole as the log and the executor see it |
 
 pub mod answer;
 mod applied;
@@ -25,6 +25,7 @@ pub mod command;
 mod consume_queue;
 mod dead_letters;
 mod digest;
+mod generation_questions;
 mod key_index;
 mod machine;
 mod message_search;
@@ -45,6 +46,7 @@ pub use answer::{
     StoredAt, TransactionEnd,
 };
 pub use applied::QueueRange;
+pub use applied::generations::GENERATIONS_MAX;
 pub use applied::timers::FIRED_PER_ENTRY_MAX;
 pub use command::{
     AckEntry, AckMessages, AppendDelayed, Backoff, ChangeInvisible, Command, CommandError, CommitOffset,
@@ -57,6 +59,8 @@ pub use command::{
 pub use command::{
     CarriedRecord, CarryRecords, ExpireMessages, ExpiryCause, Owed, ReleaseLog, SetTopicRetention,
     TopicRetention, encode_carried,
+    AppendInOrder, CloseGeneration, DrainGeneration, OpenGeneration, PrepareGeneration,
+    encode_append_in_order, encoded_append_in_order_bytes,
 };
 pub use command::{
     CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
@@ -65,14 +69,15 @@ pub use command::{
 pub use consume_queue::IndexEntry;
 pub use dead_letters::{DeliveryState, EndedDelivery};
 pub use digest::StateDigest;
+pub use generation_questions::{DrainCandidate, Draining, EndedView, Growth, PlacementView};
 pub use key_index::SearchKey;
 pub use machine::{
     ApplyObserver, BrokerState, CheckpointError, CheckpointMode, NobodyWaits, OpenStateError, StateConfig,
 };
 pub use message_search::FoundRecord;
 pub use names::{
-    AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash,
-    MessageType, OrderKey, Permission, TopicId,
+    AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, Generation,
+    MessageIdHash, MessageType, OrderKey, Permission, TopicId,
 };
 pub use planner::{
     LeasePlan, PLAN_SCAN_ENTRIES_MAX, PLAN_SKIPPED_ENTRIES_MIN, PlannedMessage, QueueChoice, ReceiveRequest,

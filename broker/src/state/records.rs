@@ -4,7 +4,7 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `u` committed offset, `x` transactions |
+//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `u` committed offset, `x` transactions, `n` generations |
 //! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`, `u`) |
 //! | 1 | 8 | `d`: delivery time of the recalled timer |
 //! | 9 | 8 | `d`: its physical offset |
@@ -12,6 +12,9 @@
 //! | 9 | 4 | `p`, `u`: queue |
 //! | 1 | 1 | `x`: 1 an undecided transaction, 2 outcomes |
 //! | 1 | … | `r` (retention): 1 a topic's, then its number; 2 late references, topic and queue; 3 a carried record, its identity; 4 expired unread, consumer group and topic; 5 marks of time; 6 progress |
+//! | 1 | 1 | `n`: 1 the generations of a topic, 2 how far a consumer group drained them |
+//! | 2 | 4 | `n`: topic (1), consumer group (2) |
+//! | 6 | 4 | `n`: topic (2) |
 //! | 2 | 8 | `x`: physical offset of the half's record, or number of the chunk of outcomes |
 //!
 //! Value (little endian): version u8 (1), then
@@ -33,6 +36,10 @@
 //! | expired unread | u64 |
 //! | marks of time | apart u64; list of (physical offset u64, log time u64 ms) |
 //! | retention progress | released below u64; expired messages, carried records, carried bytes u64 |
+//! | generations | current u32, layout; is there a next u8, and then: its number u32, layout, closed u8; list of ended: number u32, layout, ended u64 ms, list of ends u64 |
+//! | drained | below u32, resets u32 |
+//!
+//! A layout is as in `PrepareGeneration`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,14 +49,16 @@ use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{LogIndex, PhysicalOffset, QueueId, QueueOffset, Term};
 use ledgermq_raft_store::EntryId;
 
+use super::applied::generations::{Drained, EndedGeneration, Generations, NextGeneration};
 use super::applied::progress::{Lease, Progress};
 use super::applied::retention::{RetentionProgress, TimeMarks};
 use super::applied::transactions::{Outcome, Transaction};
 use super::applied::{ConsumerGroup, QueueRange, Scalars};
 use super::command::wire::{FieldReader, MalformedField, put_count, put_list, put_text};
-use super::command::{ConsumerGroupSettings, TopicSettings};
+use super::command::{ConsumerGroupSettings, TopicSettings, put_layout, read_layout};
 use super::names::{
-    AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash, OrderKey, TopicId,
+    AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, Generation, MessageIdHash, OrderKey,
+    TopicId,
 };
 use super::timers::{TimerKey, TimerProgress};
 
@@ -76,6 +85,8 @@ pub(crate) enum RecordKey {
     ExpiredUnread(ConsumerGroupId, TopicId),
     TimeMarks,
     RetentionProgress,
+    Generations(TopicId),
+    Drained(ConsumerGroupId, TopicId),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -95,6 +106,8 @@ pub(crate) enum RecordValue {
     ExpiredUnread(u64),
     TimeMarks(TimeMarks),
     RetentionProgress(RetentionProgress),
+    Generations(Generations),
+    Drained(Drained),
 }
 
 impl RecordKey {
@@ -158,6 +171,15 @@ impl RecordKey {
             }
             Self::TimeMarks => out.put_slice(&[b'r', 5]),
             Self::RetentionProgress => out.put_slice(&[b'r', 6]),
+            Self::Generations(topic) => {
+                out.put_slice(&[b'n', 1]);
+                out.put_u32(topic.get());
+            }
+            Self::Drained(group, topic) => {
+                out.put_slice(&[b'n', 2]);
+                out.put_u32(group.get());
+                out.put_u32(topic.get());
+            }
             Self::Timers => out.put_u8(b'd'),
             Self::Recalled(key) => {
                 out.put_u8(b'd');
@@ -195,6 +217,10 @@ impl RecordKey {
                 (6, 2) => Some(Self::RetentionProgress),
                 _ => None,
             },
+            (b'n', 6) if key.get(1) == Some(&1) => Some(Self::Generations(TopicId(number(2)?))),
+            (b'n', 10) if key.get(1) == Some(&2) => {
+                Some(Self::Drained(ConsumerGroupId(number(2)?), TopicId(number(6)?)))
+            }
             (b'd', 1) => Some(Self::Timers),
             (b'd', 17) => {
                 let wide = |at: usize| Some((u64::from(number(at)?) << 32) | u64::from(number(at + 4)?));
@@ -276,6 +302,11 @@ impl RecordValue {
                 out.put_u64_le(progress.carried_records);
                 out.put_u64_le(progress.carried_bytes);
             }
+            Self::Generations(generations) => put_generations(&mut out, generations),
+            Self::Drained(drained) => {
+                out.put_u32_le(drained.below.get());
+                out.put_u32_le(drained.resets);
+            }
             Self::Recalled => {}
         }
         out.freeze()
@@ -315,6 +346,11 @@ impl RecordValue {
                 pending: reader.u64("pending timers")?,
             }),
             RecordKey::Recalled(_) => Self::Recalled,
+            RecordKey::Generations(_) => Self::Generations(read_generations(reader)?),
+            RecordKey::Drained(..) => Self::Drained(Drained {
+                below: Generation(reader.u32("drained below")?),
+                resets: reader.u32("resets")?,
+            }),
             RecordKey::Offset(..) => Self::Offset(reader.u64("committed offset")?),
             RecordKey::TopicRetention(_) => Self::TopicRetention(reader.u64("retention")?),
             RecordKey::ExpiredUnread(..) => Self::ExpiredUnread(reader.u64("expired unread")?),
@@ -341,6 +377,45 @@ impl RecordValue {
         reader.end("end of the value")?;
         Ok(value)
     }
+}
+
+fn put_generations(out: &mut BytesMut, generations: &Generations) {
+    out.put_u32_le(generations.current.get());
+    put_layout(out, &generations.layout);
+    out.put_u8(u8::from(generations.next.is_some()));
+    if let Some(next) = &generations.next {
+        out.put_u32_le(next.generation.get());
+        put_layout(out, &next.layout);
+        out.put_u8(u8::from(next.is_closed));
+    }
+    put_list(out, &generations.ended, |out, ended| {
+        out.put_u32_le(ended.generation.get());
+        put_layout(out, &ended.layout);
+        out.put_u64_le(ended.ended_at.get());
+        put_list(out, &ended.ends, |out, end| out.put_u64_le(*end));
+    });
+}
+
+fn read_generations(reader: &mut FieldReader<'_>) -> Result<Generations, MalformedField> {
+    let current = Generation(reader.u32("current generation")?);
+    let layout = read_layout(reader)?;
+    let next = match reader.bool("next generation")? {
+        false => None,
+        true => Some(NextGeneration {
+            generation: Generation(reader.u32("next generation")?),
+            layout: read_layout(reader)?,
+            is_closed: reader.bool("closed")?,
+        }),
+    };
+    let ended = reader.list(24, "ended generations", |reader| {
+        Ok(EndedGeneration {
+            generation: Generation(reader.u32("ended generation")?),
+            layout: read_layout(reader)?,
+            ended_at: UnixMillis(reader.u64("ended at")?),
+            ends: reader.list(8, "ends", |reader| reader.u64("end"))?,
+        })
+    })?;
+    Ok(Generations { current, layout, next, ended })
 }
 
 fn put_transaction(out: &mut BytesMut, open: &Transaction) {

@@ -8,6 +8,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod dead_letters;
+pub(crate) mod generations;
 pub(crate) mod leases;
 pub(crate) mod offsets;
 mod order;
@@ -32,6 +33,7 @@ use super::key_index::KeyIndex;
 use super::names::{AttemptHash, ConsumerGroupId, OrderKey, TopicId};
 use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
 use super::timers::{TimerProgress, Timers};
+use generations::AllGenerations;
 use progress::Progress;
 use retention::{Keeping, RetentionProgress, TimeMarks};
 use transactions::Transactions;
@@ -104,6 +106,7 @@ pub(crate) struct Applied {
     pub(crate) timers: Timers,
     /// By consumer group, topic and queue: what those who pull by offset committed.
     pub(crate) offsets: BTreeMap<(ConsumerGroupId, TopicId, u32), u64>,
+    pub(crate) generations: AllGenerations,
     pub(crate) keys: KeyIndex,
     pub(crate) keeping: Keeping,
     /// Where the command that is being applied starts.
@@ -157,6 +160,12 @@ impl Applied {
             }
             RecordKey::Offset(group, topic, queue) => {
                 self.offsets.get(&(group, topic, queue)).map(|&offset| RecordValue::Offset(offset))
+            }
+            RecordKey::Generations(id) => {
+                self.generations.topics.get(&id).cloned().map(RecordValue::Generations)
+            }
+            RecordKey::Drained(group, topic) => {
+                self.generations.drained.get(&(group, topic)).copied().map(RecordValue::Drained)
             }
             RecordKey::Recalled(key) => {
                 self.timers.recalled().contains(&key).then_some(RecordValue::Recalled)
@@ -236,6 +245,9 @@ impl Applied {
         let offsets = self.offsets.keys().map(|key| RecordKey::Offset(key.0, key.1, key.2));
         let timers = self.record(RecordKey::Timers).map(|_| RecordKey::Timers);
         let recalled = self.timers.recalled().iter().map(|&key| RecordKey::Recalled(key));
+        let generations = self.generations.topics.keys().map(|&id| RecordKey::Generations(id));
+        let drained = self.generations.drained.keys().map(|key| RecordKey::Drained(key.0, key.1));
+        let generations = generations.chain(drained);
         let records = topics.chain(queues).chain(groups).chain(progress);
         let kept_for = self.keeping.topics.keys().map(|&topic| RecordKey::TopicRetention(topic));
         let late = self.keeping.late.queues().map(|(topic, queue)| RecordKey::LateReferences(topic, queue));
@@ -244,7 +256,14 @@ impl Applied {
         let retention = [RecordKey::TimeMarks, RecordKey::RetentionProgress].into_iter();
         let retention = retention.filter(|&key| self.record(key).is_some());
         let keeping = kept_for.chain(late).chain(carried).chain(unread).chain(retention);
-        records.chain(undecided).chain(outcomes).chain(timers).chain(recalled).chain(offsets).chain(keeping)
+        records
+            .chain(undecided)
+            .chain(outcomes)
+            .chain(timers)
+            .chain(recalled)
+            .chain(offsets)
+            .chain(generations)
+            .chain(keeping)
     }
 
     /// Puts a record where it belongs, when the state is loaded. The order of records is free.
@@ -289,6 +308,12 @@ impl Applied {
             }
             (RecordKey::Offset(group, topic, queue), RecordValue::Offset(offset)) => {
                 self.offsets.insert((group, topic, queue), offset);
+            }
+            (RecordKey::Generations(id), RecordValue::Generations(generations)) => {
+                self.generations.topics.insert(id, generations);
+            }
+            (RecordKey::Drained(group, topic), RecordValue::Drained(drained)) => {
+                self.generations.drained.insert((group, topic), drained);
             }
             (RecordKey::Timers, RecordValue::Timers(progress)) => self.timers.load_progress(progress),
             (RecordKey::Recalled(key), RecordValue::Recalled) => self.timers.load_recalled(key),
@@ -336,6 +361,20 @@ impl Applied {
             let queues = self.topics.get(&open.topic).map_or(0, |topic| topic.queues.len());
             if open.queue.get() as usize >= queues {
                 return Err(IncompleteState { part: "transaction", id: id.get() });
+            }
+        }
+        for (&id, generations) in &self.generations.topics {
+            let queues = self.topics.get(&id).map_or(0, |topic| topic.queues.len());
+            if queues == 0 || generations.ended.iter().any(|ended| ended.ends.len() > queues) {
+                return Err(IncompleteState { part: "generations of topic", id: u64::from(id.get()) });
+            }
+        }
+        for &(group, topic) in self.generations.drained.keys() {
+            if !self.consumer_groups.contains_key(&group) || !self.topics.contains_key(&topic) {
+                return Err(IncompleteState {
+                    part: "drained generations of group",
+                    id: u64::from(group.get()),
+                });
             }
         }
         if !self.transactions.outcomes.is_complete() {

@@ -21,6 +21,7 @@
 mod append;
 mod dead_letter;
 mod delivery;
+mod generation;
 mod message;
 mod naming;
 mod offset;
@@ -41,6 +42,11 @@ pub use delivery::{
     AckEntry, AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart,
     ReleaseClient,
 };
+pub use generation::{
+    AppendInOrder, CloseGeneration, DrainGeneration, OpenGeneration, PrepareGeneration,
+    encode_append_in_order, encoded_append_in_order_bytes,
+};
+pub(crate) use generation::{put_layout, read_layout};
 pub use message::{MessageProperties, MessageRecordError, NewMessage, StoredMessage, tag_code};
 pub use naming::{
     Backoff, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic,
@@ -95,6 +101,11 @@ enum Kind {
     SetTopicRetention = 71,
     CarryRecords = 72,
     ReleaseLog = 73,
+    PrepareGeneration = 50,
+    CloseGeneration = 51,
+    OpenGeneration = 52,
+    DrainGeneration = 53,
+    AppendInOrder = 54,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -127,6 +138,11 @@ pub enum Command {
     SetTopicRetention(SetTopicRetention),
     CarryRecords(CarryRecords),
     ReleaseLog(ReleaseLog),
+    PrepareGeneration(PrepareGeneration),
+    CloseGeneration(CloseGeneration),
+    OpenGeneration(OpenGeneration),
+    DrainGeneration(DrainGeneration),
+    AppendInOrder(AppendInOrder),
 }
 
 /// Why bytes are no command.
@@ -187,6 +203,11 @@ impl Command {
             Self::SetTopicRetention(body) => body.put(&mut out),
             Self::CarryRecords(body) => body.put(&mut out),
             Self::ReleaseLog(body) => body.put(&mut out),
+            Self::PrepareGeneration(body) => body.put(&mut out),
+            Self::CloseGeneration(body) => body.put(&mut out),
+            Self::OpenGeneration(body) => body.put(&mut out),
+            Self::DrainGeneration(body) => body.put(&mut out),
+            Self::AppendInOrder(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -236,6 +257,11 @@ impl Command {
             Kind::SetTopicRetention => Self::SetTopicRetention(SetTopicRetention::read(reader)?),
             Kind::CarryRecords => Self::CarryRecords(CarryRecords::read(reader)?),
             Kind::ReleaseLog => Self::ReleaseLog(ReleaseLog::read(reader)?),
+            Kind::PrepareGeneration => Self::PrepareGeneration(PrepareGeneration::read(reader)?),
+            Kind::CloseGeneration => Self::CloseGeneration(CloseGeneration::read(reader)?),
+            Kind::OpenGeneration => Self::OpenGeneration(OpenGeneration::read(reader)?),
+            Kind::DrainGeneration => Self::DrainGeneration(DrainGeneration::read(reader)?),
+            Kind::AppendInOrder => Self::AppendInOrder(AppendInOrder::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -277,6 +303,11 @@ impl Command {
             Self::SetTopicRetention(_) => Kind::SetTopicRetention,
             Self::CarryRecords(_) => Kind::CarryRecords,
             Self::ReleaseLog(_) => Kind::ReleaseLog,
+            Self::PrepareGeneration(_) => Kind::PrepareGeneration,
+            Self::CloseGeneration(_) => Kind::CloseGeneration,
+            Self::OpenGeneration(_) => Kind::OpenGeneration,
+            Self::DrainGeneration(_) => Kind::DrainGeneration,
+            Self::AppendInOrder(_) => Kind::AppendInOrder,
         }
     }
 }
@@ -312,6 +343,11 @@ impl Kind {
             71 => Self::SetTopicRetention,
             72 => Self::CarryRecords,
             73 => Self::ReleaseLog,
+            50 => Self::PrepareGeneration,
+            51 => Self::CloseGeneration,
+            52 => Self::OpenGeneration,
+            53 => Self::DrainGeneration,
+            54 => Self::AppendInOrder,
             _ => return None,
         })
     }
