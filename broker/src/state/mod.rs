@@ -57,10 +57,9 @@ pub use command::{
     UpdateTopic, encode_append, encode_delayed, encoded_append_bytes, encoded_delayed_bytes, tag_code,
 };
 pub use command::{
-    CarriedRecord, CarryRecords, ExpireMessages, ExpiryCause, Owed, ReleaseLog, SetTopicRetention,
-    TopicRetention, encode_carried,
-    AppendInOrder, CloseGeneration, DrainGeneration, OpenGeneration, PrepareGeneration,
-    encode_append_in_order, encoded_append_in_order_bytes,
+    AppendInOrder, CarriedRecord, CarryRecords, CloseGeneration, DrainGeneration, ExpireMessages,
+    ExpiryCause, OpenGeneration, Owed, PrepareGeneration, ReleaseLog, SetTopicRetention, TopicRetention,
+    encode_append_in_order, encode_carried, encoded_append_in_order_bytes,
 };
 pub use command::{
     CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
