@@ -30,6 +30,8 @@ pub const GROUPS_MAX: usize = 1024;
 pub const GROUP_MEMBERS_MAX: usize = 9;
 pub const SEGMENT_SIZE_BYTES_MIN: u64 = 32 * 1024 * 1024;
 pub const SEGMENT_SIZE_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
+/// A hundred years.
+pub const RETENTION_S_MAX: u64 = 100 * 366 * 24 * 3600;
 pub const WORKER_THREADS_MAX: usize = 256;
 /// The text of this module, from whose comments the manual is made.
 pub const SOURCE: &str = include_str!("config.rs");
@@ -114,6 +116,14 @@ pub struct TopicsSection {
     pub default_queues: u32,
     /// How far ahead the delivery time of a delayed message may be.
     pub delay_max_s: u64,
+    /// How long messages are kept from when they became visible, read or not; 0 keeps them for ever. A
+    /// topic may have its own: `ledgermq admin topic set`.
+    pub retention_s: u64,
+    /// What a group's log may hold; messages older than its last so many bytes go, whatever their topic
+    /// keeps. 0 sets no limit.
+    pub retention_bytes: u64,
+    /// How often the leader of a group looks what may go.
+    pub retention_check_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -259,7 +269,14 @@ impl Default for StorageSection {
 
 impl Default for TopicsSection {
     fn default() -> Self {
-        Self { auto_create: false, default_queues: 8, delay_max_s: 40 * 24 * 3600 }
+        Self {
+            auto_create: false,
+            default_queues: 8,
+            delay_max_s: 40 * 24 * 3600,
+            retention_s: 72 * 3600,
+            retention_bytes: 0,
+            retention_check_ms: 10_000,
+        }
     }
 }
 
@@ -339,6 +356,12 @@ impl BrokerConfig {
             24 * 60 * 60 * 1000,
         )?;
         within("transactions.checks_max", u64::from(self.transactions.checks_max), 1, 10_000)?;
+        within("topics.retention_s", self.topics.retention_s, 0, RETENTION_S_MAX)?;
+        within("topics.retention_check_ms", self.topics.retention_check_ms, 100, 3_600_000)?;
+        if self.topics.retention_bytes != 0 {
+            let bytes_min = 4 * self.storage.segment_size_bytes;
+            within("topics.retention_bytes", self.topics.retention_bytes, bytes_min, u64::MAX)?;
+        }
         within("topics.delay_max_s", self.topics.delay_max_s, 1, DELIVERY_DELAY_MS_MAX as u64 / 1000)?;
         if self.tls.cert.is_empty() != self.tls.key.is_empty() {
             return refused("tls.cert", &self.tls.cert, "tls.cert and tls.key must be set together");

@@ -73,6 +73,8 @@ impl Admin {
     operation!(reset_offsets, "reset offsets", ResetOffsetsRequest, ResetOffsetsResponse);
     operation!(query_messages, "query messages", QueryMessagesRequest, QueryMessagesResponse);
     operation!(why, "why", WhyRequest, WhyResponse);
+    operation!(set_topic_retention, "set topic retention", SetTopicRetentionRequest, RetentionResponse);
+    operation!(show_retention, "show retention", ShowRetentionRequest, RetentionResponse);
     operation!(
         /// Transactions without an outcome, a page at a time.
         list_transactions,

@@ -87,4 +87,6 @@ pass_on! {
     reset_offsets(ResetOffsetsRequest) -> ResetOffsetsResponse;
     query_messages(QueryMessagesRequest) -> QueryMessagesResponse;
     why(WhyRequest) -> WhyResponse;
+    set_topic_retention(SetTopicRetentionRequest) -> RetentionResponse;
+    show_retention(ShowRetentionRequest) -> RetentionResponse;
 }

@@ -7,6 +7,7 @@
 
 mod consumer_groups;
 mod messages;
+mod retention;
 mod status;
 mod topics;
 mod transactions;
@@ -204,6 +205,22 @@ impl Admin for AdminService {
     async fn why(&self, request: Request<wire::WhyRequest>) -> Result<Response<wire::WhyResponse>, Status> {
         let context = context_of(request.metadata());
         messages::why(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn set_topic_retention(
+        &self,
+        request: Request<wire::SetTopicRetentionRequest>,
+    ) -> Result<Response<wire::RetentionResponse>, Status> {
+        let context = context_of(request.metadata());
+        retention::set(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn show_retention(
+        &self,
+        request: Request<wire::ShowRetentionRequest>,
+    ) -> Result<Response<wire::RetentionResponse>, Status> {
+        let context = context_of(request.metadata());
+        retention::show(&self.cluster, &context, request.into_inner()).await.map(Response::new)
     }
 
     async fn node_status(

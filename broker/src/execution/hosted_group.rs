@@ -13,12 +13,13 @@ use ledgermq_edge::context::CallContext;
 use ledgermq_edge::group_call::{GroupResponse, Leadership, NotExecuted, Refused};
 use ledgermq_proto::rocketmq::Code;
 use ledgermq_raft_store::{Group, ProposeError};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use super::check_back::CheckBack;
 use super::clients::Liveness;
 use super::order_keys::OrderKeys;
+use super::retention::{LastLook, RetentionSettings};
 use super::waiters::Waiters;
 use crate::metrics::Metrics;
 use crate::state::{
@@ -43,6 +44,7 @@ pub struct Settings {
     /// What delivered messages name as the host that stored them.
     pub store_host: String,
     pub transactions: TransactionSettings,
+    pub retention: RetentionSettings,
 }
 
 /// When producers are asked for the outcome of a transaction they left open.
@@ -69,6 +71,8 @@ pub struct HostedGroup {
     pub(super) metrics: Arc<Metrics>,
     /// A delayed message was stored: the next timer may be another one.
     pub(super) timers_changed: Arc<Notify>,
+    /// What the last look after the log found; old on a replica that leads no more.
+    pub(super) last_look: Mutex<LastLook>,
     /// A topic whose growth this broker group drives began to grow.
     pub(super) growth_began: Arc<Notify>,
     /// Turns true once, when the process begins to leave.
@@ -91,6 +95,8 @@ pub struct Consumption {
     pub ready: u64,
     /// Delivered, not acknowledged.
     pub inflight: u64,
+    /// Gone before the group had read it, since ever.
+    pub expired_unread: u64,
 }
 
 /// The parts a hosted group is made of.
@@ -153,6 +159,7 @@ impl HostedGroup {
             settings: parts.settings,
             metrics: parts.metrics,
             timers_changed: Arc::default(),
+            last_look: Mutex::default(),
             growth_began: Arc::default(),
             stopping: parts.stopping,
             raft_leadership,
@@ -183,6 +190,10 @@ impl HostedGroup {
 
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
+    }
+
+    pub fn last_look(&self) -> LastLook {
+        *self.last_look.lock()
     }
 
     pub fn leads(&self) -> bool {
@@ -257,6 +268,7 @@ impl HostedGroup {
                     topic: self.state.topic_by_id(topic)?.name,
                     ready: lag.ready,
                     inflight: lag.in_flight,
+                    expired_unread: self.state.expired_unread(group.id, topic),
                 })
             })
             .collect()

@@ -204,6 +204,8 @@ fn find_out(hosted: &HostedGroup, request: &wire::WhyRequest, part: &mut wire::W
     let found = state
         .search(topic.id, SearchKey::MessageId(&request.message_id), PhysicalOffset(0), MESSAGES_PER_PAGE_MAX)
         .into_iter()
+        // The last one: a record that was carried is found where it lay before, too.
+        .rev()
         .find_map(|record| {
             let stored = read_found(hosted, record)?;
             (stored.id == request.message_id && stored.topic == topic.id).then_some((record, stored))
@@ -220,7 +222,7 @@ fn find_out(hosted: &HostedGroup, request: &wire::WhyRequest, part: &mut wire::W
     let deliver_at = stored.properties.deliver_at_ms.map(UnixMillis);
     if let Some(deliver_at) = deliver_at {
         tell("delivery time", deliver_at.to_string());
-        match state.timer(deliver_at, record.physical) {
+        match state.timer(deliver_at, state.identity_of(record.physical)) {
             TimerState::Pending { .. } => {
                 return format!("its delivery time {deliver_at} has not come; log time is {}", state.now());
             }

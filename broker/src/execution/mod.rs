@@ -12,6 +12,7 @@
 //! | [`operations`], [`message_query`] | what administrators ask of one group |
 //! | [`growth`] | more queues for a topic; drives and drains the generations of topics with order |
 //! | [`timers`] | Send to a topic of delayed messages, Recall; fires what is due |
+//! | [`retention`] | nobody's: expires messages, carries what is owed, releases the log |
 //! | [`renewal`] | leases renewed by the server; [`clients`] says for whom |
 //!
 //! Everything a client observes goes through the log. What is read here without it (a topic's
@@ -34,6 +35,7 @@ mod order_keys;
 mod produce;
 mod receive;
 mod renewal;
+mod retention;
 mod timers;
 mod transaction;
 mod waiters;
@@ -57,6 +59,7 @@ pub use growth::grow_topics;
 pub use hosted_group::{Consumption, HostedGroup, Parts, Settings, TransactionSettings};
 pub use naming::{consumer_group as describe_consumer_group, describe_view as describe_topic};
 pub use renewal::renew_leases;
+pub use retention::{LastLook, RetentionSettings, keep_retention};
 pub use timers::fire_timers;
 pub use waiters::{PollingFull, WaiterCount, Waiters};
 

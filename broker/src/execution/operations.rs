@@ -4,12 +4,14 @@
 //! |---|---|---|
 //! | dead letters of a page | 256, 1 with bodies | the page ends, with a cursor |
 //! | dead letters of one redrive | 256 | BAD_REQUEST |
+//! | retention of a topic | a hundred years | BAD_REQUEST |
 //! | attempts of a retry policy | 1..=10,000 | BAD_REQUEST |
 //! | steps of a retry policy | 1..=64, each at most 12 h | BAD_REQUEST |
 
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::limits::INVISIBLE_DURATION_MS_MAX;
 use ledgermq_common::{ConsumerGroupName, QueueId, QueueOffset};
+use ledgermq_edge::codes::topic_not_found;
 use ledgermq_edge::group_call::{GroupResponse, Refused};
 use ledgermq_proto::admin as wire;
 use ledgermq_proto::admin::group_operation::Operation;
@@ -23,8 +25,10 @@ use super::growth;
 use super::hosted_group::{Ended, HostedGroup, unexpected};
 use super::message_query;
 use super::offsets::{self, ResetTo};
+use crate::config::RETENTION_S_MAX;
 use crate::state::{
-    Answer, Backoff, Command, ConsumerGroupSettings, CreateConsumerGroup, UpdateConsumerGroup,
+    Answer, Backoff, Command, ConsumerGroupSettings, CreateConsumerGroup, Pinned, SetTopicRetention,
+    UpdateConsumerGroup,
 };
 
 const LETTERS_PER_PAGE_MAX: u32 = 256;
@@ -48,6 +52,10 @@ pub async fn execute(hosted: &HostedGroup, operation: &wire::GroupOperation) -> 
         Operation::ResetOffsets(request) => Answered::OffsetsReset(reset_offsets(hosted, request).await?),
         Operation::QueryMessages(request) => Answered::Messages(message_query::query(hosted, request)?),
         Operation::Why(request) => Answered::Why(message_query::why(hosted, request)),
+        Operation::SetTopicRetention(request) => {
+            Answered::Retention(set_topic_retention(hosted, request).await?)
+        }
+        Operation::ShowRetention(request) => Answered::Retention(show_retention(hosted, &request.topic)?),
         Operation::GrowTopic(request) => Answered::Growth(growth::begin(hosted, request).await?),
         Operation::DescribeGrowth(request) => Answered::Growth(growth::describe(hosted, &request.topic)?),
         Operation::GrowthStep(request) => Answered::Growth(growth::step(hosted, request).await?),
@@ -209,6 +217,64 @@ async fn reset_offsets(
     };
     let queues = offsets::reset(hosted, &name, &request.topic, to).await?;
     Ok(wire::ResetOffsetsResponse { queues })
+}
+
+async fn set_topic_retention(
+    hosted: &HostedGroup,
+    request: &wire::SetTopicRetentionRequest,
+) -> Result<wire::RetentionPart, Ended> {
+    let retention_s_max = RETENTION_S_MAX;
+    if let Some(retention_ms) = request.retention_ms.filter(|ms| *ms > retention_s_max * 1000) {
+        return Err(bad(format!("retention_ms is {retention_ms}; the limit is {retention_s_max}000")));
+    }
+    let topic =
+        hosted.state.topic(&request.topic).ok_or_else(|| Refused::from(topic_not_found(&request.topic)))?;
+    let command = SetTopicRetention { topic: topic.id, retention_ms: request.retention_ms };
+    match hosted.propose(Command::SetTopicRetention(command).encode(hosted.now())).await? {
+        Answer::RetentionSet => show_retention(hosted, &request.topic),
+        other => Err(unexpected("SetTopicRetention", &other)),
+    }
+}
+
+fn show_retention(hosted: &HostedGroup, topic: &str) -> Result<wire::RetentionPart, Ended> {
+    let view = hosted.state.retention_view();
+    let status = hosted.group.status();
+    let mut part = wire::RetentionPart {
+        group: hosted.name.to_string(),
+        log_start: status.physical_start.get(),
+        log_end: status.physical_end.get(),
+        released_below: view.released_below.get(),
+        purged_index: status.purged.map_or(0, |purged| purged.get()),
+        oldest_ms: view.oldest_at.map_or(0, |at| at.get()),
+        held_by: hosted.last_look().holder.map(|holder| held_by(hosted, holder)).unwrap_or_default(),
+        expired_messages: view.expired_messages,
+        carried_records: view.carried_records,
+        carried_bytes: view.carried_bytes,
+        ..wire::RetentionPart::default()
+    };
+    if topic.is_empty() {
+        return Ok(part);
+    }
+    let topic = hosted.state.topic(topic).ok_or_else(|| Refused::from(topic_not_found(topic)))?;
+    let retention = hosted.state.topic_retention(topic.id, hosted.settings.retention.retention_ms);
+    part.retention_ms = retention.retention_ms;
+    part.own_retention = retention.is_own;
+    let unread = hosted.state.consumer_groups().into_iter().map(|group| wire::ExpiredUnread {
+        messages: hosted.state.expired_unread(group.id, topic.id),
+        consumer_group: group.name,
+    });
+    part.expired_unread = unread.filter(|unread| unread.messages > 0).collect();
+    Ok(part)
+}
+
+fn held_by(hosted: &HostedGroup, holder: Pinned) -> String {
+    let name = |topic| hosted.state.topic_by_id(topic).map(|topic| topic.name).unwrap_or_default();
+    match holder {
+        Pinned::Message(topic) => format!("message of {}", name(topic)),
+        Pinned::LateMessage(topic) => format!("late message of {}", name(topic)),
+        Pinned::UndecidedHalf => "half message".to_owned(),
+        Pinned::PendingTimer => "timer".to_owned(),
+    }
 }
 
 async fn forget_drained(

@@ -114,7 +114,8 @@ fn entry(
         Placed::Visible { offset, .. } => (offset.get(), String::new()),
         Placed::Pending { physical } => {
             // A repeat may name another time; the first one counts.
-            let first = if at.repeated { read_at(hosted, physical) } else { None };
+            let place = hosted.state.timer_place(physical);
+            let first = if at.repeated { read_at(hosted, place) } else { None };
             let deliver_at =
                 first.and_then(|stored| stored.properties.deliver_at_ms).map_or(deliver_at, UnixMillis);
             let handle = RecallHandle { group: hosted.id, topic_id: topic.id.get(), deliver_at, physical };
@@ -146,13 +147,15 @@ pub async fn recall(hosted: &HostedGroup, request: &RecallMessageRequest) -> Res
             return Err(bad("recall handle names no delayed message of this topic".to_owned()));
         }
     }
+    // It may have been carried, which its recall makes the state forget.
+    let place = hosted.state.timer_place(handle.physical);
     let command = RecallTimer { deliver_at: handle.deliver_at, physical: handle.physical };
     match hosted.propose(Command::RecallTimer(command).encode(hosted.now())).await? {
         Answer::Recalled(RecallOutcome::Recalled | RecallOutcome::RecalledBefore) => {}
         Answer::Recalled(RecallOutcome::TooLate) => return Err(too_late()),
         other => return Err(unexpected("RecallTimer", &other)),
     }
-    let message_id = read_at(hosted, handle.physical).map(|stored| stored.id).unwrap_or_default();
+    let message_id = read_at(hosted, place).map(|stored| stored.id).unwrap_or_default();
     Ok(GroupResponse::Recalled(RecallMessageResponse { status: Some(codes::ok()), message_id }))
 }
 

@@ -9,6 +9,7 @@ use ledgermq_raft_store::GroupStatus;
 
 use crate::metrics::{Exposition, Kind};
 use crate::process::Node;
+use crate::state::RetentionView;
 
 const CONSUMPTION_SERIES_MAX: usize = 20_000;
 
@@ -42,6 +43,7 @@ pub fn expose(node: &Arc<Node>) -> String {
             out.sample(&[("group", hosted.name().as_str()), ("topic", &topic)], halves);
         }
     }
+    expose_retention(node, &mut out);
     out.family("ledgermq_long_polls", Kind::Gauge, "Receives that wait for a message.");
     out.sample(&[], node.long_polls());
     out.into_text()
@@ -49,6 +51,46 @@ pub fn expose(node: &Arc<Node>) -> String {
 
 fn seconds(ms: u64) -> f64 {
     ms as f64 / 1e3
+}
+
+fn expose_retention(node: &Arc<Node>, out: &mut Exposition) {
+    type Figure = fn(&RetentionView) -> u64;
+    let families: [(&'static str, Kind, &str, Figure); 5] = [
+        ("ledgermq_log_released_bytes", Kind::Gauge, "Nothing below this offset is referred to.", |view| {
+            view.released_below.get()
+        }),
+        ("ledgermq_oldest_retained_seconds", Kind::Gauge, "When the oldest byte kept was stored.", |view| {
+            view.oldest_at.map_or(0, |at| at.get() / 1000)
+        }),
+        ("ledgermq_expired_messages_total", Kind::Counter, "Messages their topics keep no more.", |view| {
+            view.expired_messages
+        }),
+        ("ledgermq_carried_bytes_total", Kind::Counter, "Records stored once more.", |view| {
+            view.carried_bytes
+        }),
+        ("ledgermq_carried_records", Kind::Gauge, "Owed records that were carried.", |view| view.carried_now),
+    ];
+    for (name, kind, help, figure) in families {
+        out.family(name, kind, help);
+        for hosted in node.hosted_groups() {
+            out.sample(&[("group", hosted.name().as_str())], figure(&hosted.state().retention_view()));
+        }
+    }
+    out.family("ledgermq_log_pinned_bytes", Kind::Gauge, "The oldest byte each kind of reference holds.");
+    for hosted in node.hosted_groups().filter(|hosted| hosted.leads()) {
+        let pins = hosted.last_look().pins;
+        let kinds = [
+            ("message", pins.message.map(|pin| pin.0)),
+            ("late_message", pins.late.map(|pin| pin.0)),
+            ("half", pins.half),
+            ("timer", pins.timer),
+        ];
+        for (kind, at) in kinds {
+            if let Some(at) = at {
+                out.sample(&[("group", hosted.name().as_str()), ("by", kind)], at.get());
+            }
+        }
+    }
 }
 
 fn expose_topics(node: &Arc<Node>, out: &mut Exposition) {
@@ -73,10 +115,11 @@ fn expose_topics(node: &Arc<Node>, out: &mut Exposition) {
     out.family("ledgermq_metrics_series_omitted", Kind::Gauge, "Series left out of this answer.");
     out.sample(&[], omitted);
     type Figure = fn(&crate::execution::Consumption) -> u64;
-    let families: [(&'static str, &str, Figure); 3] = [
+    let families: [(&'static str, &str, Figure); 4] = [
         ("rocketmq_consumer_lag_messages", "Messages not acknowledged.", |c| c.ready + c.inflight),
         ("rocketmq_consumer_inflight_messages", "Delivered, not acknowledged.", |c| c.inflight),
         ("rocketmq_consumer_ready_messages", "Not delivered yet.", |c| c.ready),
+        ("ledgermq_expired_unread_messages", "Expired before the group had read them.", |c| c.expired_unread),
     ];
     for (name, help, figure) in families {
         out.family(name, Kind::Gauge, help);
@@ -95,7 +138,7 @@ fn expose_topics(node: &Arc<Node>, out: &mut Exposition) {
 
 fn expose_raft(statuses: &[(String, GroupStatus)], out: &mut Exposition) {
     type Figure = fn(&GroupStatus) -> u64;
-    let families: [(&'static str, Kind, &str, Figure); 9] = [
+    let families: [(&'static str, Kind, &str, Figure); 11] = [
         ("ledgermq_raft_has_leader", Kind::Gauge, "1 while this replica knows a leader.", |s| {
             u64::from(s.leader.is_some())
         }),
@@ -108,6 +151,8 @@ fn expose_raft(statuses: &[(String, GroupStatus)], out: &mut Exposition) {
         ("ledgermq_raft_flushed_index", Kind::Gauge, "The last entry on this disk.", |s| index(s.flushed)),
         ("ledgermq_raft_commit_index", Kind::Gauge, "The last committed entry.", |s| index(s.committed)),
         ("ledgermq_raft_applied_index", Kind::Gauge, "The last applied entry.", |s| index(s.applied)),
+        ("ledgermq_raft_purged_index", Kind::Gauge, "The log is purged up to here.", |s| index(s.purged)),
+        ("ledgermq_raft_snapshot_index", Kind::Gauge, "The newest snapshot.", |s| index(s.snapshot)),
         ("rocketmq_storage_size", Kind::Gauge, "Bytes of the CommitLog.", |s| {
             s.physical_end.get().saturating_sub(s.physical_start.get())
         }),

@@ -15,7 +15,7 @@ use super::StartError;
 use super::data_dir::DataDir;
 use crate::config::{BrokerConfig, GroupEntry};
 use crate::execution::{
-    HostedGroup, Parts, Settings, TransactionSettings, WaiterCount, Waiters, WakeLongPolls,
+    HostedGroup, Parts, RetentionSettings, Settings, TransactionSettings, WaiterCount, Waiters, WakeLongPolls,
 };
 use crate::metrics::Metrics;
 use crate::state::{BrokerState, CheckpointMode, StateConfig};
@@ -98,6 +98,12 @@ pub async fn open(
                 timeout_ms: config.transactions.timeout_ms,
                 check_interval_ms: config.transactions.check_interval_ms,
                 checks_max: config.transactions.checks_max,
+            },
+            retention: RetentionSettings {
+                retention_ms: config.topics.retention_s * 1000,
+                log_bytes_max: config.topics.retention_bytes,
+                check_interval_ms: config.topics.retention_check_ms,
+                segment_bytes: config.storage.segment_size_bytes,
             },
         },
         metrics: Arc::clone(&shared.metrics),

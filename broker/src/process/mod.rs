@@ -41,7 +41,8 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::config::{BrokerConfig, InvalidValue};
 use crate::execution::{
-    Executor, WaiterCount, bury_exhausted, check_transactions, fire_timers, grow_topics, renew_leases,
+    Executor, WaiterCount, bury_exhausted, check_transactions, fire_timers, grow_topics, keep_retention,
+    renew_leases,
 };
 use crate::metrics::Metrics;
 use crate::{admin, http};
@@ -199,6 +200,7 @@ impl Broker {
             tasks.spawn(check_transactions(Arc::downgrade(hosted)));
             tasks.spawn(bury_exhausted(Arc::downgrade(hosted)));
             tasks.spawn(fire_timers(Arc::downgrade(hosted)));
+            tasks.spawn(keep_retention(Arc::downgrade(hosted)));
             tasks.spawn(grow_topics(Arc::downgrade(hosted), edge.clone()));
             tasks.spawn(announce::announce(
                 Arc::downgrade(hosted),

@@ -3,7 +3,7 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 45 offsets set, 50 generation, 51 drained, 255 refused |
+//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 45 offsets set, 50 generation, 51 drained, 70 expired, 71 retention set, 72 carried, 73 log released, 255 refused |
 //! | 1 | … | by kind, in the order of the fields below |
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -59,6 +59,17 @@ pub enum Answer {
     Recalled(RecallOutcome),
     /// In how many queues.
     OffsetsSet(u32),
+    Expired {
+        messages: u64,
+        /// Of these, summed over the consumer groups: not read yet.
+        unread: u64,
+    },
+    RetentionSet,
+    /// How many records are at the end of the log now.
+    Carried(u32),
+    LogReleased {
+        below: PhysicalOffset,
+    },
     /// The generation by which the topic is served here now; the step is done, now or earlier.
     Generation(Generation),
     /// Whether the generation counts as drained now.
@@ -311,6 +322,20 @@ impl Answer {
                 out.put_u8(45);
                 out.put_u32_le(*queues);
             }
+            Self::Expired { messages, unread } => {
+                out.put_u8(70);
+                out.put_u64_le(*messages);
+                out.put_u64_le(*unread);
+            }
+            Self::RetentionSet => out.put_u8(71),
+            Self::Carried(records) => {
+                out.put_u8(72);
+                out.put_u32_le(*records);
+            }
+            Self::LogReleased { below } => {
+                out.put_u8(73);
+                out.put_u64_le(below.get());
+            }
             Self::Generation(generation) => {
                 out.put_u8(50);
                 out.put_u32_le(generation.get());
@@ -358,6 +383,10 @@ impl Answer {
             7 => Self::Changed(read_change(reader)?),
             8 => Self::Extended(reader.list(1, "outcomes", read_outcome)?),
             9 => Self::Released(reader.u32("leases")?),
+            70 => Self::Expired { messages: reader.u64("messages")?, unread: reader.u64("unread")? },
+            71 => Self::RetentionSet,
+            72 => Self::Carried(reader.u32("records")?),
+            73 => Self::LogReleased { below: PhysicalOffset(reader.u64("released below")?) },
             20 => Self::Halves(reader.list(17, "halves", |reader| {
                 Ok(HalfAt {
                     transaction: PhysicalOffset(reader.u64("transaction")?),

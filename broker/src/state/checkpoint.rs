@@ -28,23 +28,24 @@
 //! | the log ends before A (its disk lost what was flushed) or starts after A + 1 | the same |
 //! | writing fails | the state takes no more entries: the process ends and starts over |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use ledgermq_common::PhysicalOffset;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::limits::{MESSAGE_ID_WINDOW_IDS_MAX, MESSAGE_ID_WINDOW_MS};
 
 use super::applied::window::WindowEntry;
-use super::applied::{Applied, Scalars};
+use super::applied::{Applied, Scalars, Topic};
 use super::command::wire::{FieldReader, MalformedField, put_list};
-use super::consume_queue::ConsumeQueueIndex;
 use super::consume_queue::ids::{read_ids_file, write_ids_file};
 use super::consume_queue::run::{ExtentSource, Run, write_run_file};
 use super::consume_queue::tail::Tail;
+use super::consume_queue::{ConsumeQueueIndex, QueueKey};
 use super::key_index::run::{KeyRun, write_image as write_key_image};
 use super::key_index::{KeyEntry, SealedKeys};
 use super::meta_store::{Change, MetaStore, MetaStoreError};
@@ -70,7 +71,38 @@ pub(crate) struct Cut {
     pub(crate) ids: Vec<WindowEntry>,
     pub(crate) timers: TimerCut,
     pub(crate) keys: Vec<Arc<Vec<KeyEntry>>>,
-    pub(crate) topics: Vec<TopicId>,
+    pub(crate) kept: Kept,
+}
+
+/// What of the index is still wanted.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// The minimum of each queue, for topics where one has moved; else empty.
+    minimums: BTreeMap<TopicId, Vec<u64>>,
+    released_below: PhysicalOffset,
+}
+
+impl Kept {
+    pub(crate) fn of(applied: &Applied) -> Self {
+        let minimums = |topic: &Topic| {
+            let moved = topic.queues.iter().any(|range| range.min > 0);
+            if moved { topic.queues.iter().map(|range| range.min).collect() } else { Vec::new() }
+        };
+        Self {
+            minimums: applied.topics.iter().map(|(&id, topic)| (id, minimums(topic))).collect(),
+            released_below: applied.keeping.progress.released_below,
+        }
+    }
+
+    fn has(&self, topic: TopicId) -> bool {
+        self.minimums.contains_key(&topic)
+    }
+
+    /// The first offset of a queue that is wanted; `None` if its topic is gone.
+    fn from(&self, key: QueueKey) -> Option<u64> {
+        let minimums = self.minimums.get(&key.topic())?;
+        Some(minimums.get(key.queue() as usize).copied().unwrap_or(0))
+    }
 }
 
 /// The timers of a cut.
@@ -158,24 +190,24 @@ impl CheckpointFiles {
     pub(crate) fn write(&mut self, cut: &Cut) -> Result<Written, MetaStoreError> {
         let mut manifest = self.manifest.clone();
         let mut runs = self.runs.clone();
-        let is_live = |topic: TopicId| cut.topics.binary_search(&topic).is_ok();
         if !cut.tails.is_empty() {
             let sources: Vec<&dyn ExtentSource> =
                 cut.tails.iter().map(|tail| tail.as_ref() as &dyn ExtentSource).collect();
-            let run = self.write_run(&mut manifest, &sources, &is_live)?;
+            let run = self.write_run(&mut manifest, &sources, &cut.kept)?;
             runs.push(run);
             while let Some(merged) = runs_to_merge(&runs) {
                 let keep = runs.len() - merged;
                 let sources: Vec<&dyn ExtentSource> =
                     runs.iter().skip(keep).map(|run| run.as_ref() as &dyn ExtentSource).collect();
                 manifest.runs.truncate(keep);
-                let run = self.write_run(&mut manifest, &sources, &is_live)?;
+                let run = self.write_run(&mut manifest, &sources, &cut.kept)?;
                 runs.truncate(keep);
                 runs.push(run);
             }
         }
+        self.drop_expired(&mut manifest, &mut runs, &cut.kept)?;
         let timers = self.write_timers(&mut manifest, cut)?;
-        let keys = self.write_keys(&mut manifest, cut, &is_live)?;
+        let keys = self.write_keys(&mut manifest, cut)?;
         if let Some(newest) = cut.ids.last() {
             let number = manifest.take_number();
             write_ids_file(&self.directory.join(ids_name(number)), &cut.ids)?;
@@ -237,13 +269,38 @@ impl CheckpointFiles {
         &self,
         manifest: &mut Manifest,
         sources: &[&dyn ExtentSource],
-        is_live: &dyn Fn(TopicId) -> bool,
+        kept: &Kept,
     ) -> Result<Arc<Run>, MetaStoreError> {
         let number = manifest.take_number();
         let path = self.directory.join(run_name(number));
-        write_run_file(&path, sources, &|key| is_live(key.topic()))?;
+        write_run_file(&path, sources, &|key| kept.from(key))?;
         manifest.runs.push(number);
         Ok(Arc::new(Run::open(&path)?))
+    }
+
+    /// Runs of which nothing is wanted go; the oldest of which less than half is, is written anew. One
+    /// of them each time, so that a checkpoint does not become long.
+    fn drop_expired(
+        &self,
+        manifest: &mut Manifest,
+        runs: &mut Vec<Arc<Run>>,
+        kept: &Kept,
+    ) -> Result<(), MetaStoreError> {
+        let live: Vec<usize> = runs.iter().map(|run| run.kept_len(&|key| kept.from(key))).collect();
+        let sparse = live.iter().zip(runs.iter()).position(|(&live, run)| live > 0 && live < run.len() / 2);
+        if let Some(at) = sparse
+            && let (Some(run), Some(number)) = (runs.get_mut(at), manifest.runs.get(at).copied())
+        {
+            let rewritten = self.write_run(manifest, &[run.as_ref()], kept)?;
+            *run = rewritten;
+            let newest = manifest.runs.pop().expect("the run just written");
+            manifest.runs.iter_mut().filter(|named| **named == number).for_each(|named| *named = newest);
+        }
+        let mut wanted = live.iter().map(|&live| live > 0);
+        manifest.runs.retain(|_| wanted.next().unwrap_or(true));
+        let mut wanted = live.iter().map(|&live| live > 0);
+        runs.retain(|_| wanted.next().unwrap_or(true));
+        Ok(())
     }
 
     /// The timers of the cut become a run; runs that have fired wholly go, and small ones are merged.
@@ -278,19 +335,16 @@ impl CheckpointFiles {
         Ok(runs.into_iter().map(|(_, run)| run).collect())
     }
 
-    /// The keys of the cut become a run; eight of one size are merged.
-    fn write_keys(
-        &self,
-        manifest: &mut Manifest,
-        cut: &Cut,
-        is_live: &dyn Fn(TopicId) -> bool,
-    ) -> Result<Vec<Arc<KeyRun>>, MetaStoreError> {
+    /// The keys of the cut become a run; eight of one size are merged, and runs of which nothing is
+    /// above what was released go.
+    fn write_keys(&self, manifest: &mut Manifest, cut: &Cut) -> Result<Vec<Arc<KeyRun>>, MetaStoreError> {
+        let released_below = cut.kept.released_below;
         let mut runs: Vec<(u64, Arc<KeyRun>)> =
             manifest.keys.iter().copied().zip(self.keys.iter().cloned()).collect();
         let mut write = |sealed: &SealedKeys| -> Result<(u64, Arc<KeyRun>), MetaStoreError> {
             let number = manifest.take_number();
             let path = self.directory.join(keys_name(number));
-            write_file(&path, &write_key_image(&sealed.sorted(is_live)))?;
+            write_file(&path, &write_key_image(&sealed.sorted(|topic| cut.kept.has(topic), released_below)))?;
             Ok((number, Arc::new(KeyRun::open(&path)?)))
         };
         if !cut.keys.is_empty() {
@@ -302,6 +356,9 @@ impl CheckpointFiles {
             let sources = runs.split_off(runs.len() - merged);
             let sources = sources.into_iter().map(|(_, run)| run).collect();
             runs.push(write(&SealedKeys { runs: sources, tails: Vec::new() })?);
+        }
+        if released_below > PhysicalOffset(0) {
+            runs.retain(|(_, run)| run.newest() >= Some(released_below));
         }
         manifest.keys = runs.iter().map(|(number, _)| *number).collect();
         Ok(runs.into_iter().map(|(_, run)| run).collect())

@@ -33,8 +33,8 @@ pub struct StateDigest {
     pub index: u64,
     /// Delayed messages that wait.
     pub timers: u64,
-    /// The key index. Entries of a deleted topic do not count: when they are forgotten depends on the
-    /// checkpoints of a replica.
+    /// The key index. Entries of a deleted topic and of records that are released do not count: when
+    /// they are forgotten depends on the checkpoints of a replica.
     pub keys: u64,
 }
 
@@ -112,7 +112,7 @@ fn keys(captured: &Captured) -> u64 {
         .collect();
     let mut hash = Xxh3::new();
     let mut bytes = BytesMut::new();
-    for entry in captured.keys.sorted(|topic| topics.contains(&topic)) {
+    for entry in captured.keys.sorted(|topic| topics.contains(&topic), captured.released_below) {
         bytes.clear();
         put_entry(&mut bytes, &entry);
         hash.update(&bytes);

@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 use bytes::Bytes;
 use ledgermq_common::{GroupId, LogIndex, PhysicalOffset, QueueId};
 use ledgermq_raft_store::{AppliedEntry, ApplyError, EntryId, RecoveredLog, SnapshotReader, StateMachine};
-use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::applied::Applied;
 use super::applied::apply::Effects;
@@ -214,6 +214,10 @@ impl BrokerState {
         self.applied.read()
     }
 
+    pub(crate) fn applied_state_mut(&self) -> RwLockWriteGuard<'_, Applied> {
+        self.applied.write()
+    }
+
     pub(crate) fn capture(&self) -> Captured {
         Captured::of(&mut self.applied.write())
     }
@@ -396,8 +400,8 @@ impl StateMachine for BrokerState {
         Ok(())
     }
 
-    /// Nothing is dropped yet: every message of every topic is kept.
+    /// What a leader found to be referred to no more, and the log says so.
     fn retained_from(&self) -> PhysicalOffset {
-        PhysicalOffset(0)
+        self.applied.read().keeping.progress.released_below
     }
 }

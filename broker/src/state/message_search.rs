@@ -29,7 +29,11 @@ impl BrokerState {
         max: usize,
     ) -> Vec<FoundRecord> {
         let hash = key.hash(topic);
-        let (active, sealed) = self.applied_state().keys.search(hash);
+        let ((active, sealed), released_below) = {
+            let applied = self.applied_state();
+            (applied.keys.search(hash), applied.keeping.progress.released_below)
+        };
+        let from = from.max(released_below);
         let mut found: Vec<KeyEntry> = sealed.find(hash, from, max);
         found.extend(active.into_iter().filter(|entry| entry.physical >= from));
         found.sort_unstable();

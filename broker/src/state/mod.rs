@@ -12,6 +12,7 @@
 //! | [`key_index`], [`message_search`] | message ids and keys → records |
 //! | [`timers`], [`timer_questions`] | delayed messages that wait for their time |
 //! | [`planner`] | which messages a receive is to lease |
+//! | [`retention`] | what goes, what is carried, what pins the log |
 //! | [`records`] | the state as records, for checkpoints and snapshots |
 //! | [`checkpoint`], [`meta_store`] | the state on disk, derived |
 //! | [`snapshot`], [`digest`] | the state as a stream, and as a number to compare |
@@ -34,6 +35,7 @@ mod offsets;
 mod planner;
 mod questions;
 mod records;
+mod retention;
 mod snapshot;
 mod timer_questions;
 mod timers;
@@ -55,8 +57,9 @@ pub use command::{
     UpdateTopic, encode_append, encode_delayed, encoded_append_bytes, encoded_delayed_bytes, tag_code,
 };
 pub use command::{
-    AppendInOrder, CloseGeneration, DrainGeneration, OpenGeneration, PrepareGeneration,
-    encode_append_in_order, encoded_append_in_order_bytes,
+    AppendInOrder, CarriedRecord, CarryRecords, CloseGeneration, DrainGeneration, ExpireMessages,
+    ExpiryCause, OpenGeneration, Owed, PrepareGeneration, ReleaseLog, SetTopicRetention, TopicRetention,
+    encode_append_in_order, encode_carried, encoded_append_in_order_bytes,
 };
 pub use command::{
     CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
@@ -83,6 +86,7 @@ pub use planner::{ORDER_SCAN_ENTRIES_MAX, OrderOf, OrderedPlan, PlannedInOrder};
 pub use questions::{
     ConsumerGroupView, HandleRefusal, HandleTarget, Lag, RenewableLease, RepeatedDelivery, TopicView,
 };
+pub use retention::{CarryPlan, LogPins, Pinned, RetentionView};
 pub use transaction_questions::{OpenTransaction, TransactionQuery, TransactionState};
 
 pub use timer_questions::TimerState;

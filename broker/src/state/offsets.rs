@@ -32,8 +32,10 @@ impl BrokerState {
         // Store times of a queue never go back: they are log time.
         while low < high {
             let middle = low + (high - low) / 2;
-            let entry = self.locate(topic, queue, QueueOffset(middle))?;
-            if entry.stored_at < at { low = middle + 1 } else { high = middle }
+            // One that is not there expired meanwhile: it was older than what is.
+            let is_before =
+                self.locate(topic, queue, QueueOffset(middle)).is_none_or(|entry| entry.stored_at < at);
+            if is_before { low = middle + 1 } else { high = middle }
         }
         Some(QueueOffset(low))
     }

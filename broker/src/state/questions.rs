@@ -172,7 +172,8 @@ impl BrokerState {
 
     /// Where the message at `offset` lies, if the queue has it.
     pub fn locate(&self, topic: TopicId, queue: QueueId, offset: QueueOffset) -> Option<IndexEntry> {
-        self.range(topic, queue, offset, 1).first().map(|(_, entry)| *entry)
+        // Below the minimum a range begins with another message.
+        self.range(topic, queue, offset, 1).first().filter(|(at, _)| *at == offset).map(|(_, entry)| *entry)
     }
 
     /// Up to `max` entries of a queue from `from` on, without a gap.

@@ -11,6 +11,7 @@
 //! | 5 | 4 | `q`: block of queues; `p`, `u`: topic |
 //! | 9 | 4 | `p`, `u`: queue |
 //! | 1 | 1 | `x`: 1 an undecided transaction, 2 outcomes |
+//! | 1 | … | `r` (retention): 1 a topic's, then its number; 2 late references, topic and queue; 3 a carried record, its identity; 4 expired unread, consumer group and topic; 5 marks of time; 6 progress |
 //! | 1 | 1 | `n`: 1 the generations of a topic, 2 how far a consumer group drained them |
 //! | 2 | 4 | `n`: topic (1), consumer group (2) |
 //! | 6 | 4 | `n`: topic (2) |
@@ -29,6 +30,12 @@
 //! | timers | fired through: delivery time u64 ms, physical offset u64; pending u64 |
 //! | recalled timer | none |
 //! | committed offset | u64 |
+//! | a topic's retention | u64 ms, 0 for ever |
+//! | late references | list of (stretch u64, last queue offset u64) |
+//! | carried record | physical offset u64 |
+//! | expired unread | u64 |
+//! | marks of time | apart u64; list of (physical offset u64, log time u64 ms) |
+//! | retention progress | released below u64; expired messages, carried records, carried bytes u64 |
 //! | generations | current u32, layout; is there a next u8, and then: its number u32, layout, closed u8; list of ended: number u32, layout, ended u64 ms, list of ends u64 |
 //! | drained | below u32, resets u32 |
 //!
@@ -44,6 +51,7 @@ use ledgermq_raft_store::EntryId;
 
 use super::applied::generations::{Drained, EndedGeneration, Generations, NextGeneration};
 use super::applied::progress::{Lease, Progress};
+use super::applied::retention::{RetentionProgress, TimeMarks};
 use super::applied::transactions::{Outcome, Transaction};
 use super::applied::{ConsumerGroup, QueueRange, Scalars};
 use super::command::wire::{FieldReader, MalformedField, put_count, put_list, put_text};
@@ -70,6 +78,13 @@ pub(crate) enum RecordKey {
     Timers,
     Recalled(TimerKey),
     Offset(ConsumerGroupId, TopicId, u32),
+    TopicRetention(TopicId),
+    LateReferences(TopicId, u32),
+    /// By the identity of the half or timer.
+    Carried(PhysicalOffset),
+    ExpiredUnread(ConsumerGroupId, TopicId),
+    TimeMarks,
+    RetentionProgress,
     Generations(TopicId),
     Drained(ConsumerGroupId, TopicId),
 }
@@ -85,6 +100,12 @@ pub(crate) enum RecordValue {
     Timers(TimerProgress),
     Recalled,
     Offset(u64),
+    TopicRetention(u64),
+    LateReferences(BTreeMap<u64, u64>),
+    Carried(PhysicalOffset),
+    ExpiredUnread(u64),
+    TimeMarks(TimeMarks),
+    RetentionProgress(RetentionProgress),
     Generations(Generations),
     Drained(Drained),
 }
@@ -130,6 +151,26 @@ impl RecordKey {
                 out.put_u32(topic.get());
                 out.put_u32(queue);
             }
+            Self::TopicRetention(topic) => {
+                out.put_slice(&[b'r', 1]);
+                out.put_u32(topic.get());
+            }
+            Self::LateReferences(topic, queue) => {
+                out.put_slice(&[b'r', 2]);
+                out.put_u32(topic.get());
+                out.put_u32(queue);
+            }
+            Self::Carried(identity) => {
+                out.put_slice(&[b'r', 3]);
+                out.put_u64(identity.get());
+            }
+            Self::ExpiredUnread(group, topic) => {
+                out.put_slice(&[b'r', 4]);
+                out.put_u32(group.get());
+                out.put_u32(topic.get());
+            }
+            Self::TimeMarks => out.put_slice(&[b'r', 5]),
+            Self::RetentionProgress => out.put_slice(&[b'r', 6]),
             Self::Generations(topic) => {
                 out.put_slice(&[b'n', 1]);
                 out.put_u32(topic.get());
@@ -167,6 +208,15 @@ impl RecordKey {
                 _ => None,
             },
             (b'u', 13) => Some(Self::Offset(ConsumerGroupId(number(1)?), TopicId(number(5)?), number(9)?)),
+            (b'r', len) => match (key.get(1)?, len) {
+                (1, 6) => Some(Self::TopicRetention(TopicId(number(2)?))),
+                (2, 10) => Some(Self::LateReferences(TopicId(number(2)?), number(6)?)),
+                (3, 10) => Some(Self::Carried(PhysicalOffset(long(2)?))),
+                (4, 10) => Some(Self::ExpiredUnread(ConsumerGroupId(number(2)?), TopicId(number(6)?))),
+                (5, 2) => Some(Self::TimeMarks),
+                (6, 2) => Some(Self::RetentionProgress),
+                _ => None,
+            },
             (b'n', 6) if key.get(1) == Some(&1) => Some(Self::Generations(TopicId(number(2)?))),
             (b'n', 10) if key.get(1) == Some(&2) => {
                 Some(Self::Drained(ConsumerGroupId(number(2)?), TopicId(number(6)?)))
@@ -230,6 +280,28 @@ impl RecordValue {
                 out.put_u64_le(progress.pending);
             }
             Self::Offset(offset) => out.put_u64_le(*offset),
+            Self::TopicRetention(value) | Self::ExpiredUnread(value) => out.put_u64_le(*value),
+            Self::Carried(place) => out.put_u64_le(place.get()),
+            Self::LateReferences(stretches) => {
+                put_count(&mut out, stretches.len());
+                for (&stretch, &last) in stretches {
+                    out.put_u64_le(stretch);
+                    out.put_u64_le(last);
+                }
+            }
+            Self::TimeMarks(marks) => {
+                out.put_u64_le(marks.apart_bytes);
+                put_list(&mut out, &marks.marks, |out, (at, time)| {
+                    out.put_u64_le(at.get());
+                    out.put_u64_le(time.get());
+                });
+            }
+            Self::RetentionProgress(progress) => {
+                out.put_u64_le(progress.released_below.get());
+                out.put_u64_le(progress.expired_messages);
+                out.put_u64_le(progress.carried_records);
+                out.put_u64_le(progress.carried_bytes);
+            }
             Self::Generations(generations) => put_generations(&mut out, generations),
             Self::Drained(drained) => {
                 out.put_u32_le(drained.below.get());
@@ -280,6 +352,27 @@ impl RecordValue {
                 resets: reader.u32("resets")?,
             }),
             RecordKey::Offset(..) => Self::Offset(reader.u64("committed offset")?),
+            RecordKey::TopicRetention(_) => Self::TopicRetention(reader.u64("retention")?),
+            RecordKey::ExpiredUnread(..) => Self::ExpiredUnread(reader.u64("expired unread")?),
+            RecordKey::Carried(_) => Self::Carried(PhysicalOffset(reader.u64("place")?)),
+            RecordKey::LateReferences(..) => {
+                let stretches = reader.list(16, "late references", |reader| {
+                    Ok((reader.u64("stretch")?, reader.u64("last offset")?))
+                })?;
+                Self::LateReferences(stretches.into_iter().collect())
+            }
+            RecordKey::TimeMarks => Self::TimeMarks(TimeMarks {
+                apart_bytes: reader.u64("bytes between marks")?,
+                marks: reader.list(16, "marks", |reader| {
+                    Ok((PhysicalOffset(reader.u64("mark")?), UnixMillis(reader.u64("log time")?)))
+                })?,
+            }),
+            RecordKey::RetentionProgress => Self::RetentionProgress(RetentionProgress {
+                released_below: PhysicalOffset(reader.u64("released below")?),
+                expired_messages: reader.u64("expired messages")?,
+                carried_records: reader.u64("carried records")?,
+                carried_bytes: reader.u64("carried bytes")?,
+            }),
         };
         reader.end("end of the value")?;
         Ok(value)

@@ -27,6 +27,7 @@ use std::io::{self, Cursor, Read};
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use ledgermq_common::PhysicalOffset;
 
 use super::applied::window::{WindowEntry, WindowView};
 use super::applied::{Applied, Scalars};
@@ -66,6 +67,7 @@ pub(crate) struct Captured {
     pub(crate) sealed: Arc<SealedParts>,
     pub(crate) timers: PendingTimers,
     pub(crate) keys: Arc<SealedKeys>,
+    pub(crate) released_below: PhysicalOffset,
 }
 
 /// The timers at one moment.
@@ -83,19 +85,28 @@ impl PendingTimers {
     }
 }
 
+impl Applied {
+    /// The timers as they are now, to be read without the lock.
+    pub(crate) fn pending_timers(&mut self) -> PendingTimers {
+        PendingTimers {
+            sealed: self.timers.freeze(),
+            fired_through: self.timers.progress().fired_through,
+            recalled: self.timers.recalled().clone(),
+        }
+    }
+}
+
 impl Captured {
     /// Short under the write lock: records are numbers or shared.
     pub(crate) fn of(applied: &mut Applied) -> Self {
         let sealed = applied.index.freeze();
         let records =
             applied.record_keys().filter_map(|key| applied.record(key).map(|value| (key, value))).collect();
-        let timers = PendingTimers {
-            sealed: applied.timers.freeze(),
-            fired_through: applied.timers.progress().fired_through,
-            recalled: applied.timers.recalled().clone(),
-        };
+        let timers = applied.pending_timers();
         let keys = applied.keys.freeze();
-        Self { scalars: applied.scalars, records, window: applied.window.view(), sealed, timers, keys }
+        let released_below = applied.keeping.progress.released_below;
+        let (scalars, window) = (applied.scalars, applied.window.view());
+        Self { scalars, records, window, sealed, timers, keys, released_below }
     }
 }
 
@@ -246,7 +257,7 @@ impl Captured {
         let mut images: Vec<Bytes> = self.keys.runs.iter().map(|run| run.image().clone()).collect();
         if !self.keys.tails.is_empty() {
             let tails = SealedKeys { runs: Vec::new(), tails: self.keys.tails.clone() };
-            images.push(write_key_image(&tails.sorted(|_| true)));
+            images.push(write_key_image(&tails.sorted(|_| true, PhysicalOffset(0))));
         }
         images
     }
@@ -258,7 +269,7 @@ impl Captured {
             let sources: Vec<&dyn ExtentSource> =
                 self.sealed.tails.iter().map(|tail| tail.as_ref() as &dyn ExtentSource).collect();
             let mut image = Cursor::new(Vec::new());
-            write_run(&mut image, &sources, &|_: QueueKey| true)?;
+            write_run(&mut image, &sources, &|_: QueueKey| Some(0))?;
             images.push(Bytes::from(image.into_inner()));
         }
         Ok(images)

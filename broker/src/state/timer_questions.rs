@@ -30,6 +30,18 @@ impl BrokerState {
         self.applied_state().timers.progress().pending
     }
 
+    /// Where the record of a delayed message lies: where it was stored, or was carried to since.
+    pub fn timer_place(&self, physical: PhysicalOffset) -> PhysicalOffset {
+        self.applied_state().keeping.place_of(physical)
+    }
+
+    /// What a record is named by that lies at `place`.
+    pub fn identity_of(&self, place: PhysicalOffset) -> PhysicalOffset {
+        let applied = self.applied_state();
+        let carried = applied.keeping.carried.iter().find(|(_, at)| **at == place);
+        carried.map_or(place, |(&identity, _)| identity)
+    }
+
     pub fn timer(&self, deliver_at: UnixMillis, physical: PhysicalOffset) -> TimerState {
         let applied = self.applied_state();
         let key = TimerKey { deliver_at, physical };

@@ -4,6 +4,7 @@ use ledgermq_common::PhysicalOffset;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::transaction_id::TransactionId;
 
+use super::applied::Applied;
 use super::applied::transactions::{Outcome, Transaction};
 use super::consume_queue::IndexEntry;
 use super::machine::BrokerState;
@@ -13,6 +14,8 @@ use super::names::{Decision, MessageIdHash, TopicId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenTransaction {
     pub id: PhysicalOffset,
+    /// Where its record lies; not where it was stored first if it was carried since.
+    pub place: PhysicalOffset,
     pub topic: TopicId,
     pub message: MessageIdHash,
     pub record_bytes: u32,
@@ -42,9 +45,10 @@ pub struct TransactionQuery {
 }
 
 impl OpenTransaction {
-    fn of(id: PhysicalOffset, open: &Transaction) -> Self {
+    fn of(applied: &Applied, id: PhysicalOffset, open: &Transaction) -> Self {
         Self {
             id,
+            place: applied.keeping.place_of(id),
             topic: open.topic,
             message: open.message,
             record_bytes: open.record_bytes,
@@ -59,7 +63,7 @@ impl OpenTransaction {
     /// Where the half lies.
     pub fn entry(&self) -> IndexEntry {
         IndexEntry {
-            physical: self.id,
+            physical: self.place,
             record_bytes: self.record_bytes,
             tag_code: self.tag_code,
             stored_at: self.halved_at,
@@ -82,7 +86,7 @@ impl BrokerState {
     pub fn due_transactions(&self, now: UnixMillis, of_topic_max: usize) -> Vec<OpenTransaction> {
         let applied = self.applied_state();
         let due = applied.transactions.due(now.max(applied.scalars.now), of_topic_max);
-        due.iter().map(|(id, open)| OpenTransaction::of(*id, open)).collect()
+        due.iter().map(|(id, open)| OpenTransaction::of(&applied, *id, open)).collect()
     }
 
     /// Open transactions in the order they were stored, at most `max`.
@@ -96,14 +100,15 @@ impl BrokerState {
                 && (!query.only_parked || open.parked_at.is_some())
         })
         .take(max)
-        .map(|(&id, open)| OpenTransaction::of(id, open))
+        .map(|(&id, open)| OpenTransaction::of(&applied, id, open))
         .collect()
     }
 
     pub fn transaction(&self, id: PhysicalOffset, message: MessageIdHash) -> Option<TransactionState> {
         let applied = self.applied_state();
         if let Some(open) = applied.transactions.undecided().get(&id) {
-            return (open.message == message).then(|| TransactionState::Open(OpenTransaction::of(id, open)));
+            return (open.message == message)
+                .then(|| TransactionState::Open(OpenTransaction::of(&applied, id, open)));
         }
         let Outcome { topic, decision, decided_at, message: of, .. } =
             *applied.transactions.outcomes.find(id)?;

@@ -7,6 +7,7 @@ mod growth;
 mod offsets;
 mod one_node;
 mod order;
+mod retention;
 mod start;
 mod support;
 mod three_nodes;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::admin_dead_letters::{self, DeadLetterCommand};
 use super::admin_groups::{self, GroupCommand};
 use super::admin_messages::{self, MessageCommand};
+use super::admin_retention::{self, Retention};
 use super::connection::ConnectionArgs;
 use super::transaction::{TransactionCommand, transaction};
 
@@ -42,6 +43,11 @@ enum Area {
     Message(MessageCommand),
     /// Say why a message is where it is for a consumer group.
     Why { topic: String, message_id: String, consumer_group: String },
+    /// Show what each broker group keeps of its log, and what it is kept for.
+    Retention {
+        /// Also how long this topic keeps its messages, and what its readers missed.
+        topic: Option<String>,
+    },
     /// Messages that consumer groups gave up.
     #[command(subcommand)]
     Dlq(DeadLetterCommand),
@@ -65,6 +71,13 @@ enum TopicCommand {
     /// Show a topic's queues and who reads it.
     Show {
         name: String,
+    },
+    /// Change a topic.
+    Set {
+        name: String,
+        /// How long messages are kept, read or not: 30s, 15m, 72h, 7d, forever; default is the broker's.
+        #[arg(long, value_parser = admin_retention::parse)]
+        retention: Retention,
     },
     /// Give a topic more queues. A topic with order grows by a generation of queues: consumer groups
     /// with order consume what is there before what comes.
@@ -106,6 +119,7 @@ pub async fn run(arguments: AdminArgs) -> anyhow::Result<ExitCode> {
         Area::Why { topic, message_id, consumer_group } => {
             admin_messages::why(&admin, topic, message_id, consumer_group).await?
         }
+        Area::Retention { topic } => admin_retention::show(&admin, topic).await?,
         Area::Dlq(command) => admin_dead_letters::run(&admin, command).await?,
         Area::Cluster(ClusterCommand::Status) => {
             let status = admin.cluster_status(wire::ClusterStatusRequest {}).await?;
@@ -171,6 +185,7 @@ async fn topic(admin: &Admin, command: TopicCommand) -> anyhow::Result<(String, 
             let shown = admin.show_topic(wire::ShowTopicRequest { name }).await?;
             (shown_as_text(&shown), shown_as_json(&shown))
         }
+        TopicCommand::Set { name, retention } => admin_retention::set(admin, name, retention).await?,
         TopicCommand::Update { name, queues } => {
             let request = wire::UpdateTopicRequest { name: name.clone(), queues };
             let answer = admin.update_topic(request).await?;

@@ -4,6 +4,7 @@ mod admin;
 mod admin_dead_letters;
 mod admin_groups;
 mod admin_messages;
+mod admin_retention;
 mod bench;
 mod broker;
 mod chaos;

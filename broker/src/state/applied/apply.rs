@@ -45,6 +45,8 @@ impl Applied {
             Ok((stamped_at, command)) => {
                 self.scalars.now = self.scalars.now.max(stamped_at);
                 self.window.expire(self.scalars.now);
+                self.applying_at = entry.payload_at;
+                self.mark_time(entry.payload_at);
                 self.execute(command, entry.payload_at, effects)
             }
             Err(error) if error.is_from_a_newer_version() => return Err(error),
@@ -91,6 +93,10 @@ impl Applied {
             Command::RecallTimer(command) => Ok(self.recall(command)),
             Command::CommitOffset(command) => self.commit_offset(command),
             Command::ResetProgress(command) => self.reset_progress(&command, effects),
+            Command::ExpireMessages(command) => self.expire(&command, effects),
+            Command::SetTopicRetention(command) => self.set_topic_retention(command),
+            Command::CarryRecords(command) => Ok(self.carry(&command, payload_at)),
+            Command::ReleaseLog(command) => Ok(self.release_log(command)),
             Command::PrepareGeneration(command) => self.prepare_generation(command),
             Command::CloseGeneration(command) => self.close_generation(command),
             Command::OpenGeneration(command) => self.open_generation(command),
@@ -213,6 +219,8 @@ impl Applied {
             self.drop_subscription(subscription);
         }
         self.drop_transactions(id);
+        self.drop_keeping_of_topic(id);
+        self.drop_expired_unread(|_, topic| topic == id);
         self.drop_offsets(|_, topic| topic == id);
         self.drop_generations(id);
         Answer::Deleted(true)
@@ -253,6 +261,7 @@ impl Applied {
             self.drop_subscription(subscription);
         }
         self.drop_offsets(|group, _| group == id);
+        self.drop_expired_unread(|group, _| group == id);
         self.drop_drained(|group, _| group == id);
         Answer::Deleted(true)
     }

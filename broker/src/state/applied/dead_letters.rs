@@ -59,7 +59,10 @@ impl Applied {
                 let stored_at = self.scalars.now;
                 let tag_code = letter.record.tag_code;
                 let entry = IndexEntry { physical, record_bytes, tag_code, stored_at };
-                self.make_visible(topic, DEAD_LETTER_QUEUE, entry, effects);
+                if let Some(at) = self.make_visible(topic, DEAD_LETTER_QUEUE, entry, effects) {
+                    // The letter keeps the bytes of the message it refers to.
+                    self.note_reference(topic, DEAD_LETTER_QUEUE, at.get(), letter.record.physical);
+                }
                 effects.released.insert((command.consumer_group, command.topic));
             }
             outcomes.push(outcome);
@@ -97,6 +100,7 @@ impl Applied {
         let offset = range.max;
         range.max += 1;
         self.index.push(QueueKey::new(topic, queue), offset, entry);
+        self.note_reference(topic, queue, offset, entry.physical);
         self.dirty.insert(RecordKey::queues_of(topic, queue.get()));
         effects.arrived.insert((topic, queue));
         Some(QueueOffset(offset))

@@ -13,6 +13,7 @@ pub(crate) mod leases;
 pub(crate) mod offsets;
 mod order;
 pub(crate) mod progress;
+pub(crate) mod retention;
 pub(crate) mod timers;
 pub(crate) mod transactions;
 pub(crate) mod window;
@@ -21,10 +22,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hashbrown::HashSet;
+use ledgermq_common::PhysicalOffset;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_raft_store::EntryId;
 
-use super::checkpoint::{Cut, TimerCut};
+use super::checkpoint::{Cut, Kept, TimerCut};
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::consume_queue::ConsumeQueueIndex;
 use super::key_index::KeyIndex;
@@ -33,6 +35,7 @@ use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
 use super::timers::{TimerProgress, Timers};
 use generations::AllGenerations;
 use progress::Progress;
+use retention::{Keeping, RetentionProgress, TimeMarks};
 use transactions::Transactions;
 use window::MessageIdWindow;
 
@@ -105,6 +108,9 @@ pub(crate) struct Applied {
     pub(crate) offsets: BTreeMap<(ConsumerGroupId, TopicId, u32), u64>,
     pub(crate) generations: AllGenerations,
     pub(crate) keys: KeyIndex,
+    pub(crate) keeping: Keeping,
+    /// Where the command that is being applied starts.
+    pub(crate) applying_at: PhysicalOffset,
     /// Records changed since the last checkpoint began.
     pub(crate) dirty: HashSet<RecordKey>,
     pub(crate) since_checkpoint: SinceCheckpoint,
@@ -164,6 +170,28 @@ impl Applied {
             RecordKey::Recalled(key) => {
                 self.timers.recalled().contains(&key).then_some(RecordValue::Recalled)
             }
+            RecordKey::TopicRetention(topic) => {
+                self.keeping.topics.get(&topic).map(|&ms| RecordValue::TopicRetention(ms))
+            }
+            RecordKey::LateReferences(topic, queue) => {
+                let stretches = self.keeping.late.of_queue(topic, queue)?;
+                Some(RecordValue::LateReferences(stretches.clone()))
+            }
+            RecordKey::Carried(identity) => {
+                self.keeping.carried.get(&identity).map(|&place| RecordValue::Carried(place))
+            }
+            RecordKey::ExpiredUnread(group, topic) => {
+                let messages = self.keeping.expired_unread.get(&(group, topic));
+                messages.map(|&messages| RecordValue::ExpiredUnread(messages))
+            }
+            RecordKey::TimeMarks => {
+                let marks = &self.keeping.marks;
+                (*marks != TimeMarks::default()).then(|| RecordValue::TimeMarks(marks.clone()))
+            }
+            RecordKey::RetentionProgress => {
+                let progress = self.keeping.progress;
+                (progress != RetentionProgress::default()).then_some(RecordValue::RetentionProgress(progress))
+            }
         }
     }
 
@@ -186,7 +214,7 @@ impl Applied {
                 fired_through: self.timers.progress().fired_through,
                 recalled: self.timers.recalled().clone(),
             },
-            topics: self.topics.keys().copied().collect(),
+            kept: Kept::of(self),
         }
     }
 
@@ -221,6 +249,13 @@ impl Applied {
         let drained = self.generations.drained.keys().map(|key| RecordKey::Drained(key.0, key.1));
         let generations = generations.chain(drained);
         let records = topics.chain(queues).chain(groups).chain(progress);
+        let kept_for = self.keeping.topics.keys().map(|&topic| RecordKey::TopicRetention(topic));
+        let late = self.keeping.late.queues().map(|(topic, queue)| RecordKey::LateReferences(topic, queue));
+        let carried = self.keeping.carried.keys().map(|&identity| RecordKey::Carried(identity));
+        let unread = self.keeping.expired_unread.keys().map(|key| RecordKey::ExpiredUnread(key.0, key.1));
+        let retention = [RecordKey::TimeMarks, RecordKey::RetentionProgress].into_iter();
+        let retention = retention.filter(|&key| self.record(key).is_some());
+        let keeping = kept_for.chain(late).chain(carried).chain(unread).chain(retention);
         records
             .chain(undecided)
             .chain(outcomes)
@@ -228,6 +263,7 @@ impl Applied {
             .chain(recalled)
             .chain(offsets)
             .chain(generations)
+            .chain(keeping)
     }
 
     /// Puts a record where it belongs, when the state is loaded. The order of records is free.
@@ -281,6 +317,22 @@ impl Applied {
             }
             (RecordKey::Timers, RecordValue::Timers(progress)) => self.timers.load_progress(progress),
             (RecordKey::Recalled(key), RecordValue::Recalled) => self.timers.load_recalled(key),
+            (RecordKey::TopicRetention(topic), RecordValue::TopicRetention(ms)) => {
+                self.keeping.topics.insert(topic, ms);
+            }
+            (RecordKey::LateReferences(topic, queue), RecordValue::LateReferences(stretches)) => {
+                self.keeping.late.load(topic, queue, stretches);
+            }
+            (RecordKey::Carried(identity), RecordValue::Carried(place)) => {
+                self.keeping.carried.insert(identity, place);
+            }
+            (RecordKey::ExpiredUnread(group, topic), RecordValue::ExpiredUnread(messages)) => {
+                self.keeping.expired_unread.insert((group, topic), messages);
+            }
+            (RecordKey::TimeMarks, RecordValue::TimeMarks(marks)) => self.keeping.marks = marks,
+            (RecordKey::RetentionProgress, RecordValue::RetentionProgress(progress)) => {
+                self.keeping.progress = progress;
+            }
             (key, _) => return Err(MisplacedRecord { key }),
         }
         Ok(())

@@ -81,7 +81,8 @@ impl Applied {
         let mut fired = 0;
         for (key, timer) in due.timers {
             let Timer { topic, queue, record_bytes, tag_code } = timer;
-            let entry = IndexEntry { physical: key.physical, record_bytes, tag_code, stored_at };
+            let physical = self.take_place(key.physical);
+            let entry = IndexEntry { physical, record_bytes, tag_code, stored_at };
             // A timer of a topic that was deleted ends here.
             if self.make_visible(topic, queue, entry, effects).is_some() {
                 fired += 1;
@@ -98,6 +99,7 @@ impl Applied {
             Some(true) => {
                 self.dirty.insert(RecordKey::Timers);
                 self.dirty.insert(RecordKey::Recalled(key));
+                self.take_place(key.physical);
                 RecallOutcome::Recalled
             }
         })

@@ -297,7 +297,7 @@ impl Applied {
         };
         if command.decision == Decision::Commit {
             let entry = IndexEntry {
-                physical: id,
+                physical: self.keeping.place_of(id),
                 record_bytes: pending.record_bytes,
                 tag_code: pending.tag_code,
                 stored_at: now,
@@ -306,6 +306,7 @@ impl Applied {
             end.offset = offset.ok_or(Refusal::TopicUnknown)?;
         }
         self.transactions.remove(id);
+        self.take_place(id);
         self.dirty.insert(RecordKey::Transaction(id));
         let touched = self.transactions.outcomes.push(Outcome {
             transaction: id,
@@ -377,6 +378,7 @@ impl Applied {
         let dropped: Vec<PhysicalOffset> = of_topic.map(|(&id, _)| id).collect();
         for id in dropped {
             self.transactions.remove(id);
+            self.take_place(id);
             self.dirty.insert(RecordKey::Transaction(id));
         }
     }

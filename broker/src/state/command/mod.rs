@@ -26,6 +26,7 @@ mod message;
 mod naming;
 mod offset;
 mod order;
+mod retention;
 mod timer;
 mod transaction;
 pub(crate) mod wire;
@@ -53,6 +54,10 @@ pub use naming::{
 };
 pub use offset::{CommitOffset, ResetProgress};
 pub use order::{LeaseInOrder, OrderedMessage, OrderedPart};
+pub use retention::{
+    CarriedRecord, CarryRecords, ExpireMessages, ExpiryCause, Owed, ReleaseLog, SetTopicRetention,
+    TopicRetention, encode_carried,
+};
 pub use timer::{AppendDelayed, FireTimers, RecallTimer, encode_delayed, encoded_delayed_bytes};
 pub use transaction::{
     AppendHalves, AppendedHalf, CountTransactionChecks, DecisionSource, EndTransaction, NewHalf,
@@ -92,6 +97,10 @@ enum Kind {
     RecallTimer = 44,
     CommitOffset = 45,
     ResetProgress = 46,
+    ExpireMessages = 70,
+    SetTopicRetention = 71,
+    CarryRecords = 72,
+    ReleaseLog = 73,
     PrepareGeneration = 50,
     CloseGeneration = 51,
     OpenGeneration = 52,
@@ -125,6 +134,10 @@ pub enum Command {
     RecallTimer(RecallTimer),
     CommitOffset(CommitOffset),
     ResetProgress(ResetProgress),
+    ExpireMessages(ExpireMessages),
+    SetTopicRetention(SetTopicRetention),
+    CarryRecords(CarryRecords),
+    ReleaseLog(ReleaseLog),
     PrepareGeneration(PrepareGeneration),
     CloseGeneration(CloseGeneration),
     OpenGeneration(OpenGeneration),
@@ -186,6 +199,10 @@ impl Command {
             Self::RecallTimer(body) => body.put(&mut out),
             Self::CommitOffset(body) => body.put(&mut out),
             Self::ResetProgress(body) => body.put(&mut out),
+            Self::ExpireMessages(body) => body.put(&mut out),
+            Self::SetTopicRetention(body) => body.put(&mut out),
+            Self::CarryRecords(body) => body.put(&mut out),
+            Self::ReleaseLog(body) => body.put(&mut out),
             Self::PrepareGeneration(body) => body.put(&mut out),
             Self::CloseGeneration(body) => body.put(&mut out),
             Self::OpenGeneration(body) => body.put(&mut out),
@@ -236,6 +253,10 @@ impl Command {
             Kind::RecallTimer => Self::RecallTimer(RecallTimer::read(reader)?),
             Kind::CommitOffset => Self::CommitOffset(CommitOffset::read(reader)?),
             Kind::ResetProgress => Self::ResetProgress(ResetProgress::read(reader)?),
+            Kind::ExpireMessages => Self::ExpireMessages(ExpireMessages::read(reader)?),
+            Kind::SetTopicRetention => Self::SetTopicRetention(SetTopicRetention::read(reader)?),
+            Kind::CarryRecords => Self::CarryRecords(CarryRecords::read(reader)?),
+            Kind::ReleaseLog => Self::ReleaseLog(ReleaseLog::read(reader)?),
             Kind::PrepareGeneration => Self::PrepareGeneration(PrepareGeneration::read(reader)?),
             Kind::CloseGeneration => Self::CloseGeneration(CloseGeneration::read(reader)?),
             Kind::OpenGeneration => Self::OpenGeneration(OpenGeneration::read(reader)?),
@@ -278,6 +299,10 @@ impl Command {
             Self::RecallTimer(_) => Kind::RecallTimer,
             Self::CommitOffset(_) => Kind::CommitOffset,
             Self::ResetProgress(_) => Kind::ResetProgress,
+            Self::ExpireMessages(_) => Kind::ExpireMessages,
+            Self::SetTopicRetention(_) => Kind::SetTopicRetention,
+            Self::CarryRecords(_) => Kind::CarryRecords,
+            Self::ReleaseLog(_) => Kind::ReleaseLog,
             Self::PrepareGeneration(_) => Kind::PrepareGeneration,
             Self::CloseGeneration(_) => Kind::CloseGeneration,
             Self::OpenGeneration(_) => Kind::OpenGeneration,
@@ -314,6 +339,10 @@ impl Kind {
             44 => Self::RecallTimer,
             45 => Self::CommitOffset,
             46 => Self::ResetProgress,
+            70 => Self::ExpireMessages,
+            71 => Self::SetTopicRetention,
+            72 => Self::CarryRecords,
+            73 => Self::ReleaseLog,
             50 => Self::PrepareGeneration,
             51 => Self::CloseGeneration,
             52 => Self::OpenGeneration,

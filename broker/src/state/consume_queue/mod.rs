@@ -53,6 +53,10 @@ impl QueueKey {
         Self(number)
     }
 
+    pub(crate) fn queue(self) -> u32 {
+        self.0 as u32
+    }
+
     pub(crate) fn topic(self) -> TopicId {
         TopicId((self.0 >> 32) as u32)
     }

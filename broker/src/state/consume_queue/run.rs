@@ -92,29 +92,36 @@ impl ExtentSource for Run {
     }
 }
 
-/// Writes one run of what `sources` (oldest first) hold of the queues `keep` accepts.
-/// Returns the number of entries.
+/// Writes one run of what `sources` (oldest first) hold of the queues `keep` accepts, from the offset
+/// on it names for each. Returns the number of entries.
 pub(crate) fn write_run(
     out: &mut (impl Write + Seek),
     sources: &[&dyn ExtentSource],
-    keep: &dyn Fn(QueueKey) -> bool,
+    keep: &dyn Fn(QueueKey) -> Option<u64>,
 ) -> io::Result<u64> {
     let mut keys: Vec<QueueKey> = sources.iter().flat_map(|source| source.sorted_keys()).collect();
     keys.sort_unstable();
     keys.dedup();
-    keys.retain(|key| keep(*key));
 
     let mut directory = Vec::with_capacity(keys.len() * EXTENT_BYTES);
     let mut entries = 0u64;
-    for &key in &keys {
+    let mut kept = Vec::with_capacity(keys.len());
+    for key in keys {
+        let Some(min) = keep(key) else { continue };
         let mut first = None;
         let mut len = 0u64;
         for (part_first, part_len) in sources.iter().filter_map(|source| source.extent_of(key)) {
+            let part_end = part_first + part_len as u64;
+            let part_first = part_first.max(min);
+            if part_end <= part_first {
+                continue;
+            }
             let first = *first.get_or_insert(part_first);
             assert_eq!(part_first, first + len, "the parts of a queue's index have no gap between them");
-            len += part_len as u64;
+            len += part_end - part_first;
         }
-        let first = first.expect("the key came from a source");
+        let Some(first) = first else { continue };
+        kept.push((key, first));
         for field in [key.get(), first, entries, len] {
             directory.extend_from_slice(&field.to_le_bytes());
         }
@@ -125,10 +132,11 @@ pub(crate) fn write_run(
     out.write_all(&directory)?;
     let mut entries_crc = 0;
     let mut block = Vec::new();
-    for &key in &keys {
+    for &(key, first) in &kept {
         block.clear();
-        for (_, part) in sources.iter().filter_map(|source| source.entries_of(key)) {
-            for entry in part {
+        for (part_first, part) in sources.iter().filter_map(|source| source.entries_of(key)) {
+            let skip = usize::try_from(first.saturating_sub(part_first)).unwrap_or(usize::MAX);
+            for entry in part.into_iter().skip(skip) {
                 block.extend_from_slice(&entry.physical.get().to_le_bytes());
                 block.extend_from_slice(&entry.stored_at.get().to_le_bytes());
                 block.extend_from_slice(&entry.record_bytes.to_le_bytes());
@@ -141,7 +149,7 @@ pub(crate) fn write_run(
 
     let mut header = Vec::with_capacity(HEADER_BYTES);
     header.extend_from_slice(&MAGIC);
-    header.extend_from_slice(&(keys.len() as u64).to_le_bytes());
+    header.extend_from_slice(&(kept.len() as u64).to_le_bytes());
     header.extend_from_slice(&entries.to_le_bytes());
     header.extend_from_slice(&crc32c::crc32c(&directory).to_le_bytes());
     header.extend_from_slice(&entries_crc.to_le_bytes());
@@ -157,7 +165,7 @@ pub(crate) fn write_run(
 pub(crate) fn write_run_file(
     path: &Path,
     sources: &[&dyn ExtentSource],
-    keep: &dyn Fn(QueueKey) -> bool,
+    keep: &dyn Fn(QueueKey) -> Option<u64>,
 ) -> io::Result<u64> {
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
     let entries = write_run(&mut out, sources, keep)?;
@@ -214,6 +222,16 @@ impl Run {
 
     pub(crate) fn len(&self) -> usize {
         self.entries
+    }
+
+    /// Entries that `keep` accepts, at or above the offset it names.
+    pub(crate) fn kept_len(&self, keep: &dyn Fn(QueueKey) -> Option<u64>) -> usize {
+        let live = |extent: Extent| {
+            let Some(min) = keep(extent.key) else { return 0 };
+            let below = usize::try_from(min.saturating_sub(extent.first)).unwrap_or(usize::MAX);
+            extent.len.saturating_sub(below)
+        };
+        (0..self.extents).map(|at| live(self.extent_at(at))).sum()
     }
 
     /// The bytes of the file.
@@ -307,7 +325,7 @@ mod tests {
 
     fn image(sources: &[&dyn ExtentSource]) -> Bytes {
         let mut out = Cursor::new(Vec::new());
-        write_run(&mut out, sources, &|key| key.topic() != TopicId(9)).expect("memory");
+        write_run(&mut out, sources, &|key| (key.topic() != TopicId(9)).then_some(7)).expect("memory");
         Bytes::from(out.into_inner())
     }
 
@@ -324,7 +342,11 @@ mod tests {
         }
         let old = Run::check(image(&[&old])).expect("whole");
         let run = Run::check(image(&[&old, &new])).expect("whole");
-        assert_eq!(run.len(), 25);
+        // Of queue 2 what is at or above the minimum of 7; of queue 0 all five, which begin above it.
+        assert_eq!(run.len(), 18 + 5);
+        assert_eq!(run.extent(key(1, 2)), Some((7, 18)));
+        assert_eq!(old.kept_len(&|_| Some(15)), 5);
+        assert_eq!(old.kept_len(&|_| Some(99)), 0);
         let (first, entries) = run.read(key(1, 2), 18, 22).expect("there");
         assert_eq!((first, entries), (18, (18..22).map(entry).collect()));
         assert_eq!(run.extent(key(1, 0)), Some((20, 5)));
@@ -335,7 +357,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_and_every_cut_is_found() {
         let mut tail = Tail::default();
-        tail.push(key(1, 0), 0, entry(1));
+        tail.push(key(1, 0), 7, entry(1));
         let whole = image(&[&tail]);
         for at in 0..whole.len() {
             let mut flipped = whole.to_vec();

@@ -123,11 +123,12 @@ impl SealedKeys {
         found
     }
 
-    /// All entries of the topics that `keep` names, sorted.
-    pub(crate) fn sorted(&self, keep: impl Fn(TopicId) -> bool) -> Vec<KeyEntry> {
+    /// All entries of the topics that `keep` names and of records at or above `from`, sorted.
+    pub(crate) fn sorted(&self, keep: impl Fn(TopicId) -> bool, from: PhysicalOffset) -> Vec<KeyEntry> {
         let in_runs = self.runs.iter().flat_map(|run| run.all());
         let in_tails = self.tails.iter().flat_map(|tail| tail.iter().copied());
-        let mut all: Vec<KeyEntry> = in_runs.chain(in_tails).filter(|entry| keep(entry.topic)).collect();
+        let is_kept = |entry: &KeyEntry| entry.physical >= from && keep(entry.topic);
+        let mut all: Vec<KeyEntry> = in_runs.chain(in_tails).filter(is_kept).collect();
         all.sort_unstable();
         all
     }

@@ -35,6 +35,7 @@ pub(crate) struct DamagedKeyRun {
 #[derive(Debug, Clone)]
 pub(crate) struct KeyRun {
     image: Bytes,
+    newest: Option<PhysicalOffset>,
 }
 
 pub(crate) fn put_entry(out: &mut BytesMut, entry: &KeyEntry) {
@@ -88,11 +89,18 @@ impl KeyRun {
         if crc32c::crc32c(entries) != u32_at(header, 16) {
             return Err(damaged("entries"));
         }
-        Ok(Self { image })
+        let mut run = Self { image, newest: None };
+        run.newest = run.all().map(|entry| entry.physical).max();
+        Ok(run)
     }
 
     pub(crate) fn len(&self) -> usize {
         (self.image.len() - HEADER_BYTES) / ENTRY_BYTES
+    }
+
+    /// The record that lies furthest in the log.
+    pub(crate) fn newest(&self) -> Option<PhysicalOffset> {
+        self.newest
     }
 
     /// The bytes of the file.

@@ -73,6 +73,16 @@ pub(super) enum Step {
     DeleteTopic(u8),
     CreateGroup(u8),
     DeleteGroup(u8),
+    Expire {
+        retention_ms: u64,
+        log_bytes_max: Option<u64>,
+    },
+    /// By a plan, or what the numbers say.
+    Carry(Option<Vec<usize>>),
+    ReleaseLog,
+    SetRetention(u32, Option<u64>),
+    /// So many bytes of others in the log.
+    Skip(u64),
     Pass(u64),
     Malformed(Vec<u8>),
 }
@@ -132,6 +142,12 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         2 => (0u8..3).prop_map(Step::CreateGroup),
         1 => (0u8..3).prop_map(Step::DeleteGroup),
         3 => prop_oneof![0u64..30_000, 500_000u64..700_000].prop_map(Step::Pass),
+        3 => (0u64..60_000, proptest::option::of(0u64..2_000_000))
+            .prop_map(|(retention_ms, log_bytes_max)| Step::Expire { retention_ms, log_bytes_max }),
+        3 => proptest::option::of(proptest::collection::vec(any::<usize>(), 1..4)).prop_map(Step::Carry),
+        3 => Just(Step::ReleaseLog),
+        1 => (1u32..5, proptest::option::of(0u64..60_000)).prop_map(|(topic, ms)| Step::SetRetention(topic, ms)),
+        4 => (0u64..700_000).prop_map(Step::Skip),
         1 => proptest::collection::vec(any::<u8>(), 0..40).prop_map(Step::Malformed),
     ];
     proptest::collection::vec(step, count)
@@ -327,7 +343,7 @@ impl Leader {
                 let letters = which
                     .iter()
                     .filter_map(|which| self.pick(*which))
-                    .map(|(_, _, lease)| letter(topic, lease, reason))
+                    .map(|(_, _, lease)| self.letter(topic, lease, reason))
                     .collect();
                 self.propose_command(&Command::DeadLetter(DeadLetter { consumer_group, topic, letters }));
             }
@@ -446,10 +462,104 @@ impl Leader {
                     name: format!("group-{name}"),
                 }));
             }
+            Step::Expire { retention_ms, log_bytes_max } => {
+                let now = self.replica.now;
+                for plan in self.replica.state.expiry_plan(now, *retention_ms, *log_bytes_max) {
+                    self.propose_command(&Command::ExpireMessages(plan));
+                }
+            }
+            Step::Carry(which) => self.carry(which.as_deref()),
+            Step::ReleaseLog => {
+                let below = self.replica.state.log_pins().edge();
+                self.propose_command(&Command::ReleaseLog(ReleaseLog { below }));
+            }
+            Step::SetRetention(topic, retention_ms) => {
+                let command = SetTopicRetention { topic: TopicId(*topic), retention_ms: *retention_ms };
+                self.propose_command(&Command::SetTopicRetention(command));
+            }
+            Step::Skip(bytes) => self.replica.log.skip(*bytes),
             Step::Pass(ms) => self.replica.pass_ms(*ms),
             Step::Malformed(body) => {
                 let bytes = [&[1, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], body].concat();
                 self.propose(Bytes::from(bytes));
+            }
+        }
+    }
+
+    /// A letter that names the place of its message, as a leader's does.
+    fn letter(&self, topic: TopicId, lease: Granted, reason: DeadLetterReason) -> Letter {
+        let mut letter = letter(topic, lease, reason);
+        if let Some(entry) = self.replica.state.locate(topic, lease.queue, lease.offset) {
+            letter.record.physical = entry.physical;
+            letter.record.record_bytes = entry.record_bytes;
+        }
+        letter
+    }
+
+    /// What the leader would carry, or records named without asking whether they are owed any more.
+    fn carry(&mut self, which: Option<&[usize]>) {
+        let state = &self.replica.state;
+        let owed = match which {
+            None => state.carry_plan(&state.log_pins(), 512 << 10, 1 << 30).records,
+            Some(which) => which
+                .iter()
+                .filter_map(|which| {
+                    let (topic, half, id) = self.half(*which)?;
+                    let found = state.search(topic, SearchKey::MessageId(&id), PhysicalOffset(0), 1);
+                    let FoundRecord { physical, record_bytes } = *found.first()?;
+                    let stored_at = UnixMillis(0);
+                    let entry = IndexEntry { physical, record_bytes, tag_code: 0, stored_at };
+                    Some((Owed::Half(half), topic, entry))
+                })
+                .collect(),
+        };
+        let records: Vec<_> =
+            owed.into_iter().map(|(owed, topic, at)| (owed, topic, self.replica.log.record(at))).collect();
+        if !records.is_empty() {
+            self.propose(encode_carried(self.replica.now, &records));
+        }
+    }
+
+    /// Whatever the state refers to is above what it lets go of, and is what it was.
+    fn check_references(&self) {
+        let state = &self.replica.state;
+        let released_below = state.retention_view().released_below;
+        let read = |entry: IndexEntry, what: &str| {
+            assert!(entry.physical >= released_below, "{what} at {} is released", entry.physical);
+            self.replica.log.record(entry)
+        };
+        for topic in state.topics() {
+            let ranges = state.queue_ranges(topic.id).expect("there");
+            for (queue, range) in (0u32..).zip(ranges) {
+                let entries = state.range(topic.id, QueueId(queue), QueueOffset(0), u32::MAX);
+                assert_eq!(entries.len() as u64, range.end - range.start, "topic {} queue {queue}", topic.id);
+                for (_, entry) in entries {
+                    let record = read(entry, "a message");
+                    if DeadLetterRecord::is_one(&record) {
+                        let letter = DeadLetterRecord::decode(&record).expect("a letter");
+                        assert!(letter.physical >= released_below, "the message of a letter is released");
+                    } else {
+                        assert_eq!(StoredMessage::decode(&record).expect("a record").topic, topic.id);
+                    }
+                }
+            }
+        }
+        for open in state.open_transactions(TransactionQuery::default(), usize::MAX) {
+            let stored = StoredMessage::decode(&read(open.entry(), "a half")).expect("a record");
+            assert_eq!(MessageIdHash::of(stored.id.as_bytes()), open.message);
+        }
+        for timer in &self.timers {
+            if let TimerState::Pending { topic } = state.timer(timer.deliver_at, timer.physical) {
+                let place = state.timer_place(timer.physical);
+                let length =
+                    IndexEntry { physical: place, record_bytes: 4, tag_code: 0, stored_at: UnixMillis(0) };
+                let length = read(length, "a timer");
+                let record_bytes = u32::from_le_bytes(length[..].try_into().expect("four"));
+                let record = read(
+                    IndexEntry { record_bytes, physical: place, tag_code: 0, stored_at: UnixMillis(0) },
+                    "a timer",
+                );
+                assert_eq!(StoredMessage::decode(&record).expect("a record").topic, topic);
             }
         }
     }
@@ -502,6 +612,19 @@ proptest! {
         let (follower, answers) = follow(&leader.replica.log, batch);
         prop_assert_eq!(follower.state.state_digest(), leader.replica.state.state_digest());
         prop_assert_eq!(answers, answers_of(&leader.replica.log));
+    }
+
+    /// With whatever is expired, carried and released in between, in any order.
+    #[test]
+    fn nothing_that_is_referred_to_is_ever_released(program in steps(200)) {
+        let mut leader = Leader::new();
+        for step in &program {
+            leader.step(step);
+            if matches!(step, Step::ReleaseLog | Step::Expire { .. } | Step::Carry(_) | Step::End { .. } | Step::Fire(..)) {
+                leader.check_references();
+            }
+        }
+        leader.check_references();
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod million_timers;
 mod offsets;
 mod order;
 mod planning;
+mod retention;
 mod sending;
 mod timers;
 mod transactions;
@@ -45,6 +46,11 @@ impl Log {
         let entry = AppliedEntry { id: EntryId { term: Term(1), index }, payload_at, payload: command };
         self.entries.push(entry.clone());
         entry
+    }
+
+    /// As if others had filled the log meanwhile.
+    pub(super) fn skip(&mut self, bytes: u64) {
+        self.end += bytes;
     }
 
     /// The record an index entry points at.
