@@ -124,6 +124,11 @@ impl Links {
         self.counters.entry((from, to)).or_default().overflowed += 1;
     }
 
+    /// It waits for its turn on a link of limited rate.
+    pub(crate) fn queued(&mut self, from: usize, to: usize) {
+        self.counters.entry((from, to)).or_default().delayed += 1;
+    }
+
     pub(crate) fn bytes_per_second(&self, from: usize, to: usize) -> u64 {
         self.links.get(&(from, to)).map_or(0, |link| link.bytes_per_second)
     }

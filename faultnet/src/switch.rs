@@ -187,6 +187,9 @@ impl Moving {
                 *free_at =
                     starts + Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / bytes_per_second);
                 due = due.max(*free_at);
+                if starts > now && wait.is_zero() {
+                    self.shared.lock().links.queued(from, to);
+                }
             }
             if due <= now {
                 if let Some(device) = self.devices.get(to) {

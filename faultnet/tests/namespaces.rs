@@ -143,6 +143,7 @@ fn a_link_of_limited_rate_takes_its_time() {
     reader.read_exact(&mut back).expect("all of it comes back");
     writer.join().expect("written");
     assert!(begins.elapsed() >= Duration::from_millis(400), "{:?}", begins.elapsed());
+    assert!(network.counters(1, 2).delayed > 0, "packets waited for their turn");
 }
 
 #[test]

@@ -23,7 +23,7 @@ use super::nemesis::Nemesis;
 use crate::cluster::Member;
 
 const FLAP_EVERY: Duration = Duration::from_millis(200);
-/// As in the fault table: a fifth lost; 100 ms with 50 to either side; a link of 16 Mbit/s.
+/// As in the fault table: a fifth lost; 100 ms with 50 to either side; a link of 2 Mbit/s.
 const LOSS_PPM: u32 = 200_000;
 const CORRUPTION_PPM: u32 = 50_000;
 const DUPLICATES_PPM: u32 = 200_000;
@@ -31,7 +31,7 @@ const REORDERING_PPM: u32 = 250_000;
 const REORDERED_BY: Duration = Duration::from_millis(20);
 const DELAY: Duration = Duration::from_millis(50);
 const JITTER: Duration = Duration::from_millis(100);
-const NARROW_BYTES_PER_SECOND: u64 = 2_000_000;
+const NARROW_BYTES_PER_SECOND: u64 = 250_000;
 
 const CUT: Link = Link {
     cut: true,

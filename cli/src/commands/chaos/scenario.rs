@@ -420,7 +420,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "rate",
         fault: Fault::Network(NetworkFault::Narrow),
         target: Target::All,
-        about: "links between members carry 2 MB/s",
+        about: "links between members carry 250 kB/s",
     },
 ];
 
