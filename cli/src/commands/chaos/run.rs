@@ -267,7 +267,7 @@ async fn exercise(
         client: producing.clone(),
         recorder: Arc::clone(recorder),
         topic: TOPIC.to_owned(),
-        body_bytes: arguments.message_size as usize,
+        body_bytes: arguments.body_bytes(),
     });
     let quiet = arguments.json || !std::io::stderr().is_terminal();
     let progress = tokio::spawn(show_progress(Arc::clone(recorder), quiet));
