@@ -71,7 +71,7 @@ const CI: &[Row] = &[
     once("rolling-restart", Workload::Queue),
 ];
 
-const WORKLOADS: [Workload; 6] = [
+static WORKLOADS: [Workload; 6] = [
     Workload::Queue,
     Workload::Fifo,
     Workload::Transactions,
