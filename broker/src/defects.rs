@@ -15,6 +15,46 @@ pub enum Defect {
     OpenBeforeClosed,
     /// A repeat that was placed by a new generation does not meet what an older one stored.
     RepeatByNewGeneration,
+    /// The end of a decided transaction is answered with what it asks for.
+    TwoOutcomes,
+    /// A half message is in its queue before it is committed.
+    EarlyVisibility,
+    /// A check of a transaction is answered and not counted.
+    LostCheck,
+    /// A committed half gets no place in its queue.
+    CommitDropped,
+    /// The end of a transaction does not have to name the message of its half.
+    EndOfAnother,
+    /// A repeated half is a second transaction.
+    HalfTwice,
+    /// A message whose time has come is visible twice.
+    DoubleFire,
+    /// A fire takes what is due within the next second.
+    EarlyFire,
+    /// A recalled timer is answered as such and stays.
+    RecalledFires,
+    /// A repeated delayed send is a second timer.
+    DelayedTwice,
+    /// A lease lasts half of what was asked for.
+    ShortenedLease,
+    /// An acknowledgement is answered and not kept.
+    ForgottenAck,
+    /// An old delivery acknowledges what somebody else has now.
+    StaleAckTaken,
+    /// A changed invisible duration is answered and not kept.
+    ChangeIgnored,
+    /// A redelivery is the first attempt again.
+    AttemptBack,
+    /// A receive takes two messages and grants one.
+    MessageSkipped,
+    /// A message goes to the dead letters and its delivery does not end.
+    LetterWithoutEnd,
+    /// A new leader does not know the message ids of the one before.
+    DedupeOfOneTerm,
+    /// A repeat takes a queue offset.
+    OffsetOfRepeat,
+    /// Log time follows the clock of each leader, also back.
+    LogTimeBack,
 }
 
 #[cfg(feature = "defects")]

@@ -112,6 +112,28 @@ fn crates_depend_only_along_the_map() {
     assert!(offences.is_empty(), "edges that ARCHITECTURE.md does not have: {offences:#?}");
 }
 
+/// Broken builds are for the simulation: no other crate may ask for them, and none has them by default.
+#[test]
+fn only_the_simulation_asks_for_broken_builds() {
+    for (name, manifest) in manifests() {
+        let features = manifest.get("features").and_then(toml::Value::as_table);
+        let default = features.and_then(|features| features.get("default")).and_then(toml::Value::as_array);
+        let names_it = |list: Option<&Vec<toml::Value>>| {
+            list.is_some_and(|list| {
+                list.iter().any(|text| text.as_str().is_some_and(|text| text.contains("defects")))
+            })
+        };
+        assert!(!names_it(default), "{name} is broken by default");
+        for table in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            let Some(table) = manifest.get(table).and_then(toml::Value::as_table) else { continue };
+            for (dependency, how) in table {
+                let asks = names_it(how.get("features").and_then(toml::Value::as_array));
+                assert!(!asks || name == "ledgermq-sim", "{name} asks for broken promises of {dependency}");
+            }
+        }
+    }
+}
+
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries {

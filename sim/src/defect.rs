@@ -10,6 +10,7 @@
 //! | [`Defect::GrowthWithoutDrain`] | what a topic had before it grew is consumed before what comes after |
 //! | [`Defect::OpenBeforeClosed`] | a generation of queues is served only when the one before has ended |
 //! | [`Defect::RepeatByNewGeneration`] | a repeated send is stored once, also across a growth |
+//! | [`Defect::Product`] | those of the state machine that need no more than a name: [`PRODUCT`] |
 
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use ledgermq_broker::defects::Defect as Broken;
 use ledgermq_raft_store::io::{DirectoryLock, Disk, DiskFile};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +37,33 @@ pub enum Defect {
     OpenBeforeClosed,
     /// A repeat does not meet what an ended generation stored.
     RepeatByNewGeneration,
+    /// One of [`PRODUCT`].
+    Product(Broken),
 }
+
+/// Broken promises about messages, leases, transactions and timers.
+pub const PRODUCT: [Broken; 20] = [
+    Broken::TwoOutcomes,
+    Broken::EarlyVisibility,
+    Broken::LostCheck,
+    Broken::CommitDropped,
+    Broken::EndOfAnother,
+    Broken::HalfTwice,
+    Broken::DoubleFire,
+    Broken::EarlyFire,
+    Broken::RecalledFires,
+    Broken::DelayedTwice,
+    Broken::ShortenedLease,
+    Broken::ForgottenAck,
+    Broken::StaleAckTaken,
+    Broken::ChangeIgnored,
+    Broken::AttemptBack,
+    Broken::MessageSkipped,
+    Broken::LetterWithoutEnd,
+    Broken::DedupeOfOneTerm,
+    Broken::OffsetOfRepeat,
+    Broken::LogTimeBack,
+];
 
 impl Defect {
     pub fn spoil(self, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
@@ -48,13 +76,13 @@ impl Defect {
 
     /// The promise that the state machine itself breaks.
     pub fn in_the_product(self) -> Option<ledgermq_broker::defects::Defect> {
-        use ledgermq_broker::defects::Defect as Broken;
         match self {
             Self::SyncLies | Self::VoteForgotten | Self::ApplyDiverges => None,
             Self::TwoHolders => Some(Broken::TwoHolders),
             Self::GrowthWithoutDrain => Some(Broken::GrowthWithoutDrain),
             Self::OpenBeforeClosed => Some(Broken::OpenBeforeClosed),
             Self::RepeatByNewGeneration => Some(Broken::RepeatByNewGeneration),
+            Self::Product(broken) => Some(broken),
         }
     }
 }

@@ -16,6 +16,7 @@
 //! | 7 half | as 1 |
 //! | 8 end | transaction u64, decision u8, id |
 //! | 9 check | none: counts a check of the transaction that is due, or parks it |
+//! | 10 give up, to the dead letters | as 3 |
 //! | 50 to 55 | see [`ordered`] |
 //!
 //! | Answer | Fields |
@@ -34,7 +35,8 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_broker::state::command::{
     AckEntry, AckMessages, ChangeInvisible, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic,
-    MessageProperties, NewMessage, TopicSettings, encode_append, encode_delayed,
+    DeadLetter, DeadLetterReason, DeadLetterRecord, Letter, MessageProperties, NewMessage, TopicSettings,
+    encode_append, encode_delayed,
 };
 use ledgermq_broker::state::{
     Answer, BodyEncoding, BrokerState, ClientHash, Command, ConsumerGroupId, CountTransactionChecks,
@@ -73,6 +75,7 @@ pub enum Request {
     Half { queue: QueueId, id: String, body: Bytes },
     End { transaction: PhysicalOffset, id: String, decision: Decision },
     Check,
+    GiveUp(AckEntry),
     Ordered(OrderedRequest),
 }
 
@@ -184,6 +187,28 @@ impl Front {
                 let consumer_group = self.consumer_group().await?;
                 let acks = AckMessages { consumer_group, topic, entries: vec![entry] };
                 self.propose(Command::AckMessages(acks).encode(self.clock.now())).await
+            }
+            Request::GiveUp(entry) => {
+                let AckEntry { queue, offset, epoch } = entry;
+                let record = DeadLetterRecord {
+                    reason: DeadLetterReason::Forwarded,
+                    topic,
+                    queue,
+                    offset,
+                    tag_code: 0,
+                    attempts: 1,
+                    // Nobody reads the letters here.
+                    physical: PhysicalOffset(0),
+                    record_bytes: 0,
+                    at: self.clock.now(),
+                    topic_name: TOPIC.to_owned(),
+                };
+                let command = DeadLetter {
+                    consumer_group: self.consumer_group().await?,
+                    topic,
+                    letters: vec![Letter { queue, offset, epoch, record }],
+                };
+                self.propose(Command::DeadLetter(command).encode(self.clock.now())).await
             }
             Request::Change { entry, invisible_ms } => {
                 let change = ChangeInvisible {
@@ -337,6 +362,7 @@ impl Request {
                 out.put_u64_le(physical.get());
             }
             Self::Ack(entry) => put_entry(&mut out, 3, entry),
+            Self::GiveUp(entry) => put_entry(&mut out, 10, entry),
             Self::Change { entry, invisible_ms } => {
                 put_entry(&mut out, 4, entry);
                 out.put_u64_le(*invisible_ms);
@@ -380,6 +406,7 @@ impl Request {
                 id: String::from_utf8(frame.to_vec()).ok()?,
             }),
             9 => Some(Self::Check),
+            10 => Some(Self::GiveUp(decode_entry(&mut frame)?)),
             kind @ 50..=55 => OrderedRequest::decode(kind, frame).map(Self::Ordered),
             2 => Some(Self::Receive {
                 messages_max: frame.try_get_u32_le().ok()?,

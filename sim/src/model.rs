@@ -7,24 +7,24 @@
 //! |---|---|
 //! | a message id is stored once | the first answer has a new place, every later one the same place |
 //! | queue offsets have no gap | a new place is the next offset of its queue |
-//! | one live lease per message | nothing is granted while an earlier grant runs, by log time |
-//! | acknowledged is done | nothing is granted after an acknowledgement was answered |
+//! | leases, acknowledgements, dead letters | see [`leases`] |
 //! | delayed messages keep their promises | see [`timers`](crate::timers) |
-//! | attempts never go back | a grant has the attempt after the last one |
 //! | transactions | see [`transactions`] |
 //! | order by message group, and growth | see [`order`] |
 
+mod leases;
 pub mod order;
 pub mod transactions;
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use ledgermq_broker::state::{Answer, ChangeOutcome, Command, DeliveryOutcome, Granted, Placed, StoredAt};
+use ledgermq_broker::state::{Answer, Command, Placed, Refusal, StoredAt};
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{QueueId, QueueOffset};
 
 use crate::timers::{NowVisible, TimerModel};
+use leases::Delivery;
 use order::Order;
 use transactions::Transactions;
 
@@ -46,13 +46,6 @@ pub struct Model {
 pub struct Stored {
     pub place: Place,
     pub index: u64,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Delivery {
-    attempt: u32,
-    until: UnixMillis,
-    is_consumed: bool,
 }
 
 impl Model {
@@ -104,20 +97,15 @@ impl Model {
                 }
                 Ok(())
             }
-            (Command::LeaseMessages(_), Answer::Leased(granted)) => {
-                granted.iter().try_for_each(|grant| self.grant(index, grant))
+            (Command::LeaseMessages(lease), Answer::Leased(granted)) => {
+                granted.iter().try_for_each(|grant| self.grant(index, grant, lease.invisible_ms))
             }
-            (Command::AckMessages(acks), Answer::Acked(outcomes)) => {
-                for (ack, outcome) in acks.entries.iter().zip(&outcomes) {
-                    if matches!(outcome, DeliveryOutcome::Done) {
-                        self.deliveries.entry((ack.queue, ack.offset)).or_default().is_consumed = true;
-                    }
-                }
-                Ok(())
+            (Command::AckMessages(acks), Answer::Acked(outcomes)) => self.acks(index, &acks, &outcomes),
+            (Command::ChangeInvisible(change), Answer::Changed(outcome)) => {
+                self.change(index, &change, outcome)
             }
-            (Command::ChangeInvisible(change), Answer::Changed(ChangeOutcome::Changed { until, .. })) => {
-                self.deliveries.entry((change.queue, change.offset)).or_default().until = until;
-                Ok(())
+            (Command::DeadLetter(letters), Answer::DeadLettered { outcomes, .. }) => {
+                self.give_up(index, &letters, &outcomes)
             }
             (Command::AppendDelayed(append), Answer::Scheduled(scheduled)) => {
                 let visible = self.timers.append(&append, &scheduled, self.log_time);
@@ -140,8 +128,12 @@ impl Model {
             (Command::ParkTransactions(park), Answer::Transactions(changed)) => {
                 self.checks(index, &park.transactions, true, changed)
             }
-            (Command::ChangeInvisible(_), Answer::Changed(ChangeOutcome::Not(_)))
-            | (Command::CreateTopic(_), Answer::Topic { .. })
+            (Command::EndTransaction(command), Answer::Refused(Refusal::TransactionUnknown))
+                if !self.transactions.is_named_by(&command) =>
+            {
+                Ok(())
+            }
+            (Command::CreateTopic(_), Answer::Topic { .. })
             | (Command::CreateConsumerGroup(_), Answer::ConsumerGroup { .. }) => Ok(()),
             (command, answer) => Err(format!("entry {index}: {command:?} was answered by {answer:?}")),
         }
@@ -188,34 +180,6 @@ impl Model {
         self.stored.insert(id.to_owned(), Stored { place, index });
         Ok(())
     }
-
-    fn grant(&mut self, index: u64, grant: &Granted) -> Result<(), String> {
-        let place = (grant.queue, grant.offset);
-        let delivery = self.deliveries.entry(place).or_default();
-        if delivery.is_consumed {
-            return Err(format!("entry {index} grants {place:?}, which was acknowledged"));
-        }
-        if delivery.until > self.log_time {
-            return Err(format!(
-                "entry {index} grants {place:?} at log time {}, leased until {}",
-                self.log_time, delivery.until
-            ));
-        }
-        if grant.attempt != delivery.attempt + 1 {
-            return Err(format!(
-                "entry {index} grants {place:?} as attempt {} after attempt {}",
-                grant.attempt, delivery.attempt
-            ));
-        }
-        if grant.until <= self.log_time {
-            return Err(format!("entry {index} grants {place:?} until {}, which is past", grant.until));
-        }
-        *delivery = Delivery { attempt: grant.attempt, until: grant.until, is_consumed: false };
-        if next_of(&self.next_offset, grant.queue) <= grant.offset {
-            return Err(format!("entry {index} grants {place:?}, where nothing is stored"));
-        }
-        Ok(())
-    }
 }
 
 fn next_of(next: &BTreeMap<QueueId, QueueOffset>, queue: QueueId) -> QueueOffset {
@@ -227,8 +191,8 @@ mod tests {
     use bytes::Bytes;
     use ledgermq_broker::state::command::{MessageProperties, NewMessage, encode_append};
     use ledgermq_broker::state::{
-        AckEntry, AckMessages, BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, LeaseMessages,
-        MessageType, TopicId,
+        AckEntry, AckMessages, BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, DeliveryOutcome,
+        Granted, LeaseMessages, MessageType, TopicId,
     };
 
     use super::*;
@@ -254,7 +218,7 @@ mod tests {
             consumer_group: ConsumerGroupId(1),
             topic: TopicId(1),
             client: ClientHash(1),
-            invisible_ms: 1,
+            invisible_ms: until - now,
             auto_renew: false,
             attempt_id: String::new(),
             parts: Vec::new(),

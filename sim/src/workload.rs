@@ -38,6 +38,8 @@ const SENDS_MAX: u32 = 2_000;
 const DELAYED_SHARE: f64 = 0.3;
 const RECALL_SHARE: f64 = 0.4;
 const DELAY_MS_MAX: u64 = 2_000;
+/// Deliveries a consumer keeps for long before it acknowledges the oldest, which may be stale by then.
+const OLD_DELIVERIES_MAX: usize = 3;
 
 /// What the world wants of the clients, and how many are done with it.
 #[derive(Debug, Default)]
@@ -147,12 +149,13 @@ impl Workload {
     async fn consume(self, consumer: usize) {
         let who = format!("consumer {consumer}");
         let mut client = self.client(&who, 200 + consumer as u64);
+        let mut old_deliveries = Vec::new();
         loop {
             let producers_ended = self.stage.producers_done() == self.plan.producers;
             if producers_ended && self.oracle.everything_is_consumed() {
                 break;
             }
-            client.receive(200 + consumer as u64, self.stage.is_healed()).await;
+            client.receive(200 + consumer as u64, self.stage.is_healed(), &mut old_deliveries).await;
             if client.random.random_bool(0.3) {
                 client.check().await;
             }
@@ -257,7 +260,7 @@ impl Client {
     }
 
     /// Once the faults are over it acknowledges all it gets, so that the group drains.
-    async fn receive(&mut self, client: u64, is_healed: bool) {
+    async fn receive(&mut self, client: u64, is_healed: bool, old_deliveries: &mut Vec<AckEntry>) {
         let asked_at_ms = self.oracle.now_ms();
         let request = Request::Receive {
             messages_max: self.random.random_range(1..=16),
@@ -278,6 +281,14 @@ impl Client {
             match self.random.random_range(0..10) {
                 0 if !is_healed => {}
                 1 if !is_healed => self.change(entry).await,
+                2 if !is_healed => self.give_up(entry).await,
+                3 if !is_healed => {
+                    old_deliveries.push(entry);
+                    if old_deliveries.len() > OLD_DELIVERIES_MAX {
+                        let old = old_deliveries.remove(0);
+                        self.ack(old).await;
+                    }
+                }
                 _ => self.ack(entry).await,
             }
         }
@@ -295,6 +306,21 @@ impl Client {
             },
             Some(Response::Answered(answer)) => {
                 self.oracle.violate(format_args!("{}: an ack was answered by {answer:?}", self.who));
+            }
+            _ => {}
+        }
+    }
+
+    /// Forwards a message to the dead letters.
+    async fn give_up(&mut self, entry: AckEntry) {
+        match self.call(&Request::GiveUp(entry)).await {
+            Some(Response::Answered(Answer::DeadLettered { outcomes, .. })) if outcomes.len() == 1 => {
+                if outcomes[0] == DeliveryOutcome::Done {
+                    self.oracle.ack_answered(&self.who, (entry.queue, entry.offset));
+                }
+            }
+            Some(Response::Answered(answer)) => {
+                self.oracle.violate(format_args!("{}: a letter was answered by {answer:?}", self.who));
             }
             _ => {}
         }

@@ -3,11 +3,15 @@
 //! `LEDGERMQ_SIM_SEEDS=n` runs n seeds instead of the default; `LEDGERMQ_SIM_SEED=x` replays one
 //! and prints its trace.
 
-use ledgermq_sim::defect::Defect;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use ledgermq_sim::defect::{Defect, PRODUCT};
 use ledgermq_sim::{Options, run_seed};
 
 /// Few, because an unoptimised seed takes seconds; the `sim` binary runs thousands.
 const SEEDS_DEFAULT: u64 = 12;
+const FRESH_SECONDS_DEFAULT: u64 = 20;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -111,4 +115,60 @@ fn a_generation_that_opens_before_the_one_before_ended_is_noticed() {
 #[test]
 fn a_repeat_that_is_stored_again_by_a_new_generation_is_noticed() {
     convicts(Defect::RepeatByNewGeneration, 8);
+}
+
+/// How many seeds may pass before a broken promise of the state machine is noticed.
+const CONVICTING_SEEDS_MAX: u64 = 8;
+
+/// Every broken build is convicted, and the seed that convicts it passes when nothing is broken.
+#[test]
+fn every_broken_promise_of_the_state_machine_is_noticed() {
+    let mut unnoticed = Vec::new();
+    let mut convicting = BTreeSet::new();
+    for broken in PRODUCT {
+        let started = Instant::now();
+        let options = Options { defect: Some(Defect::Product(broken)), ..Options::default() };
+        let convicted = (0..CONVICTING_SEEDS_MAX)
+            .map(|seed| run_seed(seed, options))
+            .find(|outcome| !outcome.violations.is_empty());
+        let Some(outcome) = convicted else {
+            unnoticed.push(broken);
+            continue;
+        };
+        eprintln!(
+            "{broken:?}: seed {} after {:.1} s, {}",
+            outcome.seed,
+            started.elapsed().as_secs_f64(),
+            outcome.violations[0]
+        );
+        convicting.insert(outcome.seed);
+    }
+    assert!(unnoticed.is_empty(), "went unnoticed for {CONVICTING_SEEDS_MAX} seeds: {unnoticed:?}");
+    for seed in convicting {
+        let violations = run_seed(seed, Options::default()).violations;
+        assert!(violations.is_empty(), "seed {seed} of the whole build: {violations:#?}");
+    }
+}
+
+/// Seeds that nobody ran before, for a bounded time. The first is printed, and
+/// `LEDGERMQ_SIM_FRESH_FROM` runs from it again.
+#[test]
+fn fresh_seeds_pass() {
+    let first = number("LEDGERMQ_SIM_FRESH_FROM").unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let seconds = number("LEDGERMQ_SIM_FRESH_SECONDS").unwrap_or(FRESH_SECONDS_DEFAULT);
+    eprintln!("fresh seeds from {first}: replay with LEDGERMQ_SIM_FRESH_FROM={first}");
+    let started = Instant::now();
+    for seed in first.. {
+        let outcome = run_seed(seed, Options::default());
+        assert!(
+            outcome.violations.is_empty(),
+            "replay with LEDGERMQ_SIM_SEED={seed}\n{}\n{:#?}",
+            outcome.trace_tail.join("\n"),
+            outcome.violations
+        );
+        if started.elapsed() >= Duration::from_secs(seconds) {
+            eprintln!("{} fresh seeds in {:.1} s", seed - first + 1, started.elapsed().as_secs_f64());
+            return;
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
-use ledgermq_sim::defect::Defect;
+use ledgermq_sim::defect::{Defect, PRODUCT};
 use ledgermq_sim::{Options, Outcome, run_seed};
 
 #[derive(Parser)]
@@ -32,7 +32,8 @@ struct Arguments {
     /// Threads; 0 means one per processor.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// A broken build, which has to be convicted: sync-lies, vote-forgotten or apply-diverges.
+    /// A broken build, which has to be convicted: sync-lies, vote-forgotten, apply-diverges, or a name
+    /// of the state machine's list in `defect`, such as TwoOutcomes.
     #[arg(long, value_parser = parse_defect)]
     defect: Option<Defect>,
 }
@@ -127,6 +128,10 @@ fn parse_defect(text: &str) -> Result<Defect, String> {
         "sync-lies" => Ok(Defect::SyncLies),
         "vote-forgotten" => Ok(Defect::VoteForgotten),
         "apply-diverges" => Ok(Defect::ApplyDiverges),
-        other => Err(format!("no defect is called {other}")),
+        other => PRODUCT
+            .into_iter()
+            .find(|broken| format!("{broken:?}") == other)
+            .map(Defect::Product)
+            .ok_or_else(|| format!("no defect is called {other}")),
     }
 }

@@ -4,13 +4,14 @@
 //! |---|---|
 //! | one outcome | only the first end is "decided now"; every later one tells the same decision and place |
 //! | committed in order | a commit takes the next offset of its queue; a roll-back takes none |
+//! | an end is of its transaction | it names the message of the half, or is refused |
 //! | a half is stored once | an id has one transaction, and a transaction one id |
 //! | checks are counted one by one | an entry changes as many transactions as were open, not parked, and next in number |
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ledgermq_broker::state::command::{AppendHalves, EndTransaction, TransactionCheck};
-use ledgermq_broker::state::{Decision, HalfAt, TransactionEnd};
+use ledgermq_broker::state::{Decision, HalfAt, MessageIdHash, TransactionEnd};
 use ledgermq_common::PhysicalOffset;
 
 use super::{Model, Place};
@@ -19,6 +20,7 @@ use super::{Model, Place};
 pub struct Transactions {
     by_id: BTreeMap<String, PhysicalOffset>,
     all: BTreeMap<PhysicalOffset, Transaction>,
+    messages: BTreeMap<PhysicalOffset, MessageIdHash>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,6 +41,11 @@ pub struct Outcome {
 impl Transactions {
     pub fn of(&self, id: &str) -> Option<PhysicalOffset> {
         self.by_id.get(id).copied()
+    }
+
+    /// Whether the end names the message its transaction is of.
+    pub(super) fn is_named_by(&self, command: &EndTransaction) -> bool {
+        self.messages.get(&command.transaction) == Some(&command.message)
     }
 
     pub fn outcome(&self, id: &str) -> Option<Outcome> {
@@ -67,6 +74,8 @@ impl Model {
                     if before.is_some() {
                         return Err(format!("entry {index}: {} is two transactions", at.transaction));
                     }
+                    let message = MessageIdHash::of(id.as_bytes());
+                    self.transactions.messages.insert(at.transaction, message);
                     self.transactions.by_id.insert(id, at.transaction);
                 }
             }
@@ -81,6 +90,9 @@ impl Model {
         end: &TransactionEnd,
     ) -> Result<(), String> {
         let place = (end.queue, end.offset);
+        if !self.transactions.is_named_by(command) {
+            return Err(format!("entry {index} ends {} for another message", command.transaction));
+        }
         let Some(transaction) = self.transactions.all.get_mut(&command.transaction) else {
             return Err(format!("entry {index} ends {}, which was never stored", command.transaction));
         };

@@ -45,6 +45,9 @@ impl Client {
             self.end_once(open, opposite).await;
         }
         while !self.end_once(open, decision).await {}
+        if self.random.random_bool(0.1) {
+            self.end_of_another(open).await;
+        }
     }
 
     /// One attempt; whether it was answered.
@@ -68,6 +71,22 @@ impl Client {
             Some(_) | None => {
                 self.oracle.unknown_outcome(&self.who, id);
                 false
+            }
+        }
+    }
+
+    /// A late end whose transaction id means another message by now: it may end nothing.
+    async fn end_of_another(&mut self, open: &Open) {
+        let (transaction, id) = (open.transaction, format!("{}-other", open.id));
+        match self.call(&Request::End { transaction, id, decision: Decision::Rollback }).await {
+            Some(Response::Answered(Answer::Refused(Refusal::TransactionUnknown)))
+            | Some(Response::NotLeader { .. } | Response::OutcomeUnknown | Response::Placement { .. })
+            | None => {}
+            Some(Response::Answered(answer)) => {
+                self.oracle.violate(format_args!(
+                    "{}: an end of {} for another message was answered by {answer:?}",
+                    self.who, open.id
+                ));
             }
         }
     }

@@ -10,16 +10,18 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::limits::TOPIC_QUEUES_MAX;
 use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use ledgermq_raft_store::AppliedEntry;
 
-use super::window::{WindowEntry, window_key};
+use super::window::{MessageIdWindow, WindowEntry, window_key};
 use super::{Applied, ConsumerGroup, QueueRange, Topic};
+use crate::defects::{self, Defect};
 use crate::state::answer::{Answer, Refusal, StoredAt};
 use crate::state::command::{
-    AppendMessages, Command, CommandError, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup,
-    DeleteTopic, UpdateConsumerGroup, UpdateTopic,
+    AppendHalves, AppendMessages, Command, CommandError, CreateConsumerGroup, CreateTopic,
+    DeleteConsumerGroup, DeleteTopic, UpdateConsumerGroup, UpdateTopic,
 };
 use crate::state::consume_queue::{IndexEntry, QueueKey};
 use crate::state::names::{ConsumerGroupId, Generation, MessageType, TopicId};
@@ -43,6 +45,7 @@ impl Applied {
         }
         let answer = match Command::decode(&entry.payload) {
             Ok((stamped_at, command)) => {
+                self.break_promises(entry, stamped_at);
                 self.scalars.now = self.scalars.now.max(stamped_at);
                 self.window.expire(self.scalars.now);
                 self.applying_at = entry.payload_at;
@@ -82,7 +85,13 @@ impl Applied {
             Command::ExtendLeases(command) => Ok(Answer::Extended(self.extend(&command))),
             Command::ReleaseClient(command) => Ok(Answer::Released(self.release_client(command, effects))),
             Command::LeaseInOrder(command) => self.lease_in_order(&command).map(Answer::Leased),
-            Command::AppendHalves(command) => self.append_halves(&command, payload_at),
+            Command::AppendHalves(command) => {
+                let answer = self.append_halves(&command, payload_at);
+                if defects::is_active(Defect::EarlyVisibility) {
+                    self.show_halves(&command, payload_at, effects);
+                }
+                answer
+            }
             Command::EndTransaction(command) => self.end_transaction(&command, effects),
             Command::CountTransactionChecks(command) => Ok(self.count_checks(&command)),
             Command::ParkTransactions(command) => Ok(self.park(&command)),
@@ -104,6 +113,29 @@ impl Applied {
             Command::AppendInOrder(command) => self.append_in_order(&command, payload_at, effects),
         };
         result.unwrap_or_else(Answer::Refused)
+    }
+
+    /// Only in a broken build: what an entry of another term, or its stamp, does to the state.
+    fn break_promises(&mut self, entry: &AppliedEntry, stamped_at: UnixMillis) {
+        let is_other_term = self.scalars.applied.is_some_and(|applied| applied.term != entry.id.term);
+        if defects::is_active(Defect::DedupeOfOneTerm) && is_other_term {
+            self.window = MessageIdWindow::default();
+        }
+        if defects::is_active(Defect::LogTimeBack) {
+            self.scalars.now = stamped_at;
+        }
+    }
+
+    /// Only in a broken build: halves are visible at once.
+    fn show_halves(&mut self, command: &AppendHalves, payload_at: PhysicalOffset, effects: &mut Effects) {
+        for half in &command.halves {
+            let message = &half.message;
+            let physical = PhysicalOffset(payload_at.get() + u64::from(message.record_at));
+            let record_bytes = u32::try_from(message.record.len()).unwrap_or(u32::MAX);
+            let (tag_code, stored_at) = (message.tag_code, self.scalars.now);
+            let entry = IndexEntry { physical, record_bytes, tag_code, stored_at };
+            self.make_visible(command.topic, message.queue, entry, effects);
+        }
     }
 
     /// To a topic with order it is a send placed by the first generation.
@@ -141,6 +173,11 @@ impl Applied {
                     stored_at: first.stored_at,
                     repeated: true,
                 });
+                if defects::is_active(Defect::OffsetOfRepeat)
+                    && let Some(range) = topic.queues.get_mut(first.queue as usize)
+                {
+                    range.max += 1;
+                }
                 continue;
             }
             let queue = message.queue;

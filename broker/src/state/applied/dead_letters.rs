@@ -14,6 +14,7 @@ use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use super::Applied;
 use super::apply::Effects;
 use super::progress::Lease;
+use crate::defects::{self, Defect};
 use crate::state::answer::{Answer, DeliveryOutcome, Refusal};
 use crate::state::command::{
     ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeadLetter, DeadLetterReason, Letter,
@@ -80,7 +81,9 @@ impl Applied {
                 if letter.record.reason == DeadLetterReason::AttemptsExhausted && !is_exhausted {
                     return DeliveryOutcome::Stale;
                 }
-                subscription.end_lease(letter.queue, letter.offset, lease);
+                if !defects::is_active(Defect::LetterWithoutEnd) {
+                    subscription.end_lease(letter.queue, letter.offset, lease);
+                }
                 self.dirty.insert(RecordKey::Progress(group, topic, letter.queue.get()));
                 DeliveryOutcome::Done
             }

@@ -13,6 +13,7 @@ use ledgermq_common::clock::UnixMillis;
 use super::apply::Effects;
 use super::progress::{Lease, Progress};
 use super::{Applied, QueueRange, Subscription};
+use crate::defects::{self, Defect};
 use crate::state::answer::{ChangeOutcome, DeliveryOutcome, Granted, Refusal};
 use crate::state::command::{
     AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart, ReleaseClient,
@@ -55,6 +56,7 @@ impl Applied {
             .map(|entry| {
                 let found = self.find_delivery(group, topic, entry.queue, entry.offset, entry.epoch);
                 match found {
+                    Ok(_) if defects::is_active(Defect::ForgottenAck) => DeliveryOutcome::Done,
                     Ok((lease, subscription)) => {
                         subscription.end_lease(entry.queue, entry.offset, lease);
                         // What waited for this one in order may go now.
@@ -85,7 +87,9 @@ impl Applied {
                     auto_renew: false,
                     ..lease
                 };
-                subscription.move_lease(command.queue, command.offset, lease, moved);
+                if !defects::is_active(Defect::ChangeIgnored) {
+                    subscription.move_lease(command.queue, command.offset, lease, moved);
+                }
                 self.dirty.insert(RecordKey::Progress(group, topic, command.queue.get()));
                 effects.released.insert((group, topic));
                 ChangeOutcome::Changed { until: moved.until, renewal: moved.renewal, attempt: moved.attempt }
@@ -227,7 +231,8 @@ impl Granting<'_> {
             // One that was delivered often enough goes to the dead letters and to no consumer.
             let lease = ended(subscription, offset, self.now);
             if let Some(lease) = lease.filter(|lease| lease.attempt < self.attempts_max) {
-                let next = self.new_lease(lease.attempt.saturating_add(1));
+                let is_back = defects::is_active(Defect::AttemptBack);
+                let next = self.new_lease(if is_back { 1 } else { lease.attempt.saturating_add(1) });
                 subscription.move_lease(queue, *offset, lease, next);
                 self.grant(queue, *offset, next);
             }
@@ -251,6 +256,9 @@ impl Granting<'_> {
         let progress = subscription.progress_mut(queue.get(), range.min);
         taken.retain(|offset| progress.is_unseen(*offset));
         progress.see(from, to);
+        if defects::is_active(Defect::MessageSkipped) && taken.len() > 1 {
+            taken.pop();
+        }
         for offset in taken {
             let lease = self.new_lease(1);
             let before = subscription.progress_mut(queue.get(), range.min).leases.insert(offset, lease);
@@ -264,7 +272,11 @@ impl Granting<'_> {
         let epoch = DeliveryEpoch(*self.next_epoch);
         *self.next_epoch += 1;
         Lease {
-            until: self.now.saturating_add_ms(self.command.invisible_ms),
+            until: self.now.saturating_add_ms(if defects::is_active(Defect::ShortenedLease) {
+                self.command.invisible_ms / 2
+            } else {
+                self.command.invisible_ms
+            }),
             popped_at: self.now,
             epoch,
             client: self.command.client,

@@ -10,6 +10,7 @@ use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use super::Applied;
 use super::apply::Effects;
 use super::window::{WindowEntry, window_key};
+use crate::defects::{self, Defect};
 use crate::state::answer::{Answer, Placed, RecallOutcome, Refusal, Scheduled};
 use crate::state::command::{AppendDelayed, FireTimers, RecallTimer};
 use crate::state::consume_queue::IndexEntry;
@@ -38,7 +39,7 @@ impl Applied {
         let mut scheduled = Vec::with_capacity(command.messages.len());
         for (deliver_at, message) in &command.messages {
             let key = window_key(command.topic, &message.id);
-            if let Some(first) = self.window.find(key) {
+            if let Some(first) = self.window.find(key).filter(|_| !defects::is_active(Defect::DelayedTwice)) {
                 let placed = placed(&first);
                 scheduled.push(Scheduled { placed, stored_at: first.stored_at, repeated: true });
                 continue;
@@ -72,7 +73,10 @@ impl Applied {
 
     pub(super) fn fire(&mut self, command: FireTimers, effects: &mut Effects) -> Answer {
         // Never early, whatever the leader's clock says: by log time.
-        let through: UnixMillis = command.through.min(self.scalars.now);
+        let mut through: UnixMillis = command.through.min(self.scalars.now);
+        if defects::is_active(Defect::EarlyFire) {
+            through = through.saturating_add_ms(1_000);
+        }
         let max = command.max.min(FIRED_PER_ENTRY_MAX) as usize;
         let due = self.timers.take_due(through, max);
         self.dirty.insert(RecordKey::Timers);
@@ -83,6 +87,9 @@ impl Applied {
             let Timer { topic, queue, record_bytes, tag_code } = timer;
             let physical = self.take_place(key.physical);
             let entry = IndexEntry { physical, record_bytes, tag_code, stored_at };
+            if defects::is_active(Defect::DoubleFire) {
+                self.make_visible(topic, queue, entry, effects);
+            }
             // A timer of a topic that was deleted ends here.
             if self.make_visible(topic, queue, entry, effects).is_some() {
                 fired += 1;
@@ -93,6 +100,9 @@ impl Applied {
 
     pub(super) fn recall(&mut self, command: RecallTimer) -> Answer {
         let key = TimerKey { deliver_at: command.deliver_at, physical: command.physical };
+        if defects::is_active(Defect::RecalledFires) && key.deliver_at > self.scalars.now {
+            return Answer::Recalled(RecallOutcome::Recalled);
+        }
         Answer::Recalled(match self.timers.recall(key) {
             None => RecallOutcome::TooLate,
             Some(false) => RecallOutcome::RecalledBefore,

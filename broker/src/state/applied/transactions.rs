@@ -27,6 +27,7 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 use super::Applied;
 use super::apply::Effects;
 use super::window::WindowEntry;
+use crate::defects::{self, Defect};
 use crate::state::answer::{Answer, HalfAt, Refusal, TransactionEnd};
 use crate::state::command::{AppendHalves, CountTransactionChecks, EndTransaction, ParkTransactions};
 use crate::state::consume_queue::IndexEntry;
@@ -240,7 +241,7 @@ impl Applied {
         let halves = command.halves.iter().map(|half| {
             let message = &half.message;
             let key = half_key(command.topic, &message.id);
-            if let Some(first) = self.window.find(key) {
+            if let Some(first) = self.window.find(key).filter(|_| !defects::is_active(Defect::HalfTwice)) {
                 let transaction = PhysicalOffset(first.offset);
                 return HalfAt { transaction, stored_at: first.stored_at, repeated: true };
             }
@@ -295,7 +296,7 @@ impl Applied {
             decided_now: true,
             waited_ms: now.saturating_ms_since(pending.halved_at),
         };
-        if command.decision == Decision::Commit {
+        if command.decision == Decision::Commit && !defects::is_active(Defect::CommitDropped) {
             let entry = IndexEntry {
                 physical: self.keeping.place_of(id),
                 record_bytes: pending.record_bytes,
@@ -326,8 +327,9 @@ impl Applied {
         let outcome =
             self.transactions.outcomes.find(command.transaction).ok_or(Refusal::TransactionUnknown)?;
         check_identity(command, outcome.topic, outcome.message)?;
+        let is_again = defects::is_active(Defect::TwoOutcomes);
         Ok(Answer::TransactionEnded(TransactionEnd {
-            decision: outcome.decision,
+            decision: if is_again { command.decision } else { outcome.decision },
             queue: outcome.queue,
             offset: outcome.offset,
             decided_now: false,
@@ -345,7 +347,9 @@ impl Applied {
             });
             if is_next {
                 self.transactions.change(check.transaction, |transaction| {
-                    transaction.checks = check.number;
+                    if !defects::is_active(Defect::LostCheck) {
+                        transaction.checks = check.number;
+                    }
                     transaction.next_check_at = next;
                 });
                 self.dirty.insert(RecordKey::Transaction(check.transaction));
@@ -385,7 +389,7 @@ impl Applied {
 }
 
 fn check_identity(command: &EndTransaction, topic: TopicId, message: MessageIdHash) -> Result<(), Refusal> {
-    if message != command.message {
+    if message != command.message && !defects::is_active(Defect::EndOfAnother) {
         return Err(Refusal::TransactionUnknown);
     }
     if topic != command.topic {
