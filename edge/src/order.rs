@@ -22,12 +22,23 @@ impl Edge {
         &self,
         context: &CallContext,
         topic: TopicName,
-        mut request: SendMessageRequest,
+        request: SendMessageRequest,
     ) -> Result<SendMessageResponse, Refused> {
         validate::message_type_fits(&topic, MessageType::Fifo, &request.messages)?;
         let message_group = one_message_group(&request.messages)?;
+        self.send_placed(context, topic, request, &message_group).await
+    }
+
+    /// Messages that belong together by a text, which says where they go.
+    pub(crate) async fn send_placed(
+        &self,
+        context: &CallContext,
+        topic: TopicName,
+        mut request: SendMessageRequest,
+        by: &str,
+    ) -> Result<SendMessageResponse, Refused> {
         let hosted = self.locate_every(context, &topic).await?;
-        let (chosen, queue) = place(&hosted, &message_group);
+        let (chosen, queue) = place(&hosted, by);
         for message in &mut request.messages {
             // The leader takes this one for the queue; what the client wrote there is its own guess.
             if let Some(system) = &mut message.system_properties {
@@ -64,8 +75,9 @@ fn group_of(message: &Message) -> &str {
     message.system_properties.as_ref().and_then(|system| system.message_group.as_deref()).unwrap_or("")
 }
 
-/// Over the queues of all groups in the order of the groups' names.
-fn place<'a>(hosted: &'a [HostedTopic], message_group: &str) -> (&'a HostedTopic, i32) {
+/// Where a message group or a lite topic is: over the queues of all groups in the order of the
+/// groups' names.
+pub(crate) fn place<'a>(hosted: &'a [HostedTopic], message_group: &str) -> (&'a HostedTopic, i32) {
     assert!(!hosted.is_empty(), "a located topic is somewhere");
     let queues: u64 = hosted.iter().map(|hosted| u64::from(hosted.description.queues.max(1))).sum();
     let mut place = xxh3_64(message_group.as_bytes()) % queues;

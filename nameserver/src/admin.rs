@@ -85,4 +85,6 @@ pass_on! {
     reset_offsets(ResetOffsetsRequest) -> ResetOffsetsResponse;
     query_messages(QueryMessagesRequest) -> QueryMessagesResponse;
     why(WhyRequest) -> WhyResponse;
+    show_lite_topics(ShowLiteTopicsRequest) -> ShowLiteTopicsResponse;
+    set_lite_topic(SetLiteTopicRequest) -> SetLiteTopicResponse;
 }

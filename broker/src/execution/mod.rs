@@ -9,6 +9,7 @@
 //! | [`dead_letters`] | ForwardToDeadLetterQueue; messages delivered too often |
 //! | [`naming`] | topics, consumer groups |
 //! | [`offsets`] | Pull, and the offsets of queues and groups |
+//! | [`lite`] | Send to a lite topic, SyncLiteSubscription; removes idle lite topics |
 //! | [`operations`], [`message_query`] | what administrators ask of one group |
 //! | [`timers`] | Send to a topic of delayed messages, Recall; fires what is due |
 //! | [`renewal`] | leases renewed by the server; [`clients`] says for whom |
@@ -24,6 +25,7 @@ mod dead_letters;
 mod delivery;
 mod hosted_group;
 mod intake;
+mod lite;
 mod message_query;
 mod naming;
 mod offsets;
@@ -52,6 +54,7 @@ use tokio::time::Instant;
 pub use check_back::check_transactions;
 pub use dead_letters::bury_exhausted;
 pub use hosted_group::{Consumption, HostedGroup, Parts, Settings, TransactionSettings};
+pub use lite::sweep_lite;
 pub use naming::{consumer_group as describe_consumer_group, describe_view as describe_topic};
 pub use renewal::renew_leases;
 pub use timers::fire_timers;
@@ -149,6 +152,8 @@ async fn execute(
         GroupRequest::Recall(recall) => timers::recall(hosted, recall).await,
         GroupRequest::Pull(pull) => offsets::pull(hosted, context, pull).await,
         GroupRequest::Offset(offset) => offsets::offset(hosted, offset).await,
+        GroupRequest::SyncLite(sync) => lite::sync(hosted, context, sync).await,
+        GroupRequest::AwaitTakenLite(wait) => lite::await_taken(hosted, wait).await,
         GroupRequest::Operation(operation) => operations::execute(hosted, operation).await,
     }
 }
@@ -183,6 +188,14 @@ impl ApplyObserver for WakeLongPolls {
     fn leases_released(&self, consumer_group: ConsumerGroupId, topic: TopicId) {
         self.0.leases_released(consumer_group, topic);
     }
+
+    fn lite_readable(&self, consumer_group: ConsumerGroupId, topic: TopicId, client: ClientHash) {
+        self.0.lite_readable(topic, consumer_group, client);
+    }
+
+    fn lite_taken(&self) {
+        self.0.lite_taken();
+    }
 }
 
 fn name_of(request: &GroupRequest) -> &'static str {
@@ -208,6 +221,8 @@ fn name_of(request: &GroupRequest) -> &'static str {
         GroupRequest::Recall(_) => "recall_message",
         GroupRequest::Pull(_) => "pull_message",
         GroupRequest::Offset(_) => "offset",
+        GroupRequest::SyncLite(_) => "sync_lite_subscription",
+        GroupRequest::AwaitTakenLite(_) => "await_taken_lite",
         GroupRequest::Operation(_) => "admin_operation",
     }
 }

@@ -6,7 +6,9 @@
 //! | message type is not the topic's | MESSAGE_PROPERTY_CONFLICT_WITH_TYPE |
 //! | topic not writable | FORBIDDEN |
 //! | topic with order | the queue is the one the edge chose by the message group |
+//! | topic with priorities | the queue is the priority, at most the last one |
 //! | topic of delayed messages | see [`timers`] |
+//! | topic of type LITE | see [`lite`] |
 //! | [`APPEND_BYTES_MAX`] of messages are being appended | waits its turn, until its deadline |
 //! | the client has stopped waiting | not proposed: it would cost an fsync for nobody |
 //! | the message id is in the window | OK with the first place; nothing is stored again |
@@ -23,8 +25,10 @@ use tokio::sync::SemaphorePermit;
 #[cfg(doc)]
 use super::hosted_group::APPEND_BYTES_MAX;
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
-use super::{delivery, intake, timers, transaction};
-use crate::state::{Answer, MessageType, StoredAt, TopicView, encode_append, encoded_append_bytes};
+use super::{delivery, intake, lite, timers, transaction};
+use crate::state::{
+    Answer, MessageType, NewMessage, StoredAt, TopicView, encode_append, encoded_append_bytes,
+};
 
 pub async fn send(
     hosted: &HostedGroup,
@@ -43,12 +47,18 @@ pub async fn send(
     if topic.settings.message_type == MessageType::Delay {
         return timers::send(hosted, context, send, &topic).await;
     }
+    if topic.settings.message_type == MessageType::Lite {
+        return lite::send(hosted, context, send, &topic).await;
+    }
     let now = hosted.now();
     let queue = match topic.settings.message_type {
         MessageType::Fifo => queue_in_order(send, &topic)?,
         _ => hosted.next_queue(&topic),
     };
-    let messages = intake::new_messages(&send.request, queue, now, context.peer);
+    let mut messages = intake::new_messages(&send.request, queue, now, context.peer);
+    if topic.settings.message_type == MessageType::Priority {
+        messages.iter_mut().for_each(|message| message.queue = queue_of_priority(message, &topic));
+    }
     let _room = check_command(hosted, encoded_append_bytes(&messages), context).await?;
     let stored = match hosted.propose(encode_append(hosted.now(), topic.id, &messages)).await? {
         Answer::Stored(stored) => stored,
@@ -62,8 +72,14 @@ pub async fn send(
     Ok(GroupResponse::Send(SendMessageResponse { status: Some(codes::ok()), entries }))
 }
 
-/// The queue the edge chose by the message group.
-fn queue_in_order(send: &SendRequest, topic: &TopicView) -> Result<QueueId, Refused> {
+/// The queue is the priority; whatever is above the last queue shares it.
+fn queue_of_priority(message: &NewMessage, topic: &TopicView) -> QueueId {
+    let priority = message.properties.priority.and_then(|priority| u32::try_from(priority).ok()).unwrap_or(0);
+    QueueId(priority.min(topic.settings.queues.saturating_sub(1)))
+}
+
+/// The queue the edge chose by the message group or the lite topic.
+pub(super) fn queue_in_order(send: &SendRequest, topic: &TopicView) -> Result<QueueId, Refused> {
     let first = send.request.messages.first().and_then(|message| message.system_properties.as_ref());
     let queue = first.and_then(|system| u32::try_from(system.queue_id).ok());
     queue.filter(|queue| *queue < topic.settings.queues).map(QueueId).ok_or_else(|| {
@@ -95,7 +111,7 @@ pub(super) async fn check_command<'a>(
     Ok(room)
 }
 
-fn entry(message_id: String, at: StoredAt) -> SendResultEntry {
+pub(super) fn entry(message_id: String, at: StoredAt) -> SendResultEntry {
     SendResultEntry {
         status: Some(codes::ok()),
         message_id,

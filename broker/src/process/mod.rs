@@ -41,7 +41,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::config::{BrokerConfig, InvalidValue};
 use crate::execution::{
-    Executor, WaiterCount, bury_exhausted, check_transactions, fire_timers, renew_leases,
+    Executor, WaiterCount, bury_exhausted, check_transactions, fire_timers, renew_leases, sweep_lite,
 };
 use crate::metrics::Metrics;
 use crate::{admin, http};
@@ -199,6 +199,7 @@ impl Broker {
             tasks.spawn(check_transactions(Arc::downgrade(hosted)));
             tasks.spawn(bury_exhausted(Arc::downgrade(hosted)));
             tasks.spawn(fire_timers(Arc::downgrade(hosted)));
+            tasks.spawn(sweep_lite(Arc::downgrade(hosted)));
             tasks.spawn(announce::announce(
                 Arc::downgrade(hosted),
                 announce::Subject::of(

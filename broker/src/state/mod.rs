@@ -10,6 +10,7 @@
 //! | [`dead_letters`] | questions about messages given up |
 //! | [`offsets`] | questions about offsets by group and by time |
 //! | [`key_index`], [`message_search`] | message ids and keys → records |
+//! | [`lite`] | plans of receives from lite topics, and questions about them |
 //! | [`timers`], [`timer_questions`] | delayed messages that wait for their time |
 //! | [`planner`] | which messages a receive is to lease |
 //! | [`records`] | the state as records, for checkpoints and snapshots |
@@ -25,6 +26,7 @@ mod consume_queue;
 mod dead_letters;
 mod digest;
 mod key_index;
+mod lite;
 mod machine;
 mod message_search;
 mod meta_store;
@@ -39,8 +41,8 @@ mod timers;
 mod transaction_questions;
 
 pub use answer::{
-    Answer, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, Placed, RecallOutcome, Refusal, Scheduled,
-    StoredAt, TransactionEnd,
+    Answer, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, LiteSynced, Placed, RecallOutcome, Refusal,
+    Scheduled, StoredAt, TransactionEnd,
 };
 pub use applied::QueueRange;
 pub use applied::timers::FIRED_PER_ENTRY_MAX;
@@ -53,6 +55,10 @@ pub use command::{
     UpdateTopic, encode_append, encode_delayed, encoded_append_bytes, encoded_delayed_bytes, tag_code,
 };
 pub use command::{
+    AppendLite, ExpireLite, GroupAttributes, LiteAction, LiteStart, PRIORITY_FACTOR_MAX, SetGroupAttributes,
+    SetLiteTopic, SyncLite, encode_lite, encoded_lite_bytes,
+};
+pub use command::{
     CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
     OrderedPart, ParkTransactions, TransactionCheck, encode_halves, encoded_halves_bytes,
 };
@@ -60,6 +66,7 @@ pub use consume_queue::IndexEntry;
 pub use dead_letters::{DeliveryState, EndedDelivery};
 pub use digest::StateDigest;
 pub use key_index::SearchKey;
+pub use lite::{LitePlan, LiteReader, LiteReceive, LiteTopicView, TakenLite};
 pub use machine::{
     ApplyObserver, BrokerState, CheckpointError, CheckpointMode, NobodyWaits, OpenStateError, StateConfig,
 };

@@ -21,6 +21,7 @@
 mod append;
 mod dead_letter;
 mod delivery;
+mod lite;
 mod message;
 mod naming;
 mod offset;
@@ -39,6 +40,10 @@ pub use dead_letter::{
 pub use delivery::{
     AckEntry, AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart,
     ReleaseClient,
+};
+pub use lite::{
+    AppendLite, ExpireLite, GroupAttributes, LiteAction, LiteStart, PRIORITY_FACTOR_MAX, SetGroupAttributes,
+    SetLiteTopic, SyncLite, encode_lite, encoded_lite_bytes,
 };
 pub use message::{MessageProperties, MessageRecordError, NewMessage, StoredMessage, tag_code};
 pub use naming::{
@@ -86,6 +91,12 @@ enum Kind {
     RecallTimer = 44,
     CommitOffset = 45,
     ResetProgress = 46,
+    AppendLite = 60,
+    SetGroupAttributes = 61,
+    SyncLite = 62,
+    ExpireLite = 63,
+    SetLiteTopic = 64,
+    SuspendDelivery = 65,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -114,6 +125,12 @@ pub enum Command {
     RecallTimer(RecallTimer),
     CommitOffset(CommitOffset),
     ResetProgress(ResetProgress),
+    AppendLite(AppendLite),
+    SetGroupAttributes(SetGroupAttributes),
+    SyncLite(SyncLite),
+    ExpireLite(ExpireLite),
+    SetLiteTopic(SetLiteTopic),
+    SuspendDelivery(ChangeInvisible),
 }
 
 /// Why bytes are no command.
@@ -170,6 +187,12 @@ impl Command {
             Self::RecallTimer(body) => body.put(&mut out),
             Self::CommitOffset(body) => body.put(&mut out),
             Self::ResetProgress(body) => body.put(&mut out),
+            Self::AppendLite(body) => body.put(&mut out),
+            Self::SetGroupAttributes(body) => body.put(&mut out),
+            Self::SyncLite(body) => body.put(&mut out),
+            Self::ExpireLite(body) => body.put(&mut out),
+            Self::SetLiteTopic(body) => body.put(&mut out),
+            Self::SuspendDelivery(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -215,6 +238,12 @@ impl Command {
             Kind::RecallTimer => Self::RecallTimer(RecallTimer::read(reader)?),
             Kind::CommitOffset => Self::CommitOffset(CommitOffset::read(reader)?),
             Kind::ResetProgress => Self::ResetProgress(ResetProgress::read(reader)?),
+            Kind::AppendLite => Self::AppendLite(AppendLite::read(reader)?),
+            Kind::SetGroupAttributes => Self::SetGroupAttributes(SetGroupAttributes::read(reader)?),
+            Kind::SyncLite => Self::SyncLite(SyncLite::read(reader)?),
+            Kind::ExpireLite => Self::ExpireLite(ExpireLite::read(reader)?),
+            Kind::SetLiteTopic => Self::SetLiteTopic(SetLiteTopic::read(reader)?),
+            Kind::SuspendDelivery => Self::SuspendDelivery(ChangeInvisible::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -252,6 +281,12 @@ impl Command {
             Self::RecallTimer(_) => Kind::RecallTimer,
             Self::CommitOffset(_) => Kind::CommitOffset,
             Self::ResetProgress(_) => Kind::ResetProgress,
+            Self::AppendLite(_) => Kind::AppendLite,
+            Self::SetGroupAttributes(_) => Kind::SetGroupAttributes,
+            Self::SyncLite(_) => Kind::SyncLite,
+            Self::ExpireLite(_) => Kind::ExpireLite,
+            Self::SetLiteTopic(_) => Kind::SetLiteTopic,
+            Self::SuspendDelivery(_) => Kind::SuspendDelivery,
         }
     }
 }
@@ -283,6 +318,12 @@ impl Kind {
             44 => Self::RecallTimer,
             45 => Self::CommitOffset,
             46 => Self::ResetProgress,
+            60 => Self::AppendLite,
+            61 => Self::SetGroupAttributes,
+            62 => Self::SyncLite,
+            63 => Self::ExpireLite,
+            64 => Self::SetLiteTopic,
+            65 => Self::SuspendDelivery,
             _ => return None,
         })
     }

@@ -220,7 +220,7 @@ impl BrokerState {
         };
         progress.unseen(range.max).for_each(|(from, to)| add(from, to));
         for (&offset, lease) in &progress.leases {
-            if lease.until <= now && lease.attempt < attempts_max {
+            if lease.until <= now && !lease.is_last(attempts_max) {
                 state.ended.push((offset, lease.order));
             } else if lease.order == OrderKey(0) {
                 // From the time before the group consumed in order: nobody knows what it holds up.
