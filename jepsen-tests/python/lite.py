@@ -26,7 +26,7 @@ def arguments():
     parser.add_argument("--group", required=True)
     parser.add_argument("--consumer", choices=("simple", "push"), required=True)
     parser.add_argument("--exclusive", action="store_true")
-    parser.add_argument("--messages", type=int, default=10)
+    parser.add_argument("--messages", type=int, default=6)
     parser.add_argument("--deadline-s", type=float, default=60)
     return parser.parse_args()
 
