@@ -5,6 +5,7 @@
 
 mod admin;
 pub mod config;
+pub mod defects;
 pub mod execution;
 mod http;
 pub mod metrics;

@@ -49,6 +49,13 @@ impl Admin {
     operation!(list_topics, "list topics", ListTopicsRequest, ListTopicsResponse);
     operation!(show_topic, "show topic", ShowTopicRequest, ShowTopicResponse);
     operation!(delete_topic, "delete topic", DeleteTopicRequest, DeleteTopicResponse);
+    operation!(
+        /// More queues; a topic with order grows by a generation.
+        update_topic,
+        "update topic",
+        UpdateTopicRequest,
+        UpdateTopicResponse
+    );
     operation!(set_consumer_group, "set consumer group", SetConsumerGroupRequest, SetConsumerGroupResponse);
     operation!(
         show_consumer_group,

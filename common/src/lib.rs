@@ -7,6 +7,7 @@ pub mod crash;
 pub mod ids;
 pub mod limits;
 pub mod names;
+pub mod queue_layout;
 pub mod recall_handle;
 pub mod receipt_handle;
 pub mod steady_clock;
@@ -14,5 +15,6 @@ pub mod transaction_id;
 
 pub use ids::{GroupId, LogIndex, NodeId, PhysicalOffset, QueueId, QueueOffset, Term};
 pub use names::{ConsumerGroupName, GroupName, TopicName};
+pub use queue_layout::QueueLayout;
 pub use receipt_handle::ReceiptHandle;
 pub use transaction_id::TransactionId;

@@ -22,7 +22,9 @@ use async_trait::async_trait;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::limits::LITE_SUBSCRIPTIONS_PER_CLIENT;
 use ledgermq_common::transaction_id::TransactionId;
-use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, QueueId, QueueOffset, Term, TopicName};
+use ledgermq_common::{
+    ConsumerGroupName, GroupName, NodeId, QueueId, QueueLayout, QueueOffset, Term, TopicName,
+};
 use ledgermq_filter::Expression;
 use ledgermq_proto::admin::{
     GroupOperation, GroupOperationResult, ListTransactionsRequest, ListTransactionsResponse,
@@ -118,6 +120,8 @@ impl GroupRequest {
 pub struct SendRequest {
     pub topic: TopicName,
     pub request: SendMessageRequest,
+    /// By which generation of queues the messages were placed; 0 for a topic without order.
+    pub generation: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -249,6 +253,8 @@ pub enum GroupResponse {
     Operation(GroupOperationResult),
     /// DeleteTopic, SyncLite, ClientHeartbeat, ClientTermination, DeadLetter, EndTransaction, TransactionsAsked.
     Done,
+    /// A send was placed by a generation of queues that is not served now; nothing was stored.
+    Moved,
     /// The leader looked at the request and says no.
     Refused(Refused),
 }
@@ -276,6 +282,23 @@ pub struct TopicDescription {
     /// Queues in the group that describes it.
     pub queues: u32,
     pub created: UnixMillis,
+    /// Of a topic with order that has grown or is growing.
+    pub placement: Option<Arc<Placement>>,
+}
+
+/// By what sends to a topic with order are placed, as one broker group knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    pub generation: u32,
+    pub layout: Arc<QueueLayout>,
+    /// Ended generations whose messages this broker group may still know by their ids, oldest first.
+    pub former: Vec<FormerGeneration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormerGeneration {
+    pub generation: u32,
+    pub layout: Arc<QueueLayout>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,7 +17,7 @@
 //! | [`hold`], [`leaders`] | finding the leader and waiting for one |
 //! | [`forward`] | the way to another node |
 //! | [`transactions`], [`producers`], [`check_back`] | ending transactions; asking producers for the outcome of those left open |
-//! | [`order`] | the queue of a message group |
+//! | [`order`], [`placement`] | the queue of a message group |
 //! | [`lite`], [`lite_streams`] | lite topics: where they are, who reads them, telling a client that one was taken from it |
 //! | [`registry_client`] | announcing led groups to nameservers |
 //!
@@ -40,6 +40,7 @@ mod lite_streams;
 pub mod messaging;
 mod offsets;
 mod order;
+pub mod placement;
 mod producers;
 mod recall;
 mod receipts;

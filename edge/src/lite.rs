@@ -21,16 +21,16 @@ use futures_util::future::{FutureExt as _, join_all, select_all};
 use ledgermq_common::limits::LITE_SUBSCRIPTIONS_PER_CLIENT_MAX;
 use ledgermq_common::{GroupName, TopicName};
 use ledgermq_proto::rocketmq::{
-    LiteSubscriptionAction, Message, MessageType, SendMessageRequest, SendMessageResponse,
+    Code, LiteSubscriptionAction, Message, MessageType, SendMessageRequest, SendMessageResponse,
     SyncLiteSubscriptionRequest,
 };
 use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::codes::CallFailed;
 use crate::context::{CallContext, ClientLanguage};
 use crate::edge::Edge;
-use crate::group_call::{GroupRequest, GroupResponse, Refused, SyncLite};
-use crate::order::place;
+use crate::group_call::{GroupRequest, GroupResponse, Refused, SendRequest, SyncLite};
 use crate::topics::HostedTopic;
 use crate::validate::{self, Invalid};
 
@@ -40,10 +40,29 @@ impl Edge {
         &self,
         context: &CallContext,
         topic: TopicName,
-        request: SendMessageRequest,
+        mut request: SendMessageRequest,
     ) -> Result<SendMessageResponse, Refused> {
         let lite_topic = one_lite_topic(&request.messages)?;
-        self.send_placed(context, topic, request, &lite_topic).await
+        let hosted = self.locate_every(context, &topic).await?;
+        let (chosen, queue) = place(&hosted, &lite_topic);
+        for message in &mut request.messages {
+            // The leader takes this one for the queue; what the client wrote there is its own guess.
+            if let Some(system) = &mut message.system_properties {
+                system.queue_id = queue;
+            }
+        }
+        let group = chosen.group.clone();
+        let send = SendRequest { topic: topic.clone(), request, generation: 0 };
+        match self.call(&group, context, &GroupRequest::Send(send)).await? {
+            GroupResponse::Send(response) => Ok(response),
+            GroupResponse::Refused(refused) => {
+                if refused.code == Code::TopicNotFound {
+                    self.forget_topic(&group, &topic);
+                }
+                Err(refused)
+            }
+            _ => Err(CallFailed::WrongAnswer { group }.into()),
+        }
     }
 
     pub(crate) async fn sync_lite_subscription(
@@ -78,7 +97,7 @@ impl Edge {
             let quota = self.consumer_group(context, &consumer_group).await.lite_quota;
             if count > quota as usize {
                 return Err(Refused::new(
-                    ledgermq_proto::rocketmq::Code::LiteSubscriptionQuotaExceeded,
+                    Code::LiteSubscriptionQuotaExceeded,
                     format!(
                         "lite_topic_set has {count} entries; consumer group {consumer_group} allows {quota}"
                     ),
@@ -187,6 +206,21 @@ fn put_together(names: &mut Vec<String>) {
 
 fn is_lite(hosted: &HostedTopic) -> bool {
     hosted.description.message_type == MessageType::Lite
+}
+
+/// Over the queues of all groups in the order of the groups' names. A topic of type LITE never grows.
+fn place<'a>(hosted: &'a [HostedTopic], lite_topic: &str) -> (&'a HostedTopic, i32) {
+    assert!(!hosted.is_empty(), "a located topic is somewhere");
+    let queues: u64 = hosted.iter().map(|hosted| u64::from(hosted.description.queues.max(1))).sum();
+    let mut place = xxh3_64(lite_topic.as_bytes()) % queues;
+    for hosted in hosted {
+        let here = u64::from(hosted.description.queues.max(1));
+        if place < here {
+            return (hosted, i32::try_from(place).unwrap_or(i32::MAX));
+        }
+        place -= here;
+    }
+    unreachable!("the place lies within the sum")
 }
 
 fn check_lite(topic: &TopicName, hosted: &[HostedTopic]) -> Result<(), Invalid> {

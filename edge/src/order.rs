@@ -4,17 +4,42 @@
 //! topic in all broker groups: producers in different languages, and ones that repeat after a failover,
 //! meet the same queue. That needs the whole list of queues, so a send is held rather than placed by
 //! a part of it.
+//!
+//! A topic that grows has a list of queues per *generation*. A send carries the generation it was placed
+//! by, and a leader that serves another one stores nothing:
+//!
+//! | Situation | What is done |
+//! |---|---|
+//! | the leader serves another generation, or none between two | the leaders are asked for their generation, and the send is placed again; it is held for as long as none is served |
+//! | a former generation places the message group in another broker group, and that one may still know its messages by their ids | that one is asked first: it answers a repeat with the first place, and stores nothing |
 
-use ledgermq_common::TopicName;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use ledgermq_common::{GroupName, QueueId, QueueLayout, TopicName};
 use ledgermq_proto::rocketmq::{Code, Message, MessageType, SendMessageRequest, SendMessageResponse};
+use tokio::time::{Instant, sleep};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::codes::CallFailed;
+use crate::codes::{CallFailed, topic_not_found};
 use crate::context::CallContext;
-use crate::edge::Edge;
+use crate::edge::{Edge, answer_by};
 use crate::group_call::{GroupRequest, GroupResponse, Refused, SendRequest};
 use crate::topics::HostedTopic;
 use crate::validate::{self, Invalid};
+
+/// Between two attempts while no generation is served: a growth is a few commits.
+const MOVED_PAUSE: Duration = Duration::from_millis(10);
+
+/// The place a generation gives to a message group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    group: GroupName,
+    queue: QueueId,
+    generation: u32,
+}
 
 impl Edge {
     /// Messages of one message group, which is one queue of one broker group.
@@ -25,40 +50,75 @@ impl Edge {
         request: SendMessageRequest,
     ) -> Result<SendMessageResponse, Refused> {
         validate::message_type_fits(&topic, MessageType::Fifo, &request.messages)?;
-        let message_group = one_message_group(&request.messages)?;
-        self.send_placed(context, topic, request, &message_group).await
+        let hash = xxh3_64(one_message_group(&request.messages)?.as_bytes());
+        let mut hosted = self.locate_every(context, &topic).await?;
+        loop {
+            let mut stored = None;
+            for place in places(&hosted, hash)? {
+                stored = self.send_to(context, &topic, &request, &place).await?;
+                if stored.is_some() {
+                    break;
+                }
+            }
+            if let Some(stored) = stored {
+                return Ok(stored);
+            }
+            if Instant::now() + MOVED_PAUSE >= answer_by(context) {
+                let why = format!("the queues of topic {topic} are becoming more; try again");
+                return Err(Refused::new(Code::HaNotAvailable, why));
+            }
+            sleep(MOVED_PAUSE).await;
+            hosted = self.ask_every(context, &topic, &hosted).await?;
+        }
     }
 
-    /// Messages that belong together by a text, which says where they go.
-    pub(crate) async fn send_placed(
+    /// `None`: the generation is not served there.
+    async fn send_to(
         &self,
         context: &CallContext,
-        topic: TopicName,
-        mut request: SendMessageRequest,
-        by: &str,
-    ) -> Result<SendMessageResponse, Refused> {
-        let hosted = self.locate_every(context, &topic).await?;
-        let (chosen, queue) = place(&hosted, by);
+        topic: &TopicName,
+        request: &SendMessageRequest,
+        place: &Place,
+    ) -> Result<Option<SendMessageResponse>, Refused> {
+        let mut request = request.clone();
         for message in &mut request.messages {
             // The leader takes this one for the queue; what the client wrote there is its own guess.
             if let Some(system) = &mut message.system_properties {
-                system.queue_id = queue;
+                system.queue_id = i32::try_from(place.queue.get()).unwrap_or(i32::MAX);
             }
         }
-        let group = chosen.group.clone();
-        match self
-            .call(&group, context, &GroupRequest::Send(SendRequest { topic: topic.clone(), request }))
-            .await?
-        {
-            GroupResponse::Send(response) => Ok(response),
+        let send = SendRequest { topic: topic.clone(), request, generation: place.generation };
+        match self.call(&place.group, context, &GroupRequest::Send(send)).await? {
+            GroupResponse::Send(response) => Ok(Some(response)),
+            GroupResponse::Moved => Ok(None),
             GroupResponse::Refused(refused) => {
                 if refused.code == Code::TopicNotFound {
-                    self.forget_topic(&group, &topic);
+                    self.forget_topic(&place.group, topic);
                 }
                 Err(refused)
             }
-            _ => Err(CallFailed::WrongAnswer { group }.into()),
+            _ => Err(CallFailed::WrongAnswer { group: place.group.clone() }.into()),
         }
+    }
+
+    /// What the leaders of the topic's broker groups say of it now.
+    async fn ask_every(
+        &self,
+        context: &CallContext,
+        topic: &TopicName,
+        known: &[HostedTopic],
+    ) -> Result<Vec<HostedTopic>, Refused> {
+        let mut groups: BTreeSet<GroupName> = known.iter().map(|hosted| hosted.group.clone()).collect();
+        let layouts = known.iter().filter_map(|hosted| hosted.description.placement.as_ref());
+        groups.extend(layouts.flat_map(|of| of.layout.groups()).map(|(group, _)| group.clone()));
+        let asked = groups.iter().map(|group| self.ask(context, group, topic, false));
+        let mut hosted = Vec::new();
+        for (group, answer) in groups.iter().zip(join_all(asked).await) {
+            if let Some(description) = answer? {
+                hosted.push(HostedTopic { group: group.clone(), description });
+            }
+        }
+        if hosted.is_empty() { Err(topic_not_found(topic.as_str())) } else { Ok(hosted) }
     }
 }
 
@@ -75,20 +135,42 @@ fn group_of(message: &Message) -> &str {
     message.system_properties.as_ref().and_then(|system| system.message_group.as_deref()).unwrap_or("")
 }
 
-/// Where a message group or a lite topic is: over the queues of all groups in the order of the
-/// groups' names.
-pub(crate) fn place<'a>(hosted: &'a [HostedTopic], message_group: &str) -> (&'a HostedTopic, i32) {
-    assert!(!hosted.is_empty(), "a located topic is somewhere");
-    let queues: u64 = hosted.iter().map(|hosted| u64::from(hosted.description.queues.max(1))).sum();
-    let mut place = xxh3_64(message_group.as_bytes()) % queues;
-    for hosted in hosted {
-        let here = u64::from(hosted.description.queues.max(1));
-        if place < here {
-            return (hosted, i32::try_from(place).unwrap_or(i32::MAX));
-        }
-        place -= here;
+/// Whom to ask for a message group, by its hash: former places that may still know a first try, and
+/// at last the place where it goes now.
+///
+/// A broker group answers for its own message-id window, so one that has the new place needs no
+/// question, and any other only one: about the newest former generation that placed the group there.
+fn places(hosted: &[HostedTopic], hash: u64) -> Result<Vec<Place>, Refused> {
+    let (generation, layout) = newest(hosted)?;
+    let place = |generation: u32, layout: &QueueLayout| {
+        let (group, queue) = layout.place(hash);
+        Place { group: group.clone(), queue, generation }
+    };
+    let now = place(generation, &layout);
+    let mut places = Vec::new();
+    for hosted in hosted.iter().filter(|hosted| hosted.group != now.group) {
+        let Some(known) = &hosted.description.placement else { continue };
+        // What it says may be older than what another broker group says.
+        let present = (known.generation < generation).then_some((known.generation, &known.layout));
+        let former = known.former.iter().rev().map(|former| (former.generation, &former.layout));
+        let mut before = present.into_iter().chain(former).map(|(number, layout)| place(number, layout));
+        places.extend(before.find(|place| place.group == hosted.group));
     }
-    unreachable!("the place lies within the sum")
+    places.push(now);
+    Ok(places)
+}
+
+/// The newest generation anybody knows. A topic that never grew has all of its queues.
+fn newest(hosted: &[HostedTopic]) -> Result<(u32, Arc<QueueLayout>), Refused> {
+    let placements = hosted.iter().filter_map(|hosted| hosted.description.placement.as_ref());
+    if let Some(newest) = placements.max_by_key(|placement| placement.generation) {
+        return Ok((newest.generation, Arc::clone(&newest.layout)));
+    }
+    let all = hosted.iter().map(|hosted| (hosted.group.clone(), hosted.description.queues.max(1)));
+    let layout = QueueLayout::new(all).map_err(|error| {
+        Refused::new(Code::InternalServerError, format!("placing a message group: {error}"))
+    })?;
+    Ok((0, Arc::new(layout)))
 }
 
 #[cfg(test)]
@@ -99,36 +181,74 @@ mod tests {
     use ledgermq_common::clock::UnixMillis;
 
     use super::*;
-    use crate::group_call::TopicDescription;
+    use crate::group_call::{FormerGeneration, Placement, TopicDescription};
+
+    fn name(number: usize) -> GroupName {
+        GroupName::parse(&format!("group-{number}")).expect("a name")
+    }
 
     fn hosted(queues: &[u32]) -> Vec<HostedTopic> {
         let group = |(number, &queues): (usize, &u32)| HostedTopic {
-            group: GroupName::parse(&format!("group-{number}")).expect("a name"),
+            group: name(number),
             description: TopicDescription {
                 name: TopicName::parse("steps").expect("a name"),
                 message_type: MessageType::Fifo,
                 queues,
                 created: UnixMillis(1),
+                placement: None,
             },
         };
         queues.iter().enumerate().map(group).collect()
     }
 
+    fn layout(queues: &[u32]) -> Arc<QueueLayout> {
+        let groups = queues.iter().enumerate().map(|(number, queues)| (name(number), *queues));
+        Arc::new(QueueLayout::new(groups).expect("a layout"))
+    }
+
+    fn at(group: usize, queue: u32, generation: u32) -> Place {
+        Place { group: name(group), queue: QueueId(queue), generation }
+    }
+
     #[test]
     fn message_groups_spread_over_all_queues_of_all_groups_and_each_stays_where_it_is() {
         let hosted = hosted(&[4, 2, 2]);
-        let mut used: BTreeMap<(String, i32), u32> = BTreeMap::new();
+        let mut used: BTreeMap<(String, u32), u32> = BTreeMap::new();
         for number in 0..8_000 {
-            let (group, queue) = place(&hosted, &format!("order-{number}"));
-            assert!(u32::try_from(queue).is_ok_and(|queue| queue < group.description.queues));
-            *used.entry((group.group.to_string(), queue)).or_default() += 1;
+            let places = places(&hosted, xxh3_64(format!("order-{number}").as_bytes())).expect("a place");
+            let [place] = places.as_slice() else { panic!("a topic that never grew has one place") };
+            *used.entry((place.group.to_string(), place.queue.get())).or_default() += 1;
         }
         assert_eq!(used.len(), 8);
         assert!(used.values().all(|count| (800..1_200).contains(count)), "{used:?}");
         // Part of what is persisted, in a way: another hash would tear message groups apart.
-        let (group, queue) = place(&hosted, "order-1");
-        assert_eq!((group.group.as_str(), queue), PLACE_OF_ORDER_1);
+        let places = places(&hosted, xxh3_64(b"order-1")).expect("a place");
+        assert_eq!(places, [at(2, 0, 0)]);
     }
 
-    const PLACE_OF_ORDER_1: (&str, i32) = ("group-2", 0);
+    #[test]
+    fn a_former_place_in_another_broker_group_is_asked_before_the_new_one() {
+        let mut hosted = hosted(&[3, 3]);
+        let placement = |generation, of: &[u32], former: &[(u32, &[u32])]| {
+            Some(Arc::new(Placement {
+                generation,
+                layout: layout(of),
+                former: former
+                    .iter()
+                    .map(|&(generation, of)| FormerGeneration { generation, layout: layout(of) })
+                    .collect(),
+            }))
+        };
+        hosted[0].description.placement = placement(1, &[3, 3], &[(0, &[1, 1])]);
+        hosted[1].description.placement = placement(1, &[3, 3], &[(0, &[1, 1])]);
+        // 4 was in group 0, and is in group 1 now; 0 stays in its broker group.
+        assert_eq!(places(&hosted, 4).expect("places"), [at(0, 0, 0), at(1, 1, 1)]);
+        assert_eq!(places(&hosted, 0).expect("places"), [at(0, 0, 1)]);
+        // A broker group of which an older generation is known here is asked by that one.
+        hosted[0].description.placement = placement(0, &[1, 1], &[]);
+        assert_eq!(places(&hosted, 4).expect("places"), [at(0, 0, 0), at(1, 1, 1)]);
+        // Once its window has passed there is nothing to ask.
+        hosted[0].description.placement = placement(1, &[3, 3], &[]);
+        assert_eq!(places(&hosted, 4).expect("places"), [at(1, 1, 1)]);
+    }
 }

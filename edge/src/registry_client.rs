@@ -19,6 +19,7 @@ use tracing::{debug, info};
 
 use crate::forward::connect::{Connect, open_channel};
 use crate::group_call::TopicDescription;
+use crate::placement;
 use crate::topology::GroupView;
 
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
@@ -191,6 +192,7 @@ fn request(told: &Announcement, with_topics: bool) -> RegisterRequest {
                     message_type: topic.message_type.into(),
                     queues: topic.queues,
                     created_ms: topic.created.get(),
+                    placement: topic.placement.as_deref().map(placement::write),
                 })
                 .collect(),
         }),

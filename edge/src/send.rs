@@ -67,7 +67,7 @@ impl Edge {
             }
         }
         let group = &chosen.group;
-        let request = GroupRequest::Send(SendRequest { topic: topic.clone(), request });
+        let request = GroupRequest::Send(SendRequest { topic: topic.clone(), request, generation: 0 });
         match self.call(group, context, &request).await? {
             GroupResponse::Send(response) => Ok(response),
             GroupResponse::Refused(refused) => {

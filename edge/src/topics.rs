@@ -186,7 +186,7 @@ impl Edge {
         });
     }
 
-    async fn ask(
+    pub(crate) async fn ask(
         &self,
         context: &CallContext,
         group: &GroupName,

@@ -250,6 +250,7 @@ pub(crate) fn forwarded_requests() -> Vec<Vec<u8>> {
                     ..forward::CallContext::default()
                 }),
                 request: Some(request),
+                ..forward::ForwardRequest::default()
             };
             request.encode_to_vec()
         })

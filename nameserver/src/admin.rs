@@ -72,6 +72,7 @@ pass_on! {
     create_topic(CreateTopicRequest) -> CreateTopicResponse;
     list_topics(ListTopicsRequest) -> ListTopicsResponse;
     show_topic(ShowTopicRequest) -> ShowTopicResponse;
+    update_topic(UpdateTopicRequest) -> UpdateTopicResponse;
     delete_topic(DeleteTopicRequest) -> DeleteTopicResponse;
     list_transactions(ListTransactionsRequest) -> ListTransactionsResponse;
     show_transaction(ShowTransactionRequest) -> ShowTransactionResponse;

@@ -370,6 +370,7 @@ fn read_topics(list: pb::TopicList) -> Result<Topics, RegisterError> {
                 message_type: MessageType::try_from(topic.message_type).unwrap_or_default(),
                 queues: topic.queues,
                 created: UnixMillis(topic.created_ms),
+                placement: topic.placement.and_then(ledgermq_edge::placement::read),
             };
             Ok((name, description))
         })
@@ -421,6 +422,7 @@ mod tests {
                     message_type: MessageType::Normal.into(),
                     queues: 4,
                     created_ms: 1,
+                    placement: None,
                 }],
             }),
         }

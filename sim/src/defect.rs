@@ -6,6 +6,10 @@
 //! | [`Defect::SyncLies`] | acknowledged means synced on a majority |
 //! | [`Defect::VoteForgotten`] | a vote is durable before it is given |
 //! | [`Defect::ApplyDiverges`] | all replicas answer the same |
+//! | [`Defect::TwoHolders`] | one consumer at a time has un-acknowledged messages of a message group |
+//! | [`Defect::GrowthWithoutDrain`] | what a topic had before it grew is consumed before what comes after |
+//! | [`Defect::OpenBeforeClosed`] | a generation of queues is served only when the one before has ended |
+//! | [`Defect::RepeatByNewGeneration`] | a repeated send is stored once, also across a growth |
 
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -23,6 +27,14 @@ pub enum Defect {
     VoteForgotten,
     /// One replica answers one command in 50 differently.
     ApplyDiverges,
+    /// A message group goes to a second consumer while a first one holds it.
+    TwoHolders,
+    /// Generations of queues are not drained.
+    GrowthWithoutDrain,
+    /// The driver of a growth opens the next generation and never closes the one before.
+    OpenBeforeClosed,
+    /// A repeat does not meet what an ended generation stored.
+    RepeatByNewGeneration,
 }
 
 impl Defect {
@@ -30,7 +42,19 @@ impl Defect {
         match self {
             Self::SyncLies => Arc::new(LyingDisk { inner: disk, about: ".log", every: 2 }),
             Self::VoteForgotten => Arc::new(LyingDisk { inner: disk, about: "superblock", every: 1 }),
-            Self::ApplyDiverges => disk,
+            _ => disk,
+        }
+    }
+
+    /// The promise that the state machine itself breaks.
+    pub fn in_the_product(self) -> Option<ledgermq_broker::defects::Defect> {
+        use ledgermq_broker::defects::Defect as Broken;
+        match self {
+            Self::SyncLies | Self::VoteForgotten | Self::ApplyDiverges => None,
+            Self::TwoHolders => Some(Broken::TwoHolders),
+            Self::GrowthWithoutDrain => Some(Broken::GrowthWithoutDrain),
+            Self::OpenBeforeClosed => Some(Broken::OpenBeforeClosed),
+            Self::RepeatByNewGeneration => Some(Broken::RepeatByNewGeneration),
         }
     }
 }

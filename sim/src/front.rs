@@ -16,12 +16,16 @@
 //! | 7 half | as 1 |
 //! | 8 end | transaction u64, decision u8, id |
 //! | 9 check | none: counts a check of the transaction that is due, or parks it |
+//! | 50 to 55 | see [`ordered`] |
 //!
 //! | Answer | Fields |
 //! |---|---|
 //! | 0 | the state machine's [`Answer`](ledgermq_broker::state::Answer) |
 //! | 1 not the leader | the leader's node id plus one as u64, or 0 |
 //! | 2 unknown outcome | |
+//! | 3 placement | generation u32, queues u32 |
+
+pub mod ordered;
 
 use std::io;
 use std::sync::Arc;
@@ -45,6 +49,7 @@ use ledgermq_raft_store::group::ProposeError;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::network::SimStream;
+use ordered::OrderedRequest;
 
 /// Larger than any request of the workload.
 const FRAME_BYTES_MAX: u32 = 1 << 20;
@@ -68,6 +73,7 @@ pub enum Request {
     Half { queue: QueueId, id: String, body: Bytes },
     End { transaction: PhysicalOffset, id: String, decision: Decision },
     Check,
+    Ordered(OrderedRequest),
 }
 
 #[derive(Debug, Clone)]
@@ -75,6 +81,7 @@ pub enum Response {
     Answered(Answer),
     NotLeader { leader: Option<u64> },
     OutcomeUnknown,
+    Placement { generation: u32, queues: u32 },
 }
 
 /// What serves the requests of one life of a node.
@@ -84,6 +91,8 @@ pub struct Front {
     pub state: Arc<BrokerState>,
     pub clock: SteppedClock,
     pub queues: u32,
+    /// A broken build: its driver opens a generation without closing the one before.
+    pub opens_unclosed: bool,
 }
 
 impl Front {
@@ -99,6 +108,9 @@ impl Front {
     }
 
     async fn handle(&self, request: Request) -> Response {
+        if matches!(request, Request::Ordered(OrderedRequest::Placement)) {
+            return self.placement();
+        }
         let leadership = *self.group.leadership().borrow();
         if !leadership.is_leader_ready {
             return Response::NotLeader { leader: leadership.leader.map(|leader| leader.get()) };
@@ -113,8 +125,12 @@ impl Front {
     }
 
     async fn execute(&self, request: Request) -> Result<Answer, ProposeError> {
+        if let Request::Ordered(request) = request {
+            return self.execute_ordered(request).await;
+        }
         let topic = self.topic().await?;
         match request {
+            Request::Ordered(_) => unreachable!("executed above"),
             Request::Send { queue, id, body } => {
                 let message = NewMessage {
                     queue: QueueId(queue.get() % self.queues),
@@ -339,6 +355,7 @@ impl Request {
                 out.put_slice(id.as_bytes());
             }
             Self::Check => out.put_u8(9),
+            Self::Ordered(request) => request.encode(&mut out),
         }
         out.freeze()
     }
@@ -363,6 +380,7 @@ impl Request {
                 id: String::from_utf8(frame.to_vec()).ok()?,
             }),
             9 => Some(Self::Check),
+            kind @ 50..=55 => OrderedRequest::decode(kind, frame).map(Self::Ordered),
             2 => Some(Self::Receive {
                 messages_max: frame.try_get_u32_le().ok()?,
                 invisible_ms: frame.try_get_u64_le().ok()?,
@@ -413,6 +431,11 @@ impl Response {
                 out.put_u64_le(leader.map_or(0, |leader| leader + 1));
             }
             Self::OutcomeUnknown => out.put_u8(2),
+            Self::Placement { generation, queues } => {
+                out.put_u8(3);
+                out.put_u32_le(*generation);
+                out.put_u32_le(*queues);
+            }
         }
         out.freeze()
     }
@@ -422,6 +445,10 @@ impl Response {
             0 => Some(Self::Answered(Answer::decode(&frame).ok()?)),
             1 => Some(Self::NotLeader { leader: frame.try_get_u64_le().ok()?.checked_sub(1) }),
             2 => Some(Self::OutcomeUnknown),
+            3 => Some(Self::Placement {
+                generation: frame.try_get_u32_le().ok()?,
+                queues: frame.try_get_u32_le().ok()?,
+            }),
             _ => None,
         }
     }

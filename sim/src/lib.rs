@@ -76,11 +76,13 @@ pub fn run_seed(seed: u64, options: Options) -> Outcome {
     let oracle = Oracle::new(Trace::new(options.prints_trace));
     let mut power_losses_of_all = 0;
     PANIC_TEXT.set(Some(String::new()));
+    ledgermq_broker::defects::activate(options.defect.and_then(Defect::in_the_product));
     let run = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(Plan::draw(seed), oracle.clone(), options.defect);
         world.run();
         power_losses_of_all = world.power_losses_of_all;
     }));
+    ledgermq_broker::defects::activate(None);
     let panic_text = PANIC_TEXT.take().unwrap_or_default();
     if run.is_err() || !panic_text.is_empty() {
         oracle.violate(format_args!("a panic: {panic_text}"));

@@ -12,7 +12,9 @@
 //! | delayed messages keep their promises | see [`timers`](crate::timers) |
 //! | attempts never go back | a grant has the attempt after the last one |
 //! | transactions | see [`transactions`] |
+//! | order by message group, and growth | see [`order`] |
 
+pub mod order;
 pub mod transactions;
 
 use std::collections::BTreeMap;
@@ -23,6 +25,7 @@ use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{QueueId, QueueOffset};
 
 use crate::timers::{NowVisible, TimerModel};
+use order::Order;
 use transactions::Transactions;
 
 pub type Place = (QueueId, QueueOffset);
@@ -35,6 +38,7 @@ pub struct Model {
     deliveries: BTreeMap<Place, Delivery>,
     timers: TimerModel,
     transactions: Transactions,
+    order: Order,
 }
 
 /// Where a message id was stored, and by which entry.
@@ -60,6 +64,14 @@ impl Model {
         &self.transactions
     }
 
+    pub fn order(&self) -> &Order {
+        &self.order
+    }
+
+    pub fn log_time(&self) -> UnixMillis {
+        self.log_time
+    }
+
     pub fn is_consumed(&self, place: Place) -> bool {
         self.deliveries.get(&place).is_some_and(|delivery| delivery.is_consumed)
     }
@@ -75,6 +87,9 @@ impl Model {
         let answer = Answer::decode(answer)
             .map_err(|error| format!("entry {index} has no readable answer: {error}"))?;
         self.log_time = self.log_time.max(stamp);
+        if let Some(result) = self.order.apply(index, self.log_time, &command, &answer) {
+            return result;
+        }
         match (command, answer) {
             (Command::AppendMessages(append), Answer::Stored(places)) => {
                 if append.messages.len() != places.len() {

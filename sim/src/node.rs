@@ -157,9 +157,15 @@ impl Node {
         peers.add(&group);
         *self.running.lock() = Some(Running { group: group.clone(), state: Arc::clone(&state) });
         tokio::spawn(serve_peers(peers, self.network.clone(), host_name(self.index)));
-        let front =
-            Front { group: group.clone(), state, clock: self.clock.clone(), queues: self.plan.queues };
+        let front = Front {
+            group: group.clone(),
+            state,
+            clock: self.clock.clone(),
+            queues: self.plan.queues,
+            opens_unclosed: self.defect == Some(Defect::OpenBeforeClosed),
+        };
         tokio::spawn(front.clone().fire_timers());
+        tokio::spawn(front.clone().grow_topics());
         tokio::spawn(serve_clients(front, self.network.clone(), host_name(self.index)));
         let (sender, mut asks) = mpsc::unbounded_channel();
         *self.asks.lock() = Some(sender);

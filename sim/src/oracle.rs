@@ -22,6 +22,7 @@ use ledgermq_raft_store::group::GroupStatus;
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::model::order::Step;
 use crate::model::{Model, Place};
 use crate::plan::NODES;
 use crate::trace::Trace;
@@ -45,6 +46,8 @@ struct State {
     /// The furthest entry a client was told of since the last look at the replicas.
     answered_in_tick: u64,
     sends: BTreeMap<String, Send>,
+    /// Answered sends of message groups.
+    steps: BTreeSet<Step>,
     /// Delayed messages that were answered.
     delayed: BTreeSet<String>,
     /// Acknowledged deliveries and the virtual time of the answer.
@@ -86,6 +89,10 @@ pub struct Tallies {
     pub purges: u64,
     pub delayed: u64,
     pub recalled: u64,
+    /// Of the topic with order: answered sends, grants, and generations that were opened.
+    pub steps: u64,
+    pub ordered_grants: u64,
+    pub generations: u64,
 }
 
 #[derive(Default)]
@@ -132,6 +139,7 @@ impl Oracle {
             committed_max: 0,
             answered_in_tick: 0,
             sends: BTreeMap::new(),
+            steps: BTreeSet::new(),
             delayed: BTreeSet::new(),
             acked: BTreeMap::new(),
             tallies: Tallies::default(),
@@ -163,7 +171,8 @@ impl Oracle {
     }
 
     pub fn tallies(&self) -> Tallies {
-        self.0.lock().tallies
+        let state = self.0.lock();
+        Tallies { generations: u64::from(state.model.order().generation()), ..state.tallies }
     }
 
     pub fn trace_hash(&self) -> u64 {
@@ -195,6 +204,43 @@ impl Oracle {
         };
         state.sends.values().all(|send| state.model.is_consumed(send.place))
             && state.delayed.iter().all(is_done)
+    }
+
+    /// Whether every answered send of a message group is consumed and every growth drained.
+    pub fn order_is_settled(&self) -> bool {
+        let state = self.0.lock();
+        let order = state.model.order();
+        order.is_settled() && state.steps.iter().all(|step| order.is_consumed(*step))
+    }
+
+    /// A producer was told that a message of a message group is stored.
+    pub fn step_stored(&self, who: &str, step: Step, at: StoredAt) {
+        let mut state = self.0.lock();
+        let place = (at.queue, at.offset);
+        if state.model.order().place(step) != Some(place) {
+            state.violate(format!("{who} was told {step:?} is at {place:?}, and no entry says so"));
+        }
+        state.steps.insert(step);
+        state.tallies.steps += 1;
+        state.trace.event(who, format_args!("{step:?} is stored at {place:?}, repeat: {}", at.repeated));
+    }
+
+    /// A consumer was given messages in order, by a receive or by its repetition.
+    pub fn steps_received(&self, who: &str, granted: &[Granted], client: u64, attempt_id: &str, again: bool) {
+        let mut state = self.0.lock();
+        for grant in granted {
+            if !state.model.order().is_granted(grant) {
+                state.violate(format!("{who} was given {grant:?}, and no entry grants it"));
+            }
+            state.tallies.ordered_grants += 1;
+        }
+        let held = state.model.order().held_by(client, attempt_id, state.model.log_time());
+        let given: BTreeSet<Place> = granted.iter().map(|grant| (grant.queue, grant.offset)).collect();
+        if again && !given.is_disjoint(&held) && !held.is_subset(&given) {
+            state.violate(format!("{who} asked again for {held:?} and was given {given:?}"));
+        }
+        let places: Vec<_> = given.iter().collect();
+        state.trace.event(who, format_args!("got {places:?} by attempt {attempt_id}"));
     }
 
     /// What a process that ended by itself had flushed.

@@ -15,6 +15,8 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
+use crate::workload::OrderedPlan;
+
 /// Brokers of the group.
 pub const NODES: usize = 3;
 
@@ -42,6 +44,7 @@ pub struct Plan {
     /// One in this many bodies is large.
     pub large_body_every: u32,
     pub large_body_bytes: usize,
+    pub ordered: OrderedPlan,
     /// In time order.
     pub faults: Vec<PlannedFault>,
 }
@@ -160,6 +163,7 @@ impl Plan {
             body_bytes_max: *[64, 600, 3_000].choose(random).expect("three"),
             large_body_every: *[20, 100, 1_000].choose(random).expect("three"),
             large_body_bytes: *[8 << 10, 30 << 10].choose(random).expect("two"),
+            ordered: OrderedPlan::draw(seed),
             faults: Vec::new(),
         };
         plan.draw_faults(random);

@@ -4,15 +4,16 @@
 //! They run on one host of their own and reach the brokers over the simulated network, so answers
 //! are lost, late and in doubt. Everything they are told goes to the oracle.
 
+mod ordered;
 mod transact;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use ledgermq_broker::state::command::AckEntry;
-use ledgermq_broker::state::{Answer, ChangeOutcome, DeliveryOutcome, Placed, StoredAt};
+use ledgermq_broker::state::{Answer, ChangeOutcome, DeliveryOutcome, Placed, Refusal, StoredAt};
 use ledgermq_common::QueueId;
 use ledgermq_common::clock::UnixMillis;
 use rand::rngs::StdRng;
@@ -23,6 +24,8 @@ use crate::network::{Network, SimStream};
 use crate::oracle::Oracle;
 use crate::plan::{NODES, Plan};
 use crate::world::EPOCH;
+
+pub use ordered::OrderedPlan;
 
 pub const CLIENT_HOST: &str = "client";
 pub const FRONT_PORT: u16 = 9000;
@@ -42,6 +45,9 @@ pub struct Stage {
     stage: AtomicU8,
     producers_done: AtomicUsize,
     consumers_done: AtomicUsize,
+    ordered_producers_done: AtomicUsize,
+    ordered_consumers_done: AtomicUsize,
+    is_grown: AtomicBool,
 }
 
 const HEALED: u8 = 1;
@@ -58,6 +64,13 @@ impl Stage {
 
     pub fn producers_done(&self) -> usize {
         self.producers_done.load(Ordering::SeqCst)
+    }
+
+    /// The clients of the topic with order that are done, the operator among them.
+    pub fn ordered_done(&self) -> usize {
+        self.ordered_producers_done.load(Ordering::SeqCst)
+            + self.ordered_consumers_done.load(Ordering::SeqCst)
+            + usize::from(self.is_grown.load(Ordering::SeqCst))
     }
 
     pub fn consumers_done(&self) -> usize {
@@ -83,6 +96,7 @@ impl Workload {
         for consumer in 0..self.plan.consumers {
             tasks.push(tokio::spawn(self.clone().consume(consumer)));
         }
+        self.spawn_ordered(&mut tasks);
         for task in tasks {
             task.await.expect("a client does not panic");
         }
@@ -197,7 +211,7 @@ impl Client {
                     return std::future::pending().await;
                 }
                 Some(Response::NotLeader { .. }) => {}
-                Some(Response::OutcomeUnknown) | None => self.oracle.unknown_outcome(&self.who, id),
+                Some(_) | None => self.oracle.unknown_outcome(&self.who, id),
             }
         }
     }
@@ -292,7 +306,7 @@ impl Client {
             Some(Response::Answered(Answer::Changed(
                 ChangeOutcome::Changed { .. } | ChangeOutcome::Not(_),
             )))
-            | Some(Response::NotLeader { .. } | Response::OutcomeUnknown)
+            | Some(Response::NotLeader { .. } | Response::OutcomeUnknown | Response::Placement { .. })
             | None => {}
             Some(Response::Answered(answer)) => {
                 self.oracle.violate(format_args!("{}: a change was answered by {answer:?}", self.who));

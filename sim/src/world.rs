@@ -145,13 +145,15 @@ impl<'a> World<'a> {
             }
             if self.now_ms > deadline_ms {
                 self.oracle.violate(format_args!(
-                    "no progress: {} ms after the faults ended, {} of {} producers and {} of {} consumers are \
-                     done, statuses {:?}",
+                    "no progress: {} ms after the faults ended, {} of {} producers, {} of {} consumers and {} \
+                     of {} clients of the topic with order are done, statuses {:?}",
                     RECOVERY_MS_MAX,
                     self.stage.producers_done(),
                     self.plan.producers,
                     self.stage.consumers_done(),
                     self.plan.consumers,
+                    self.stage.ordered_done(),
+                    self.plan.ordered.clients(),
                     self.statuses(),
                 ));
                 return;
@@ -210,7 +212,8 @@ impl<'a> World<'a> {
     /// All clients are done, and all replicas have applied the same.
     fn is_quiet(&self) -> bool {
         let clients_are_done = self.stage.producers_done() == self.plan.producers
-            && self.stage.consumers_done() == self.plan.consumers;
+            && self.stage.consumers_done() == self.plan.consumers
+            && self.stage.ordered_done() == self.plan.ordered.clients();
         if !clients_are_done {
             return false;
         }

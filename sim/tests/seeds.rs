@@ -20,7 +20,7 @@ fn nothing_acknowledged_is_lost_repeated_or_reordered_under_faults_and_power_los
         Some(seed) => (seed..seed + 1, true),
         None => (0..number("LEDGERMQ_SIM_SEEDS").unwrap_or(SEEDS_DEFAULT), false),
     };
-    let (mut sends, mut commits, mut rollbacks) = (0, 0, 0);
+    let (mut sends, mut commits, mut rollbacks, mut steps, mut generations) = (0, 0, 0, 0, 0);
     for seed in seeds {
         let outcome = run_seed(seed, Options { prints_trace, defect: None });
         assert!(
@@ -33,10 +33,13 @@ fn nothing_acknowledged_is_lost_repeated_or_reordered_under_faults_and_power_los
         sends += outcome.tallies.sends;
         commits += outcome.tallies.commits;
         rollbacks += outcome.tallies.rollbacks;
+        steps += outcome.tallies.steps;
+        generations += outcome.tallies.generations;
     }
     assert!(sends > 0, "no send was ever answered");
     // A single seed may see nothing but faults.
     assert!(prints_trace || (commits > 0 && rollbacks > 0), "no transaction was ever decided");
+    assert!(prints_trace || (steps > 0 && generations > 0), "no topic with order ever grew");
 }
 
 /// The trace of one seed, from a process of its own: how a failing seed is replayed.
@@ -88,4 +91,24 @@ fn a_vote_that_does_not_survive_a_power_cut_is_noticed() {
 #[test]
 fn a_replica_that_answers_differently_is_noticed() {
     convicts(Defect::ApplyDiverges, 2);
+}
+
+#[test]
+fn a_second_holder_of_a_message_group_is_noticed() {
+    convicts(Defect::TwoHolders, 4);
+}
+
+#[test]
+fn a_growth_that_does_not_wait_for_what_was_before_is_noticed() {
+    convicts(Defect::GrowthWithoutDrain, 8);
+}
+
+#[test]
+fn a_generation_that_opens_before_the_one_before_ended_is_noticed() {
+    convicts(Defect::OpenBeforeClosed, 8);
+}
+
+#[test]
+fn a_repeat_that_is_stored_again_by_a_new_generation_is_noticed() {
+    convicts(Defect::RepeatByNewGeneration, 8);
 }

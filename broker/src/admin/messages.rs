@@ -37,10 +37,33 @@ pub async fn reset_offsets(
             Err(status) => return Err(status),
         }
     }
-    match not_found {
-        Some(status) if !found => Err(status),
-        _ => Ok(wire::ResetOffsetsResponse { queues }),
+    if let Some(status) = not_found.filter(|_| !found) {
+        return Err(status);
     }
+    forget_drained(cluster, context, &request).await?;
+    Ok(wire::ResetOffsetsResponse { queues })
+}
+
+/// Once every broker group is reset, the generations of a topic with order are drained anew in all of
+/// them: a group asked in between may have said that it is drained.
+async fn forget_drained(
+    cluster: &Cluster,
+    context: &CallContext,
+    request: &wire::ResetOffsetsRequest,
+) -> Result<(), Status> {
+    for group in cluster.all_groups()? {
+        let forget = wire::ForgetDrained {
+            topic: request.topic.clone(),
+            consumer_group: request.consumer_group.clone(),
+        };
+        match operate(cluster, context, &group, Operation::ForgetDrained(forget)).await {
+            Ok(Answered::OffsetsReset(_)) => {}
+            Ok(_) => return Err(not_understood("ForgetDrained")),
+            Err(status) if status.code() == Code::NotFound => {}
+            Err(status) => return Err(status),
+        }
+    }
+    Ok(())
 }
 
 /// A page lies within one broker group; at its end the cursor goes on in the next one.

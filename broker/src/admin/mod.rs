@@ -112,6 +112,14 @@ impl Admin for AdminService {
         topics::delete(&self.cluster, &context, request.into_inner()).await.map(Response::new)
     }
 
+    async fn update_topic(
+        &self,
+        request: Request<wire::UpdateTopicRequest>,
+    ) -> Result<Response<wire::UpdateTopicResponse>, Status> {
+        let context = context_of(request.metadata());
+        topics::update(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
     async fn list_transactions(
         &self,
         request: Request<wire::ListTransactionsRequest>,
@@ -252,6 +260,7 @@ fn refusal_of(response: GroupResponse) -> Status {
         Code::BadRequest | Code::PayloadTooLarge | Code::IllegalTopic | Code::IllegalConsumerGroup => {
             Status::invalid_argument(refused.message)
         }
+        Code::PreconditionFailed => Status::failed_precondition(refused.message),
         _ => Status::internal(refused.message),
     }
 }

@@ -71,6 +71,8 @@ pub struct HostedGroup {
     pub(super) metrics: Arc<Metrics>,
     /// A delayed message was stored: the next timer may be another one.
     pub(super) timers_changed: Arc<Notify>,
+    /// A topic whose growth this broker group drives began to grow.
+    pub(super) growth_began: Arc<Notify>,
     /// Turns true once, when the process begins to leave.
     pub(super) stopping: watch::Receiver<bool>,
     raft_leadership: watch::Receiver<ledgermq_raft_store::Leadership>,
@@ -154,6 +156,7 @@ impl HostedGroup {
             settings: parts.settings,
             metrics: parts.metrics,
             timers_changed: Arc::default(),
+            growth_began: Arc::default(),
             stopping: parts.stopping,
             raft_leadership,
             leadership,
@@ -395,7 +398,13 @@ pub fn refused(refusal: Refusal, topic: &str) -> Refused {
         Refusal::QueueUnknown
         | Refusal::QueueCount
         | Refusal::QueuesCannotShrink
-        | Refusal::QueuesOfOrderedTopic => Refused::new(Code::BadRequest, refusal.to_string()),
+        | Refusal::QueuesOfOrderedTopic
+        | Refusal::TopicWithoutOrder => Refused::new(Code::BadRequest, refusal.to_string()),
+        Refusal::GenerationUnderWay
+        | Refusal::GenerationNotPrepared
+        | Refusal::GenerationNotClosed
+        | Refusal::GenerationEnded
+        | Refusal::TooManyGenerations => Refused::new(Code::PreconditionFailed, refusal.to_string()),
         Refusal::TransactionUnknown | Refusal::TransactionOfOtherTopic => {
             Refused::new(Code::InvalidTransactionId, refusal.to_string())
         }

@@ -11,6 +11,7 @@
 //! | [`offsets`] | Pull, and the offsets of queues and groups |
 //! | [`lite`] | Send to a lite topic, SyncLiteSubscription; removes idle lite topics |
 //! | [`operations`], [`message_query`] | what administrators ask of one group |
+//! | [`growth`] | more queues for a topic; drives and drains the generations of topics with order |
 //! | [`timers`] | Send to a topic of delayed messages, Recall; fires what is due |
 //! | [`renewal`] | leases renewed by the server; [`clients`] says for whom |
 //!
@@ -23,6 +24,7 @@ mod check_back;
 mod clients;
 mod dead_letters;
 mod delivery;
+mod growth;
 mod hosted_group;
 mod intake;
 mod lite;
@@ -53,6 +55,7 @@ use tokio::time::Instant;
 
 pub use check_back::check_transactions;
 pub use dead_letters::bury_exhausted;
+pub use growth::grow_topics;
 pub use hosted_group::{Consumption, HostedGroup, Parts, Settings, TransactionSettings};
 pub use lite::sweep_lite;
 pub use naming::{consumer_group as describe_consumer_group, describe_view as describe_topic};

@@ -1,20 +1,22 @@
 //! Topics and consumer groups on the leader: look them up, create, delete.
 
-use ledgermq_common::{ConsumerGroupName, TopicName};
+use ledgermq_common::{ConsumerGroupName, QueueLayout, TopicName};
 use ledgermq_edge::codes::topic_not_found;
 use ledgermq_edge::group_call::{
-    ConsumerGroupDescription, CreateTopic, DescribeTopic, GroupResponse, Refused, TopicDescription,
+    ConsumerGroupDescription, CreateTopic, DescribeTopic, FormerGeneration, GroupResponse, Placement,
+    Refused, TopicDescription,
 };
 use ledgermq_proto::admin::ShowTopicResponse;
-use ledgermq_proto::admin::show_topic_response::{Consumption, Queue};
+use ledgermq_proto::admin::show_topic_response::{self as wire, Consumption, Queue};
 use ledgermq_proto::rocketmq::Code;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::hosted_group::{Ended, HostedGroup, unexpected};
 use super::{delivery, intake};
 use crate::state::{
-    Answer, Backoff, Command, ConsumerGroupView, DeleteTopic, GroupAttributes, Permission, TopicSettings,
-    TopicView,
+    Answer, Backoff, Command, ConsumerGroupView, DeleteTopic, Generation, GroupAttributes, Permission,
+    PlacementView, TopicSettings, TopicView,
 };
 
 /// Steps shown of an exponential backoff; they end where the maximum is reached.
@@ -104,7 +106,46 @@ pub fn show_topic(hosted: &HostedGroup, name: &TopicName) -> Result<GroupRespons
             }
         })
         .collect();
-    Ok(GroupResponse::ShowTopic(ShowTopicResponse { topic: None, queues, consumptions }))
+    Ok(GroupResponse::ShowTopic(ShowTopicResponse {
+        topic: None,
+        queues,
+        consumptions,
+        generations: generations(hosted, &topic),
+        draining: draining(hosted, &topic),
+    }))
+}
+
+fn generations(hosted: &HostedGroup, topic: &TopicView) -> Vec<wire::Generation> {
+    let Some(placement) = &topic.placement else { return Vec::new() };
+    let shown = |number: Generation, layout: &QueueLayout, state: &str| wire::Generation {
+        group: hosted.name.to_string(),
+        number: number.get(),
+        state: state.to_owned(),
+        queues: layout.groups().iter().map(|(_, queues)| queues).sum(),
+    };
+    let ended = hosted.state.ended_generations(topic.id).into_iter();
+    let mut all: Vec<wire::Generation> = ended
+        .filter(|ended| ended.generation < placement.generation)
+        .map(|ended| shown(ended.generation, &ended.layout, "ended"))
+        .collect();
+    let state = if placement.is_closed { "closed" } else { "current" };
+    all.push(shown(placement.generation, &placement.layout, state));
+    if let Some(growth) = hosted.state.growth(topic.id) {
+        all.push(shown(growth.next, &growth.layout, "next"));
+    }
+    all
+}
+
+fn draining(hosted: &HostedGroup, topic: &TopicView) -> Vec<wire::Draining> {
+    let draining = hosted.state.draining(topic.id).into_iter();
+    draining
+        .map(|of| wire::Draining {
+            group: hosted.name.to_string(),
+            consumer_group: of.consumer_group,
+            generation: of.generation.get(),
+            left: of.left,
+        })
+        .collect()
 }
 
 /// A group nobody has consumed with yet has the defaults; its first receive makes it.
@@ -123,6 +164,19 @@ pub fn describe_view(topic: &TopicView) -> Option<TopicDescription> {
         message_type: delivery::message_type(topic.settings.message_type),
         queues: topic.settings.queues,
         created: topic.created_at,
+        placement: topic.placement.as_ref().map(placement),
+    })
+}
+
+fn placement(view: &PlacementView) -> Arc<Placement> {
+    let former = view.former.iter().map(|(generation, layout)| FormerGeneration {
+        generation: generation.get(),
+        layout: Arc::clone(layout),
+    });
+    Arc::new(Placement {
+        generation: view.generation.get(),
+        layout: Arc::clone(&view.layout),
+        former: former.collect(),
     })
 }
 

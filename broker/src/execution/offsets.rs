@@ -30,7 +30,7 @@ use super::delivery::{Delivery, delivered};
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::receive::read_record;
 use super::wanted::Wanted;
-use crate::state::{Answer, Command, CommitOffset, ResetProgress, TopicView};
+use crate::state::{Answer, Command, CommitOffset, ConsumerGroupId, ResetProgress, TopicView};
 
 /// Bodies of one answer together; a single message may be larger.
 const PULL_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -229,12 +229,35 @@ pub async fn reset(
         };
         queues.push((queue, offset));
     }
-    let command = ResetProgress { consumer_group: consumer_group.id, topic: topic.id, queues };
+    propose_reset(hosted, &topic, consumer_group.id, queues).await
+}
+
+async fn propose_reset(
+    hosted: &HostedGroup,
+    topic: &TopicView,
+    consumer_group: ConsumerGroupId,
+    queues: Vec<(QueueId, QueueOffset)>,
+) -> Result<u32, Ended> {
+    let command = ResetProgress { consumer_group, topic: topic.id, queues };
     match hosted.propose(Command::ResetProgress(command).encode(hosted.now())).await? {
         Answer::OffsetsSet(queues) => Ok(queues),
         Answer::Refused(refusal) => Err(refused(refusal, &topic.name).into()),
         other => Err(unexpected("ResetProgress", &other)),
     }
+}
+
+/// Moves nothing, and has the generations of a topic with order drained again.
+pub async fn forget_drained(
+    hosted: &HostedGroup,
+    consumer_group: &ConsumerGroupName,
+    topic: &str,
+) -> Result<u32, Ended> {
+    let topic = topic_of(hosted, topic)?;
+    let Some(consumer_group) = hosted.state.consumer_group(consumer_group.as_str()) else { return Ok(0) };
+    if topic.placement.is_none() {
+        return Ok(0);
+    }
+    propose_reset(hosted, &topic, consumer_group.id, Vec::new()).await
 }
 
 fn topic_of(hosted: &HostedGroup, name: &str) -> Result<TopicView, Refused> {

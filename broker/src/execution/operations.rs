@@ -23,6 +23,7 @@ use ledgermq_proto::admin::{retry_policy, set_consumer_group_request};
 use ledgermq_proto::rocketmq::Code;
 
 use super::dead_letters::{self, ReadLetter};
+use super::growth;
 use super::hosted_group::{Ended, HostedGroup, unexpected};
 use super::message_query;
 use super::offsets::{self, ResetTo};
@@ -55,6 +56,14 @@ pub async fn execute(hosted: &HostedGroup, operation: &wire::GroupOperation) -> 
         Operation::ResetOffsets(request) => Answered::OffsetsReset(reset_offsets(hosted, request).await?),
         Operation::QueryMessages(request) => Answered::Messages(message_query::query(hosted, request)?),
         Operation::Why(request) => Answered::Why(message_query::why(hosted, request)),
+        Operation::GrowTopic(request) => Answered::Growth(growth::begin(hosted, request).await?),
+        Operation::DescribeGrowth(request) => Answered::Growth(growth::describe(hosted, &request.topic)?),
+        Operation::GrowthStep(request) => Answered::Growth(growth::step(hosted, request).await?),
+        Operation::AskDrained(request) => Answered::Drained(growth::has_drained(hosted, request).await?),
+        Operation::SetTopicQueues(request) => {
+            Answered::TopicQueues(growth::set_queues(hosted, request).await?)
+        }
+        Operation::ForgetDrained(request) => Answered::OffsetsReset(forget_drained(hosted, request).await?),
         Operation::RedriveDeadLetters(request) => Answered::Redriven(redrive(hosted, request).await?),
         Operation::ShowLiteTopics(request) => Answered::LiteTopics(show_lite_topics(hosted, request)?),
         Operation::SetLiteTopic(request) => Answered::LiteTopicSet(set_lite_topic(hosted, request).await?),
@@ -329,6 +338,15 @@ async fn reset_offsets(
         None => return Err(bad("to is missing".to_owned())),
     };
     let queues = offsets::reset(hosted, &name, &request.topic, to).await?;
+    Ok(wire::ResetOffsetsResponse { queues })
+}
+
+async fn forget_drained(
+    hosted: &HostedGroup,
+    request: &wire::ForgetDrained,
+) -> Result<wire::ResetOffsetsResponse, Ended> {
+    let name = consumer_group(&request.consumer_group)?;
+    let queues = offsets::forget_drained(hosted, &name, &request.topic).await?;
     Ok(wire::ResetOffsetsResponse { queues })
 }
 

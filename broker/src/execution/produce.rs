@@ -7,6 +7,7 @@
 //! | topic not writable | FORBIDDEN |
 //! | topic with order | the queue is the one the edge chose by the message group |
 //! | topic with priorities | the queue is the priority, at most the last one |
+//! | another generation of its queues is served | a repeat gets its first answer; any other is moved, nothing is stored |
 //! | topic of delayed messages | see [`timers`] |
 //! | topic of type LITE | see [`lite`] |
 //! | [`APPEND_BYTES_MAX`] of messages are being appended | waits its turn, until its deadline |
@@ -27,7 +28,8 @@ use super::hosted_group::APPEND_BYTES_MAX;
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::{delivery, intake, lite, timers, transaction};
 use crate::state::{
-    Answer, MessageType, NewMessage, StoredAt, TopicView, encode_append, encoded_append_bytes,
+    Answer, Generation, MessageType, NewMessage, Refusal, StoredAt, TopicView, encode_append,
+    encode_append_in_order, encoded_append_in_order_bytes,
 };
 
 pub async fn send(
@@ -51,17 +53,26 @@ pub async fn send(
         return lite::send(hosted, context, send, &topic).await;
     }
     let now = hosted.now();
-    let queue = match topic.settings.message_type {
-        MessageType::Fifo => queue_in_order(send, &topic)?,
-        _ => hosted.next_queue(&topic),
-    };
+    let is_ordered = topic.settings.message_type == MessageType::Fifo;
+    let generation = Generation(send.generation);
+    if is_ordered && !serves(&topic, generation) {
+        return Ok(first_answer(hosted, send, &topic).unwrap_or(GroupResponse::Moved));
+    }
+    let queue = if is_ordered { queue_in_order(send, &topic)? } else { hosted.next_queue(&topic) };
     let mut messages = intake::new_messages(&send.request, queue, now, context.peer);
     if topic.settings.message_type == MessageType::Priority {
         messages.iter_mut().for_each(|message| message.queue = queue_of_priority(message, &topic));
     }
-    let _room = check_command(hosted, encoded_append_bytes(&messages), context).await?;
-    let stored = match hosted.propose(encode_append(hosted.now(), topic.id, &messages)).await? {
+    let _room = check_command(hosted, encoded_append_in_order_bytes(&messages), context).await?;
+    let command = if is_ordered {
+        encode_append_in_order(hosted.now(), topic.id, generation, &messages)
+    } else {
+        encode_append(hosted.now(), topic.id, &messages)
+    };
+    let stored = match hosted.propose(command).await? {
         Answer::Stored(stored) => stored,
+        // It ended between the look at the state and this entry.
+        Answer::Refused(Refusal::GenerationEnded) => return Ok(GroupResponse::Moved),
         Answer::Refused(refusal) => return Err(refused(refusal, send.topic.as_str()).into()),
         other => return Err(unexpected("AppendMessages", &other)),
     };
@@ -76,6 +87,30 @@ pub async fn send(
 fn queue_of_priority(message: &NewMessage, topic: &TopicView) -> QueueId {
     let priority = message.properties.priority.and_then(|priority| u32::try_from(priority).ok()).unwrap_or(0);
     QueueId(priority.min(topic.settings.queues.saturating_sub(1)))
+}
+
+/// Whether sends placed by this generation are stored now, as far as this replica has applied.
+fn serves(topic: &TopicView, generation: Generation) -> bool {
+    match &topic.placement {
+        None => generation == Generation(0),
+        Some(placement) => placement.generation == generation && !placement.is_closed,
+    }
+}
+
+/// The answer to a repeat of messages that a generation stored which is not served any more.
+///
+/// No entry is needed: that generation's end is applied here, so nothing more is stored by it, and
+/// what is remembered now is all there is to remember.
+fn first_answer(hosted: &HostedGroup, send: &SendRequest, topic: &TopicView) -> Option<GroupResponse> {
+    let ids: Vec<&str> = send
+        .request
+        .messages
+        .iter()
+        .map(|message| message.system_properties.as_ref().map_or("", |system| system.message_id.as_str()))
+        .collect();
+    let stored = hosted.state.stored_before(topic.id, ids.iter().copied())?;
+    let entries = ids.into_iter().zip(stored).map(|(id, at)| entry(id.to_owned(), at)).collect();
+    Some(GroupResponse::Send(SendMessageResponse { status: Some(codes::ok()), entries }))
 }
 
 /// The queue the edge chose by the message group or the lite topic.

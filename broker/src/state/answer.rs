@@ -3,7 +3,7 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 45 offsets set, 62 lite synced, 63 expired, 255 refused |
+//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 45 offsets set, 50 generation, 51 drained, 62 lite synced, 63 expired, 255 refused |
 //! | 1 | … | by kind, in the order of the fields below |
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -11,7 +11,7 @@ use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 
 use super::command::wire::{FieldReader, MalformedField, put_list};
-use super::names::{ConsumerGroupId, Decision, DeliveryEpoch, TopicId};
+use super::names::{ConsumerGroupId, Decision, DeliveryEpoch, Generation, TopicId};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -62,6 +62,10 @@ pub enum Answer {
     LiteSynced(LiteSynced),
     /// How many lite topics went.
     LiteExpired(u32),
+    /// The generation by which the topic is served here now; the step is done, now or earlier.
+    Generation(Generation),
+    /// Whether the generation counts as drained now.
+    Drained(bool),
     Refused(Refusal),
 }
 
@@ -185,7 +189,7 @@ pub enum Refusal {
     TransactionOfOtherTopic = 21,
     #[error("{} transactions wait for their outcome", ledgermq_common::limits::UNDECIDED_TRANSACTIONS_MAX)]
     TooManyTransactions = 22,
-    #[error("the number of queues of a topic with order cannot change: its message groups would move")]
+    #[error("the queues of a topic with order become more by generations only, and its order stays")]
     QueuesOfOrderedTopic = 23,
     #[error("the offset is below the first or above the next of its queue")]
     OffsetOutOfRange = 40,
@@ -202,6 +206,18 @@ pub enum Refusal {
         ledgermq_common::limits::LITE_SUBSCRIPTIONS_MAX
     )]
     LiteSubscriptions = 64,
+    #[error("only a topic with order (type FIFO) grows by generations")]
+    TopicWithoutOrder = 50,
+    #[error("the topic is growing to another number of queues")]
+    GenerationUnderWay = 51,
+    #[error("the step is not the next one of the topic's growth")]
+    GenerationNotPrepared = 52,
+    #[error("the generation before is not closed")]
+    GenerationNotClosed = 53,
+    #[error("the topic keeps {} ended generations; more are not possible", super::GENERATIONS_MAX)]
+    TooManyGenerations = 54,
+    #[error("messages are not stored by this generation of the topic's queues now")]
+    GenerationEnded = 55,
 }
 
 impl Answer {
@@ -330,6 +346,14 @@ impl Answer {
                 out.put_u8(63);
                 out.put_u32_le(*lite_topics);
             }
+            Self::Generation(generation) => {
+                out.put_u8(50);
+                out.put_u32_le(generation.get());
+            }
+            Self::Drained(is_drained) => {
+                out.put_u8(51);
+                out.put_u8(u8::from(*is_drained));
+            }
             Self::Refused(refusal) => {
                 out.put_u8(255);
                 out.put_u8(*refusal as u8);
@@ -417,6 +441,8 @@ impl Answer {
                 evicted: reader.u32("evicted")?,
             }),
             63 => Self::LiteExpired(reader.u32("lite topics")?),
+            50 => Self::Generation(Generation(reader.u32("generation")?)),
+            51 => Self::Drained(reader.bool("drained")?),
             255 => {
                 let number = reader.u8("refusal")?;
                 Self::Refused(Refusal::from_number(number).ok_or_else(|| reader.malformed("refusal"))?)
@@ -461,6 +487,12 @@ impl Refusal {
             62 => Self::LiteTopics,
             63 => Self::LiteClientQuota,
             64 => Self::LiteSubscriptions,
+            50 => Self::TopicWithoutOrder,
+            51 => Self::GenerationUnderWay,
+            52 => Self::GenerationNotPrepared,
+            53 => Self::GenerationNotClosed,
+            54 => Self::TooManyGenerations,
+            55 => Self::GenerationEnded,
             _ => return None,
         })
     }

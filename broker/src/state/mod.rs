@@ -16,7 +16,7 @@
 //! | [`records`] | the state as records, for checkpoints and snapshots |
 //! | [`checkpoint`], [`meta_store`] | the state on disk, derived |
 //! | [`snapshot`], [`digest`] | the state as a stream, and as a number to compare |
-//! | [`machine`], [`questions`], [`transaction_questions`] | [`BrokerState`], the whole as the log and the executor see it |
+//! | [`machine`], [`questions`], [`generation_questions`], [`transaction_questions`] | [`BrokerState`], the whole as the log and the executor see it |
 
 pub mod answer;
 mod applied;
@@ -25,6 +25,7 @@ pub mod command;
 mod consume_queue;
 mod dead_letters;
 mod digest;
+mod generation_questions;
 mod key_index;
 mod lite;
 mod machine;
@@ -45,6 +46,7 @@ pub use answer::{
     Scheduled, StoredAt, TransactionEnd,
 };
 pub use applied::QueueRange;
+pub use applied::generations::GENERATIONS_MAX;
 pub use applied::timers::FIRED_PER_ENTRY_MAX;
 pub use command::{
     AckEntry, AckMessages, AppendDelayed, Backoff, ChangeInvisible, Command, CommandError, CommitOffset,
@@ -55,8 +57,9 @@ pub use command::{
     UpdateTopic, encode_append, encode_delayed, encoded_append_bytes, encoded_delayed_bytes, tag_code,
 };
 pub use command::{
-    AppendLite, ExpireLite, GroupAttributes, LiteAction, LiteStart, PRIORITY_FACTOR_MAX, SetGroupAttributes,
-    SetLiteTopic, SyncLite, encode_lite, encoded_lite_bytes,
+    AppendInOrder, AppendLite, CloseGeneration, DrainGeneration, ExpireLite, GroupAttributes, LiteAction,
+    LiteStart, OpenGeneration, PRIORITY_FACTOR_MAX, PrepareGeneration, SetGroupAttributes, SetLiteTopic,
+    SyncLite, encode_append_in_order, encode_lite, encoded_append_in_order_bytes, encoded_lite_bytes,
 };
 pub use command::{
     CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
@@ -65,6 +68,7 @@ pub use command::{
 pub use consume_queue::IndexEntry;
 pub use dead_letters::{DeliveryState, EndedDelivery};
 pub use digest::StateDigest;
+pub use generation_questions::{DrainCandidate, Draining, EndedView, Growth, PlacementView};
 pub use key_index::SearchKey;
 pub use lite::{LitePlan, LiteReader, LiteReceive, LiteTopicView, TakenLite};
 pub use machine::{
@@ -72,8 +76,8 @@ pub use machine::{
 };
 pub use message_search::FoundRecord;
 pub use names::{
-    AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash,
-    MessageType, OrderKey, Permission, TopicId,
+    AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, Generation,
+    MessageIdHash, MessageType, OrderKey, Permission, TopicId,
 };
 pub use planner::{
     LeasePlan, PLAN_SCAN_ENTRIES_MAX, PLAN_SKIPPED_ENTRIES_MIN, PlannedMessage, QueueChoice, ReceiveRequest,

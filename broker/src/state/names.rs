@@ -33,6 +33,21 @@ number! {
     ConsumerGroupId(u32)
 }
 number! {
+    /// A list of the queues of a topic with order by which sends are placed; a topic begins with 0.
+    Generation(u32)
+}
+
+impl Generation {
+    pub(crate) fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    pub(crate) fn before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+}
+
+number! {
     /// One delivery of one message; a later delivery of the message has a greater one.
     DeliveryEpoch(u64)
 }

@@ -11,6 +11,7 @@ use super::answer::Granted;
 use super::applied::Applied;
 use super::command::{ConsumerGroupSettings, TopicSettings};
 use super::consume_queue::{IndexEntry, QueueKey};
+use super::generation_questions::{self, PlacementView};
 use super::machine::BrokerState;
 use super::names::{AttemptHash, ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
 
@@ -20,6 +21,8 @@ pub struct TopicView {
     pub name: String,
     pub settings: TopicSettings,
     pub created_at: UnixMillis,
+    /// Of a topic with order that has grown or is growing.
+    pub placement: Option<PlacementView>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -325,6 +328,7 @@ fn topic_view(applied: &Applied, id: TopicId) -> Option<TopicView> {
         name: topic.name.clone(),
         settings: topic.settings,
         created_at: topic.created_at,
+        placement: generation_questions::placement(applied, id),
     })
 }
 

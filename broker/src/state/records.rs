@@ -4,13 +4,16 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `u` committed offset, `x` transactions, `l` lite topics |
+//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `u` committed offset, `x` transactions, `n` generations, `l` lite topics |
 //! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`, `u`) |
 //! | 1 | 8 | `d`: delivery time of the recalled timer |
 //! | 9 | 8 | `d`: its physical offset |
 //! | 5 | 4 | `q`: block of queues; `p`, `u`: topic |
 //! | 9 | 4 | `p`, `u`: queue |
 //! | 1 | 1 | `x`: 1 an undecided transaction, 2 outcomes |
+//! | 1 | 1 | `n`: 1 the generations of a topic, 2 how far a consumer group drained them |
+//! | 2 | 4 | `n`: topic (1), consumer group (2) |
+//! | 6 | 4 | `n`: topic (2) |
 //! | 2 | 8 | `x`: physical offset of the half's record, or number of the chunk of outcomes |
 //! | 1 | 1 | `l`: 1 a lite topic, 2 a client that reads them, 3 their parent, 4 attributes of a consumer group |
 //! | 2 | 4 | `l`: topic (1, 3) or consumer group (2, 4) |
@@ -33,6 +36,10 @@
 //! | lite client | client id, topic u32, version u64, list of queues u32 it reads, list of queues u32 it lost |
 //! | lite parent | next queue u32, idle time u64 ms |
 //! | group attributes | as in `SetGroupAttributes` |
+//! | generations | current u32, layout; is there a next u8, and then: its number u32, layout, closed u8; list of ended: number u32, layout, ended u64 ms, list of ends u64 |
+//! | drained | below u32, resets u32 |
+//!
+//! A layout is as in `PrepareGeneration`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,14 +49,16 @@ use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{LogIndex, PhysicalOffset, QueueId, QueueOffset, Term};
 use ledgermq_raft_store::EntryId;
 
+use super::applied::generations::{Drained, EndedGeneration, Generations, NextGeneration};
 use super::applied::lite::{LiteClient, LiteParent, LiteTopic};
 use super::applied::progress::{Lease, Progress};
 use super::applied::transactions::{Outcome, Transaction};
 use super::applied::{ConsumerGroup, QueueRange, Scalars};
 use super::command::wire::{FieldReader, MalformedField, put_count, put_list, put_text};
-use super::command::{ConsumerGroupSettings, GroupAttributes, TopicSettings};
+use super::command::{ConsumerGroupSettings, GroupAttributes, TopicSettings, put_layout, read_layout};
 use super::names::{
-    AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, MessageIdHash, OrderKey, TopicId,
+    AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, Generation, MessageIdHash, OrderKey,
+    TopicId,
 };
 use super::timers::{TimerKey, TimerProgress};
 
@@ -75,6 +84,8 @@ pub(crate) enum RecordKey {
     LiteClient(ConsumerGroupId, ClientHash),
     LiteParent(TopicId),
     GroupAttributes(ConsumerGroupId),
+    Generations(TopicId),
+    Drained(ConsumerGroupId, TopicId),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -92,6 +103,8 @@ pub(crate) enum RecordValue {
     LiteClient(LiteClient),
     LiteParent(LiteParent),
     GroupAttributes(GroupAttributes),
+    Generations(Generations),
+    Drained(Drained),
 }
 
 impl RecordKey {
@@ -153,6 +166,15 @@ impl RecordKey {
                 out.put_slice(&[b'l', 4]);
                 out.put_u32(group.get());
             }
+            Self::Generations(topic) => {
+                out.put_slice(&[b'n', 1]);
+                out.put_u32(topic.get());
+            }
+            Self::Drained(group, topic) => {
+                out.put_slice(&[b'n', 2]);
+                out.put_u32(group.get());
+                out.put_u32(topic.get());
+            }
             Self::Timers => out.put_u8(b'd'),
             Self::Recalled(key) => {
                 out.put_u8(b'd');
@@ -187,6 +209,10 @@ impl RecordKey {
             }
             (b'l', 6) if key.get(1) == Some(&3) => Some(Self::LiteParent(TopicId(number(2)?))),
             (b'l', 6) if key.get(1) == Some(&4) => Some(Self::GroupAttributes(ConsumerGroupId(number(2)?))),
+            (b'n', 6) if key.get(1) == Some(&1) => Some(Self::Generations(TopicId(number(2)?))),
+            (b'n', 10) if key.get(1) == Some(&2) => {
+                Some(Self::Drained(ConsumerGroupId(number(2)?), TopicId(number(6)?)))
+            }
             (b'd', 1) => Some(Self::Timers),
             (b'd', 17) => {
                 let wide = |at: usize| Some((u64::from(number(at)?) << 32) | u64::from(number(at + 4)?));
@@ -268,6 +294,11 @@ impl RecordValue {
                 out.put_u64_le(parent.expire_after_ms);
             }
             Self::GroupAttributes(attributes) => attributes.put(&mut out),
+            Self::Generations(generations) => put_generations(&mut out, generations),
+            Self::Drained(drained) => {
+                out.put_u32_le(drained.below.get());
+                out.put_u32_le(drained.resets);
+            }
             Self::Recalled => {}
         }
         out.freeze()
@@ -307,6 +338,11 @@ impl RecordValue {
                 pending: reader.u64("pending timers")?,
             }),
             RecordKey::Recalled(_) => Self::Recalled,
+            RecordKey::Generations(_) => Self::Generations(read_generations(reader)?),
+            RecordKey::Drained(..) => Self::Drained(Drained {
+                below: Generation(reader.u32("drained below")?),
+                resets: reader.u32("resets")?,
+            }),
             RecordKey::Offset(..) => Self::Offset(reader.u64("committed offset")?),
             RecordKey::LiteTopic(..) => Self::LiteTopic(LiteTopic {
                 name: Arc::from(reader.text("name")?),
@@ -334,6 +370,45 @@ impl RecordValue {
         reader.end("end of the value")?;
         Ok(value)
     }
+}
+
+fn put_generations(out: &mut BytesMut, generations: &Generations) {
+    out.put_u32_le(generations.current.get());
+    put_layout(out, &generations.layout);
+    out.put_u8(u8::from(generations.next.is_some()));
+    if let Some(next) = &generations.next {
+        out.put_u32_le(next.generation.get());
+        put_layout(out, &next.layout);
+        out.put_u8(u8::from(next.is_closed));
+    }
+    put_list(out, &generations.ended, |out, ended| {
+        out.put_u32_le(ended.generation.get());
+        put_layout(out, &ended.layout);
+        out.put_u64_le(ended.ended_at.get());
+        put_list(out, &ended.ends, |out, end| out.put_u64_le(*end));
+    });
+}
+
+fn read_generations(reader: &mut FieldReader<'_>) -> Result<Generations, MalformedField> {
+    let current = Generation(reader.u32("current generation")?);
+    let layout = read_layout(reader)?;
+    let next = match reader.bool("next generation")? {
+        false => None,
+        true => Some(NextGeneration {
+            generation: Generation(reader.u32("next generation")?),
+            layout: read_layout(reader)?,
+            is_closed: reader.bool("closed")?,
+        }),
+    };
+    let ended = reader.list(24, "ended generations", |reader| {
+        Ok(EndedGeneration {
+            generation: Generation(reader.u32("ended generation")?),
+            layout: read_layout(reader)?,
+            ended_at: UnixMillis(reader.u64("ended at")?),
+            ends: reader.list(8, "ends", |reader| reader.u64("end"))?,
+        })
+    })?;
+    Ok(Generations { current, layout, next, ended })
 }
 
 fn put_transaction(out: &mut BytesMut, open: &Transaction) {

@@ -17,11 +17,11 @@ use crate::support::{Client, Cluster, PATIENCE};
 
 const QUEUES: u32 = 3;
 
-fn short() -> Receive {
+pub fn short() -> Receive {
     Receive { poll: Duration::from_millis(300), ..Receive::default() }
 }
 
-fn step(message_group: &str, number: u32) -> Message {
+pub fn step(message_group: &str, number: u32) -> Message {
     let mut message =
         message("steps", &format!("{message_group}-{number}"), &format!("{message_group}-{number}"));
     message.system_properties.as_mut().expect("system properties").message_group =
@@ -29,13 +29,13 @@ fn step(message_group: &str, number: u32) -> Message {
     message
 }
 
-async fn admin(cluster: &Cluster) -> AdminClient<Channel> {
+pub async fn admin(cluster: &Cluster) -> AdminClient<Channel> {
     let address = format!("http://{}", cluster.nodes[0].client_addr());
     AdminClient::new(Endpoint::from_shared(address).expect("an address").connect().await.expect("a broker"))
 }
 
 /// Nodes with two groups, a topic with order in both, and a consumer group that keeps it.
-async fn start(nodes: usize) -> Cluster {
+pub async fn start(nodes: usize) -> Cluster {
     let start = move || {
         Cluster::start_with(nodes, |config| {
             let mut second: GroupEntry = config.groups[0].clone();
@@ -62,21 +62,21 @@ async fn start(nodes: usize) -> Cluster {
     cluster
 }
 
-async fn stop(cluster: Cluster) {
+pub async fn stop(cluster: Cluster) {
     tokio::task::spawn_blocking(move || drop(cluster)).await.expect("dropped");
 }
 
-fn group_of(message: &Message) -> &str {
+pub fn group_of(message: &Message) -> &str {
     system(message).message_group.as_deref().expect("a message group")
 }
 
-fn number_of(message: &Message) -> u32 {
+pub fn number_of(message: &Message) -> u32 {
     let text = std::str::from_utf8(&message.body).expect("text");
     text.rsplit('-').next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
 /// Receives from one broker group and acknowledges.
-async fn take(client: &Client, broker: &str, batch: i32) -> Vec<Message> {
+pub async fn take(client: &Client, broker: &str, batch: i32) -> Vec<Message> {
     let receive = Receive { broker: broker.to_owned(), batch, ..short() };
     client.receive("steps", "workers", receive).await.1
 }

@@ -70,6 +70,14 @@ enum TopicCommand {
     Show {
         name: String,
     },
+    /// Give a topic more queues. A topic with order grows by a generation of queues: consumer groups
+    /// with order consume what is there before what comes.
+    Update {
+        name: String,
+        /// Queues in each group; never fewer than now.
+        #[arg(long)]
+        queues: u32,
+    },
     /// Delete a topic with its messages.
     Delete {
         name: String,
@@ -137,13 +145,15 @@ async fn topic(admin: &Admin, command: TopicCommand) -> anyhow::Result<(String, 
         }
         TopicCommand::List => {
             let topics = admin.list_topics(wire::ListTopicsRequest {}).await?.topics;
-            let mut table = table(&["topic", "type", "queues per group", "groups"]);
+            let mut table = table(&["topic", "type", "queues per group", "groups", "generation", "draining"]);
             for topic in &topics {
                 table.add_row([
                     topic.name.clone(),
                     type_name(topic.message_type),
                     topic.queues.to_string(),
                     topic.groups.join(", "),
+                    generation_of(topic),
+                    topic.draining.join(", "),
                 ]);
             }
             (table.to_string(), topics.iter().map(topic_as_json).collect())
@@ -151,6 +161,23 @@ async fn topic(admin: &Admin, command: TopicCommand) -> anyhow::Result<(String, 
         TopicCommand::Show { name } => {
             let shown = admin.show_topic(wire::ShowTopicRequest { name }).await?;
             (shown_as_text(&shown), shown_as_json(&shown))
+        }
+        TopicCommand::Update { name, queues } => {
+            let request = wire::UpdateTopicRequest { name: name.clone(), queues };
+            let answer = admin.update_topic(request).await?;
+            let topic = answer.topic.unwrap_or_default();
+            let text = match (answer.changed, topic.draining.as_slice()) {
+                (false, _) => format!("topic {name} has {queues} queues in each group already"),
+                (true, []) => {
+                    format!("topic {name} has {queues} queues in each of {}", topic.groups.join(", "))
+                }
+                (true, draining) => format!(
+                    "topic {name} has {queues} queues in each of {}; these drain what was before: {}",
+                    topic.groups.join(", "),
+                    draining.join(", ")
+                ),
+            };
+            (text, json!({ "changed": answer.changed, "topic": topic_as_json(&topic) }))
         }
         TopicCommand::Delete { name } => {
             admin.delete_topic(wire::DeleteTopicRequest { name: name.clone() }).await?;
@@ -189,7 +216,19 @@ fn topic_as_json(topic: &wire::Topic) -> Value {
         "queues": topic.queues,
         "groups": topic.groups,
         "created_ms": topic.created_ms,
+        "generation": topic.generation,
+        "growing_to": topic.growing_to,
+        "draining": topic.draining,
     })
+}
+
+/// Empty for a topic that never grew by generations.
+fn generation_of(topic: &wire::Topic) -> String {
+    match (topic.generation, topic.growing_to) {
+        (0, None) => String::new(),
+        (generation, None) => generation.to_string(),
+        (generation, Some(queues)) => format!("{generation}, growing to {queues} queues"),
+    }
 }
 
 fn shown_as_text(shown: &wire::ShowTopicResponse) -> String {
@@ -213,8 +252,30 @@ fn shown_as_text(shown: &wire::ShowTopicResponse) -> String {
             reader.inflight.to_string(),
         ]);
     }
+    let mut growth = String::new();
+    if !shown.generations.is_empty() {
+        let mut generations = table(&["group", "generation", "state", "queues over all groups"]);
+        for of in &shown.generations {
+            generations.add_row([
+                of.group.clone(),
+                of.number.to_string(),
+                of.state.clone(),
+                of.queues.to_string(),
+            ]);
+        }
+        let mut draining = table(&["group", "consumer group", "drains generation", "left"]);
+        for of in &shown.draining {
+            draining.add_row([
+                of.group.clone(),
+                of.consumer_group.clone(),
+                of.generation.to_string(),
+                of.left.to_string(),
+            ]);
+        }
+        growth = format!("\n\n{generations}\n\n{draining}");
+    }
     format!(
-        "topic {} ({}, {} queues in each of {})\n\n{queues}\n\n{readers}",
+        "topic {} ({}, {} queues in each of {})\n\n{queues}\n\n{readers}{growth}",
         topic.name,
         type_name(topic.message_type),
         topic.queues,
@@ -232,6 +293,13 @@ fn shown_as_json(shown: &wire::ShowTopicResponse) -> Value {
         "consumptions": shown.consumptions.iter().map(|reader| json!({
             "group": reader.group, "consumer_group": reader.consumer_group,
             "ready": reader.ready, "inflight": reader.inflight,
+        })).collect::<Vec<_>>(),
+        "generations": shown.generations.iter().map(|of| json!({
+            "group": of.group, "number": of.number, "state": of.state, "queues": of.queues,
+        })).collect::<Vec<_>>(),
+        "draining": shown.draining.iter().map(|of| json!({
+            "group": of.group, "consumer_group": of.consumer_group,
+            "generation": of.generation, "left": of.left,
         })).collect::<Vec<_>>(),
     })
 }

@@ -19,6 +19,7 @@ use crate::group_call::{
     Filter, GroupRequest, GroupResponse, NotExecuted, OffsetQuery, OffsetRequest, PullRequest, Pulled,
     ReceiveRequest, Received, Refused, SendRequest, SyncLite, TakenLite, TopicDescription,
 };
+use crate::placement;
 
 pub(crate) fn write_request(
     group: &GroupName,
@@ -38,6 +39,10 @@ pub(crate) fn write_request(
             internal: context.internal,
         }),
         request: Some(write_content(request, now)),
+        generation: match request {
+            GroupRequest::Send(send) => send.generation,
+            _ => 0,
+        },
     }
 }
 
@@ -154,7 +159,11 @@ pub(super) fn read_request(
     let content = request.request.ok_or_else(|| {
         Refused::new(Code::NotImplemented, "the forwarded request is of a kind this node does not know")
     })?;
-    Ok((group, context, read_content(content, now)?))
+    let mut content = read_content(content, now)?;
+    if let GroupRequest::Send(send) = &mut content {
+        send.generation = request.generation;
+    }
+    Ok((group, context, content))
 }
 
 fn read_content(content: Request, now: Instant) -> Result<GroupRequest, Refused> {
@@ -162,7 +171,7 @@ fn read_content(content: Request, now: Instant) -> Result<GroupRequest, Refused>
         Request::Send(request) => {
             let name =
                 request.messages.first().and_then(|m| m.topic.as_ref()).map_or("", |topic| &topic.name);
-            GroupRequest::Send(SendRequest { topic: topic(name)?, request })
+            GroupRequest::Send(SendRequest { topic: topic(name)?, request, generation: 0 })
         }
         Request::Receive(receive) => GroupRequest::Receive(ReceiveRequest {
             consumer_group: consumer_group(&receive.consumer_group)?,
@@ -320,6 +329,7 @@ pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardRe
         }),
         Ok(GroupResponse::Operation(result)) => Reply::Operation(result),
         Ok(GroupResponse::Done) => Reply::Done(pb::Done {}),
+        Ok(GroupResponse::Moved) => Reply::Moved(pb::Done {}),
         Ok(GroupResponse::Refused(refusal)) => return refused(&refusal),
         Err(not_executed) => Reply::NotExecuted(write_not_executed(not_executed)),
     };
@@ -379,6 +389,7 @@ pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotEx
         ),
         Reply::Operation(result) => GroupResponse::Operation(result),
         Reply::Done(pb::Done {}) => GroupResponse::Done,
+        Reply::Moved(pb::Done {}) => GroupResponse::Moved,
         Reply::Refused(status) => GroupResponse::Refused(Refused {
             code: Code::try_from(status.code).unwrap_or(Code::InternalServerError),
             message: status.message,
@@ -430,6 +441,7 @@ fn write_topic(topic: TopicDescription) -> pb::Topic {
         message_type: topic.message_type.into(),
         queues: topic.queues,
         created_ms: topic.created.get(),
+        placement: topic.placement.as_deref().map(placement::write),
     }
 }
 
@@ -439,6 +451,7 @@ fn read_topic(topic: pb::Topic) -> Result<TopicDescription, NameError> {
         message_type: MessageType::try_from(topic.message_type).unwrap_or_default(),
         queues: topic.queues,
         created: UnixMillis(topic.created_ms),
+        placement: topic.placement.and_then(placement::read),
     })
 }
 

@@ -398,6 +398,7 @@ pub fn topic(name: &str, message_type: MessageType) -> TopicDescription {
         message_type,
         queues: 4,
         created: UnixMillis(1),
+        placement: None,
     }
 }
 

@@ -64,7 +64,8 @@ fn main() -> anyhow::Result<()> {
     println!(
         "{} seeds in {:.1} s: {} violated; {} with a power loss of all nodes ({} such losses); {} sends answered, \
          {} of them repeats, {} unknown outcomes on the way, {} deliveries, {} acknowledgements, {} leaderships, \
-         {} purges, {} states replaced by a snapshot, {} delayed messages, {} recalled",
+         {} purges, {} states replaced by a snapshot, {} delayed messages, {} recalled, {} sends and {} \
+         deliveries in order, {} generations of queues",
         outcomes.len(),
         started.elapsed().as_secs_f64(),
         failed.len(),
@@ -80,6 +81,9 @@ fn main() -> anyhow::Result<()> {
         sum(|outcome| outcome.tallies.restores),
         sum(|outcome| outcome.tallies.delayed),
         sum(|outcome| outcome.tallies.recalled),
+        sum(|outcome| outcome.tallies.steps),
+        sum(|outcome| outcome.tallies.ordered_grants),
+        sum(|outcome| outcome.tallies.generations),
     );
     if !failed.is_empty() {
         let seeds: Vec<u64> = failed.iter().map(|outcome| outcome.seed).collect();

@@ -29,7 +29,7 @@ impl Client {
                     return std::future::pending().await;
                 }
                 Some(Response::NotLeader { .. }) => {}
-                Some(Response::OutcomeUnknown) | None => self.oracle.unknown_outcome(&self.who, id),
+                Some(_) | None => self.oracle.unknown_outcome(&self.who, id),
             }
         }
     }
@@ -65,7 +65,7 @@ impl Client {
                 std::future::pending().await
             }
             Some(Response::NotLeader { .. }) => false,
-            Some(Response::OutcomeUnknown) | None => {
+            Some(_) | None => {
                 self.oracle.unknown_outcome(&self.who, id);
                 false
             }
@@ -76,7 +76,7 @@ impl Client {
     pub(super) async fn check(&mut self) {
         match self.call(&Request::Check).await {
             Some(Response::Answered(Answer::Transactions(_)))
-            | Some(Response::NotLeader { .. } | Response::OutcomeUnknown)
+            | Some(Response::NotLeader { .. } | Response::OutcomeUnknown | Response::Placement { .. })
             | None => {}
             Some(Response::Answered(answer)) => {
                 self.oracle.violate(format_args!("{}: a check was answered by {answer:?}", self.who));

@@ -22,7 +22,7 @@ use crate::state::command::{
     DeleteTopic, UpdateConsumerGroup, UpdateTopic,
 };
 use crate::state::consume_queue::{IndexEntry, QueueKey};
-use crate::state::names::{ClientHash, ConsumerGroupId, MessageType, TopicId};
+use crate::state::names::{ClientHash, ConsumerGroupId, Generation, MessageType, TopicId};
 use crate::state::records::{QUEUES_PER_RECORD, RecordKey};
 
 /// What an applied batch means to those who wait for messages.
@@ -69,7 +69,7 @@ impl Applied {
 
     fn execute(&mut self, command: Command, payload_at: PhysicalOffset, effects: &mut Effects) -> Answer {
         let result = match command {
-            Command::AppendMessages(command) => self.append(&command, payload_at, effects),
+            Command::AppendMessages(command) => self.append_unordered(&command, payload_at, effects),
             Command::CreateTopic(command) => self.create_topic(command),
             Command::UpdateTopic(command) => self.update_topic(command),
             Command::DeleteTopic(command) => Ok(self.delete_topic(&command)),
@@ -103,11 +103,27 @@ impl Applied {
             Command::SuspendDelivery(command) => {
                 Ok(Answer::Changed(self.change_invisible(&command, true, effects)))
             }
+            Command::PrepareGeneration(command) => self.prepare_generation(command),
+            Command::CloseGeneration(command) => self.close_generation(command),
+            Command::OpenGeneration(command) => self.open_generation(command),
+            Command::DrainGeneration(command) => self.drain_generation(command, effects),
+            Command::AppendInOrder(command) => self.append_in_order(&command, payload_at, effects),
         };
         result.unwrap_or_else(Answer::Refused)
     }
 
-    fn append(
+    /// To a topic with order it is a send placed by the first generation.
+    fn append_unordered(
+        &mut self,
+        command: &AppendMessages,
+        payload_at: PhysicalOffset,
+        effects: &mut Effects,
+    ) -> Result<Answer, Refusal> {
+        self.check_generation(command, Generation(0))?;
+        self.append(command, payload_at, effects)
+    }
+
+    pub(super) fn append(
         &mut self,
         command: &AppendMessages,
         payload_at: PhysicalOffset,
@@ -122,7 +138,9 @@ impl Applied {
         let mut stored = Vec::with_capacity(command.messages.len());
         for message in &command.messages {
             let key = window_key(command.topic, &message.id);
-            if let Some(first) = self.window.find(key) {
+            if let Some(first) =
+                self.window.find(key).filter(|first| !self.generations.misses(command.topic, first))
+            {
                 stored.push(StoredAt {
                     queue: QueueId(first.queue),
                     offset: QueueOffset(first.offset),
@@ -189,6 +207,9 @@ impl Applied {
         {
             return Err(Refusal::QueuesOfOrderedTopic);
         }
+        if command.settings.message_type != MessageType::Fifo && self.generations.topics.contains_key(&id) {
+            return Err(Refusal::QueuesOfOrderedTopic);
+        }
         topic.settings = command.settings;
         topic.queues.resize(command.settings.queues as usize, QueueRange::default());
         self.mark_topic_dirty(id, command.settings.queues);
@@ -207,6 +228,7 @@ impl Applied {
         self.drop_transactions(id);
         self.drop_lite_topics(id);
         self.drop_offsets(|_, topic| topic == id);
+        self.drop_generations(id);
         Answer::Deleted(true)
     }
 
@@ -246,6 +268,7 @@ impl Applied {
         }
         self.drop_lite_group(id);
         self.drop_offsets(|group, _| group == id);
+        self.drop_drained(|group, _| group == id);
         Answer::Deleted(true)
     }
 
@@ -256,13 +279,13 @@ impl Applied {
         }
     }
 
-    fn mark_topic_dirty(&mut self, id: TopicId, queues: u32) {
+    pub(super) fn mark_topic_dirty(&mut self, id: TopicId, queues: u32) {
         self.dirty.insert(RecordKey::Topic(id));
         let blocks = queues.div_ceil(QUEUES_PER_RECORD as u32);
         self.dirty.extend((0..blocks).map(|block| RecordKey::Queues(id, block)));
     }
 }
 
-fn check_queues(queues: u32) -> Result<(), Refusal> {
+pub(super) fn check_queues(queues: u32) -> Result<(), Refusal> {
     if (1..=TOPIC_QUEUES_MAX).contains(&queues) { Ok(()) } else { Err(Refusal::QueueCount) }
 }

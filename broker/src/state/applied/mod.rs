@@ -8,6 +8,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod dead_letters;
+pub(crate) mod generations;
 pub(crate) mod leases;
 pub(crate) mod lite;
 pub(crate) mod offsets;
@@ -31,6 +32,7 @@ use super::key_index::KeyIndex;
 use super::names::{AttemptHash, ConsumerGroupId, OrderKey, TopicId};
 use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
 use super::timers::{TimerProgress, Timers};
+use generations::AllGenerations;
 use lite::LiteTopics;
 use progress::Progress;
 use transactions::Transactions;
@@ -103,6 +105,7 @@ pub(crate) struct Applied {
     pub(crate) timers: Timers,
     /// By consumer group, topic and queue: what those who pull by offset committed.
     pub(crate) offsets: BTreeMap<(ConsumerGroupId, TopicId, u32), u64>,
+    pub(crate) generations: AllGenerations,
     pub(crate) keys: KeyIndex,
     pub(crate) lite: LiteTopics,
     /// Records changed since the last checkpoint began.
@@ -167,6 +170,12 @@ impl Applied {
             RecordKey::GroupAttributes(group) => {
                 self.lite.attributes.get(&group).cloned().map(RecordValue::GroupAttributes)
             }
+            RecordKey::Generations(id) => {
+                self.generations.topics.get(&id).cloned().map(RecordValue::Generations)
+            }
+            RecordKey::Drained(group, topic) => {
+                self.generations.drained.get(&(group, topic)).copied().map(RecordValue::Drained)
+            }
             RecordKey::Recalled(key) => {
                 self.timers.recalled().contains(&key).then_some(RecordValue::Recalled)
             }
@@ -223,6 +232,9 @@ impl Applied {
         let offsets = self.offsets.keys().map(|key| RecordKey::Offset(key.0, key.1, key.2));
         let timers = self.record(RecordKey::Timers).map(|_| RecordKey::Timers);
         let recalled = self.timers.recalled().iter().map(|&key| RecordKey::Recalled(key));
+        let generations = self.generations.topics.keys().map(|&id| RecordKey::Generations(id));
+        let drained = self.generations.drained.keys().map(|key| RecordKey::Drained(key.0, key.1));
+        let generations = generations.chain(drained);
         let records = topics.chain(queues).chain(groups).chain(progress);
         let lite_topics = self.lite.topics.keys().map(|key| RecordKey::LiteTopic(key.0, key.1));
         let lite_clients = self.lite.clients.keys().map(|key| RecordKey::LiteClient(key.0, key.1));
@@ -230,7 +242,7 @@ impl Applied {
         let attributes = self.lite.attributes.keys().map(|&group| RecordKey::GroupAttributes(group));
         let lite = lite_topics.chain(lite_clients).chain(lite_parents).chain(attributes);
         let records = records.chain(undecided).chain(outcomes).chain(timers).chain(recalled);
-        records.chain(offsets).chain(lite)
+        records.chain(offsets).chain(lite).chain(generations)
     }
 
     /// Puts a record where it belongs, when the state is loaded. The order of records is free.
@@ -288,6 +300,12 @@ impl Applied {
             (RecordKey::GroupAttributes(group), RecordValue::GroupAttributes(attributes)) => {
                 self.lite.attributes.insert(group, attributes);
             }
+            (RecordKey::Generations(id), RecordValue::Generations(generations)) => {
+                self.generations.topics.insert(id, generations);
+            }
+            (RecordKey::Drained(group, topic), RecordValue::Drained(drained)) => {
+                self.generations.drained.insert((group, topic), drained);
+            }
             (RecordKey::Timers, RecordValue::Timers(progress)) => self.timers.load_progress(progress),
             (RecordKey::Recalled(key), RecordValue::Recalled) => self.timers.load_recalled(key),
             (key, _) => return Err(MisplacedRecord { key }),
@@ -331,6 +349,20 @@ impl Applied {
             let queues = self.topics.get(&open.topic).map_or(0, |topic| topic.queues.len());
             if open.queue.get() as usize >= queues {
                 return Err(IncompleteState { part: "transaction", id: id.get() });
+            }
+        }
+        for (&id, generations) in &self.generations.topics {
+            let queues = self.topics.get(&id).map_or(0, |topic| topic.queues.len());
+            if queues == 0 || generations.ended.iter().any(|ended| ended.ends.len() > queues) {
+                return Err(IncompleteState { part: "generations of topic", id: u64::from(id.get()) });
+            }
+        }
+        for &(group, topic) in self.generations.drained.keys() {
+            if !self.consumer_groups.contains_key(&group) || !self.topics.contains_key(&topic) {
+                return Err(IncompleteState {
+                    part: "drained generations of group",
+                    id: u64::from(group.get()),
+                });
             }
         }
         if !self.transactions.outcomes.is_complete() {

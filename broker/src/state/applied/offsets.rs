@@ -28,7 +28,8 @@ impl Applied {
         Ok(Answer::OffsetsSet(1))
     }
 
-    /// An offset outside its queue moves to the nearest end of it.
+    /// An offset outside its queue moves to the nearest end of it. Generations of a topic with order
+    /// are to be drained again.
     pub(super) fn reset_progress(
         &mut self,
         command: &ResetProgress,
@@ -53,6 +54,7 @@ impl Applied {
             }
             reset += 1;
         }
+        self.forget_drained(group, topic);
         effects.released.insert((group, topic));
         Ok(Answer::OffsetsSet(reset))
     }

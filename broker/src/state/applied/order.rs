@@ -6,8 +6,10 @@
 //!
 //! - a message is granted only if no lease of its order key is in force, those granted by the same
 //!   command excepted;
-//! - and only if every delivered, unacknowledged message of the key before it is granted by the same
-//!   command.
+//! - only if every delivered, unacknowledged message of the key before it is granted by the same
+//!   command;
+//! - and only before the ends of the first generation that the consumer group has not drained
+//!   ([`generations`](super::generations)).
 //!
 //! Order keys are hashes: two message groups with one key wait for each other, which is slow and right.
 
@@ -20,6 +22,7 @@ use ledgermq_common::clock::UnixMillis;
 use super::lite::is_lite;
 use super::progress::Lease;
 use super::{Applied, QueueRange, Subscription};
+use crate::defects::{self, Defect};
 use crate::state::answer::{Granted, Refusal};
 use crate::state::command::{LeaseInOrder, OrderedMessage, OrderedPart};
 use crate::state::names::{AttemptHash, DeliveryEpoch, OrderKey};
@@ -31,6 +34,7 @@ impl Applied {
         let attempts_max = group.settings.attempts_max;
         let topic = self.topics.get(&command.topic).ok_or(Refusal::TopicUnknown)?;
         let key = (command.consumer_group, command.topic);
+        let served = self.generations.served(command.consumer_group, command.topic);
         let subscription = self.subscriptions.entry(key).or_default();
         let mut granting = Granting {
             command,
@@ -46,7 +50,7 @@ impl Applied {
                 let reads = self.lite.reads(command.consumer_group, command.topic, queue, command.client);
                 reads.then(|| self.lite.range(command.topic, queue)).flatten()
             } else {
-                topic.queues.get(queue as usize).copied()
+                topic.queues.get(queue as usize).map(|&range| served.bound(queue, range))
             };
             let Some(range) = range else { continue };
             granting.part(part, range, subscription);
@@ -108,6 +112,10 @@ impl Granting<'_> {
         let progress = subscription.progress_mut(queue.get(), range.min);
         if message.again {
             let ended = progress.leases.get(&offset).filter(|lease| lease.until <= self.now).copied()?;
+            // Leased before the group consumed in order, and not its turn yet.
+            if offset >= range.max {
+                return None;
+            }
             // One that was delivered often enough goes to the dead letters first.
             if ended.is_last(self.attempts_max) {
                 return None;
@@ -154,6 +162,9 @@ fn may_follow(
     now: UnixMillis,
     subscription: &Subscription,
 ) -> bool {
+    if defects::is_active(Defect::TwoHolders) {
+        return true;
+    }
     let Some(progress) = subscription.queues.get(&queue.get()) else { return true };
     let held = subscription.orders.get(&(queue.get(), order)).into_iter().flatten();
     held.copied().filter(|held| *held != offset.get() && !granted_here.contains(held)).all(|held| {

@@ -21,6 +21,7 @@
 mod append;
 mod dead_letter;
 mod delivery;
+mod generation;
 mod lite;
 mod message;
 mod naming;
@@ -41,6 +42,11 @@ pub use delivery::{
     AckEntry, AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart,
     ReleaseClient,
 };
+pub use generation::{
+    AppendInOrder, CloseGeneration, DrainGeneration, OpenGeneration, PrepareGeneration,
+    encode_append_in_order, encoded_append_in_order_bytes,
+};
+pub(crate) use generation::{put_layout, read_layout};
 pub use lite::{
     AppendLite, ExpireLite, GroupAttributes, LiteAction, LiteStart, PRIORITY_FACTOR_MAX, SetGroupAttributes,
     SetLiteTopic, SyncLite, encode_lite, encoded_lite_bytes,
@@ -97,6 +103,11 @@ enum Kind {
     ExpireLite = 63,
     SetLiteTopic = 64,
     SuspendDelivery = 65,
+    PrepareGeneration = 50,
+    CloseGeneration = 51,
+    OpenGeneration = 52,
+    DrainGeneration = 53,
+    AppendInOrder = 54,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -131,6 +142,11 @@ pub enum Command {
     ExpireLite(ExpireLite),
     SetLiteTopic(SetLiteTopic),
     SuspendDelivery(ChangeInvisible),
+    PrepareGeneration(PrepareGeneration),
+    CloseGeneration(CloseGeneration),
+    OpenGeneration(OpenGeneration),
+    DrainGeneration(DrainGeneration),
+    AppendInOrder(AppendInOrder),
 }
 
 /// Why bytes are no command.
@@ -193,6 +209,11 @@ impl Command {
             Self::ExpireLite(body) => body.put(&mut out),
             Self::SetLiteTopic(body) => body.put(&mut out),
             Self::SuspendDelivery(body) => body.put(&mut out),
+            Self::PrepareGeneration(body) => body.put(&mut out),
+            Self::CloseGeneration(body) => body.put(&mut out),
+            Self::OpenGeneration(body) => body.put(&mut out),
+            Self::DrainGeneration(body) => body.put(&mut out),
+            Self::AppendInOrder(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -244,6 +265,11 @@ impl Command {
             Kind::ExpireLite => Self::ExpireLite(ExpireLite::read(reader)?),
             Kind::SetLiteTopic => Self::SetLiteTopic(SetLiteTopic::read(reader)?),
             Kind::SuspendDelivery => Self::SuspendDelivery(ChangeInvisible::read(reader)?),
+            Kind::PrepareGeneration => Self::PrepareGeneration(PrepareGeneration::read(reader)?),
+            Kind::CloseGeneration => Self::CloseGeneration(CloseGeneration::read(reader)?),
+            Kind::OpenGeneration => Self::OpenGeneration(OpenGeneration::read(reader)?),
+            Kind::DrainGeneration => Self::DrainGeneration(DrainGeneration::read(reader)?),
+            Kind::AppendInOrder => Self::AppendInOrder(AppendInOrder::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -287,6 +313,11 @@ impl Command {
             Self::ExpireLite(_) => Kind::ExpireLite,
             Self::SetLiteTopic(_) => Kind::SetLiteTopic,
             Self::SuspendDelivery(_) => Kind::SuspendDelivery,
+            Self::PrepareGeneration(_) => Kind::PrepareGeneration,
+            Self::CloseGeneration(_) => Kind::CloseGeneration,
+            Self::OpenGeneration(_) => Kind::OpenGeneration,
+            Self::DrainGeneration(_) => Kind::DrainGeneration,
+            Self::AppendInOrder(_) => Kind::AppendInOrder,
         }
     }
 }
@@ -324,6 +355,11 @@ impl Kind {
             63 => Self::ExpireLite,
             64 => Self::SetLiteTopic,
             65 => Self::SuspendDelivery,
+            50 => Self::PrepareGeneration,
+            51 => Self::CloseGeneration,
+            52 => Self::OpenGeneration,
+            53 => Self::DrainGeneration,
+            54 => Self::AppendInOrder,
             _ => return None,
         })
     }

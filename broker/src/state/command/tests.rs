@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::state::names::{
-    BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, MessageType, Permission, TopicId,
+    BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, Generation, MessageType, Permission, TopicId,
 };
 
 fn new_messages() -> impl Strategy<Value = Vec<NewMessage>> {
@@ -41,6 +41,12 @@ fn new_messages() -> impl Strategy<Value = Vec<NewMessage>> {
             })
             .collect()
     })
+}
+
+fn layout(queues: &[u32]) -> std::sync::Arc<ledgermq_common::QueueLayout> {
+    let group = |number| ledgermq_common::GroupName::parse(&format!("g{number}")).expect("a name");
+    let groups = queues.iter().enumerate().map(|(number, queues)| (group(number), *queues));
+    std::sync::Arc::new(ledgermq_common::QueueLayout::new(groups).expect("a layout"))
 }
 
 fn offsets() -> impl Strategy<Value = Vec<QueueOffset>> {
@@ -184,6 +190,31 @@ fn commands() -> impl Strategy<Value = Command> {
                     })
                     .collect(),
             })
+        }),
+        (any::<u32>(), 1u32..9, 1u32..9).prop_map(|(number, queues, more)| {
+            Command::PrepareGeneration(PrepareGeneration {
+                topic: TopicId(number),
+                generation: Generation(!number),
+                queues,
+                former: layout(&[queues]),
+                layout: layout(&[queues, more]),
+            })
+        }),
+        (any::<u32>(), any::<u32>()).prop_map(|(number, resets)| match number % 3 {
+            0 => Command::CloseGeneration(CloseGeneration {
+                topic: TopicId(number),
+                generation: Generation(resets),
+            }),
+            1 => Command::OpenGeneration(OpenGeneration {
+                topic: TopicId(number),
+                generation: Generation(resets),
+            }),
+            _ => Command::DrainGeneration(DrainGeneration {
+                consumer_group: ConsumerGroupId(!number),
+                topic: TopicId(number),
+                generation: Generation(!resets),
+                resets,
+            }),
         }),
         (any::<u32>(), any::<u64>()).prop_map(|(max, through)| {
             Command::FireTimers(FireTimers { through: UnixMillis(through), max })

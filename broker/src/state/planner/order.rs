@@ -6,6 +6,9 @@
 //! that is stuck holds up nobody else; it does so for [`ORDER_SCAN_ENTRIES_MAX`] messages of a queue,
 //! which bounds the holes in the group's progress and the work of one plan.
 //!
+//! Of a topic that grew, a queue is looked at up to the end of the first generation that the group has
+//! not drained.
+//!
 //! The index does not know message groups; whoever asks for a plan says what the key of an entry is.
 
 use std::collections::BTreeSet;
@@ -16,6 +19,7 @@ use ledgermq_common::{QueueId, QueueOffset};
 
 use super::reservations::{Lane, Reserved};
 use super::{QueueChoice, ReceiveRequest};
+use crate::defects::{self, Defect};
 use crate::state::command::{Command, LeaseInOrder, OrderedMessage, OrderedPart};
 use crate::state::consume_queue::{IndexEntry, QueueKey};
 use crate::state::machine::BrokerState;
@@ -201,6 +205,7 @@ impl BrokerState {
         let applied = self.applied_state();
         let attempts_max = applied.consumer_groups.get(&request.consumer_group)?.settings.attempts_max;
         let range = *applied.topics.get(&request.topic)?.queues.get(queue as usize)?;
+        let range = applied.generations.served(request.consumer_group, request.topic).bound(queue, range);
         let now = applied.scalars.now.max(request.now);
         let mut state =
             QueueState { queue, blocked: lane.orders_of(queue).collect(), ..QueueState::default() };
@@ -220,6 +225,10 @@ impl BrokerState {
         };
         progress.unseen(range.max).for_each(|(from, to)| add(from, to));
         for (&offset, lease) in &progress.leases {
+            if offset >= range.max {
+                // Leased before the group consumed in order; not its turn before the generation is drained.
+                continue;
+            }
             if lease.until <= now && !lease.is_last(attempts_max) {
                 state.ended.push((offset, lease.order));
             } else if lease.order == OrderKey(0) {
@@ -266,7 +275,7 @@ impl BrokerState {
             }
             // Without its key nothing behind it may be delivered: it might belong to the same group.
             let Some(order) = known.or_else(|| order_of(queue, offset, entry)) else { return };
-            if !state.blocked.contains(&order) {
+            if !state.blocked.contains(&order) || defects::is_active(Defect::TwoHolders) {
                 plan.messages.push(PlannedInOrder { queue, offset, entry, order, again });
             }
         }

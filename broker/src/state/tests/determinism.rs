@@ -67,6 +67,10 @@ pub(super) enum Step {
     Park(Vec<(usize, u32)>),
     CreateTopic(u8, u32),
     GrowTopic(u8, u32),
+    /// One of the steps of a growth, and a generation near that of the topic.
+    Grow(u32, u8, u32, u32),
+    SendInOrder(u32, u32, Vec<(u32, u16)>),
+    Drain(u32, u32, u32),
     DeleteTopic(u8),
     CreateGroup(u8),
     DeleteGroup(u8),
@@ -139,6 +143,11 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         2 => (proptest::collection::vec((any::<usize>(), 0u32..4), 1..4), 0u64..40_000)
             .prop_map(|(checks, next_ms)| Step::CountChecks(checks, next_ms)),
         1 => proptest::collection::vec((any::<usize>(), 0u32..4), 1..4).prop_map(Step::Park),
+        5 => (1u32..5, 0u8..3, 0u32..4, 1u32..7)
+            .prop_map(|(topic, step, generation, queues)| Step::Grow(topic, step, generation, queues)),
+        4 => (1u32..5, 0u32..3, proptest::collection::vec((0u32..6, any::<u16>()), 1..4))
+            .prop_map(|(topic, generation, messages)| Step::SendInOrder(topic, generation, messages)),
+        2 => (1u32..4, 1u32..5, 0u32..3).prop_map(|(group, topic, of)| Step::Drain(group, topic, of)),
         2 => (0u8..4, 1u32..4).prop_map(|(name, queues)| Step::CreateTopic(name, queues)),
         1 => (0u8..4, 1u32..90).prop_map(|(name, queues)| Step::GrowTopic(name, queues)),
         1 => (0u8..4).prop_map(Step::DeleteTopic),
@@ -418,8 +427,40 @@ impl Leader {
             }
             Step::CreateTopic(name, queues) => self.propose_command(&Command::CreateTopic(CreateTopic {
                 name: format!("topic-{name}"),
-                settings: TopicSettings::normal(*queues),
+                settings: TopicSettings {
+                    message_type: if *name < 2 { MessageType::Fifo } else { MessageType::Normal },
+                    ..TopicSettings::normal(*queues)
+                },
             })),
+            Step::Grow(topic, step, generation, queues) => {
+                let (topic, generation) = (TopicId(*topic), Generation(*generation));
+                let command = match step {
+                    0 => Command::PrepareGeneration(PrepareGeneration {
+                        topic,
+                        generation,
+                        queues: *queues,
+                        former: super::generations::layout(&[1]),
+                        layout: super::generations::layout(&[*queues]),
+                    }),
+                    1 => Command::CloseGeneration(CloseGeneration { topic, generation }),
+                    _ => Command::OpenGeneration(OpenGeneration { topic, generation }),
+                };
+                self.propose_command(&command);
+            }
+            Step::SendInOrder(topic, generation, messages) => {
+                let messages: Vec<NewMessage> =
+                    messages.iter().map(|(queue, id)| message(*queue, &format!("{}", id % 200))).collect();
+                let (topic, generation) = (TopicId(*topic), Generation(*generation));
+                self.propose(encode_append_in_order(self.replica.now, topic, generation, &messages));
+            }
+            Step::Drain(group, topic, generation) => {
+                self.propose_command(&Command::DrainGeneration(DrainGeneration {
+                    consumer_group: ConsumerGroupId(*group),
+                    topic: TopicId(*topic),
+                    generation: Generation(*generation),
+                    resets: 0,
+                }));
+            }
             Step::GrowTopic(name, queues) => self.propose_command(&Command::UpdateTopic(UpdateTopic {
                 name: format!("topic-{name}"),
                 settings: TopicSettings::normal(*queues),

@@ -5,6 +5,7 @@ mod dead_letters;
 mod delivery;
 mod determinism;
 mod durability;
+mod generations;
 mod lite;
 mod million_queues;
 mod million_timers;

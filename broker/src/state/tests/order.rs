@@ -16,7 +16,7 @@ struct Ordered {
     sent: u32,
 }
 
-fn grouped(queue: u32, id: &str, message_group: &str) -> NewMessage {
+pub(super) fn grouped(queue: u32, id: &str, message_group: &str) -> NewMessage {
     let mut message = message(queue, id);
     message.message_type = MessageType::Fifo;
     message.properties.message_group = Some(message_group.to_owned());
