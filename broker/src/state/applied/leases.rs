@@ -58,8 +58,8 @@ impl Applied {
                 match found {
                     Ok((lease, subscription)) => {
                         subscription.end_lease(entry.queue, entry.offset, lease);
-                        // What waited for this one in order may go now.
                         self.dirty.insert(RecordKey::Progress(group, topic, entry.queue.get()));
+                        // What waited for this one in order may go now.
                         if lease.order != OrderKey(0) {
                             self.released(group, topic, entry.queue, effects);
                         }
