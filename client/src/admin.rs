@@ -76,6 +76,14 @@ impl Admin {
     operation!(set_topic_retention, "set topic retention", SetTopicRetentionRequest, RetentionResponse);
     operation!(show_retention, "show retention", ShowRetentionRequest, RetentionResponse);
     operation!(
+        /// The lite topics of a parent and who reads them, a page at a time.
+        show_lite_topics,
+        "show lite topics",
+        ShowLiteTopicsRequest,
+        ShowLiteTopicsResponse
+    );
+    operation!(set_lite_topic, "set lite topic", SetLiteTopicRequest, SetLiteTopicResponse);
+    operation!(
         /// Transactions without an outcome, a page at a time.
         list_transactions,
         "list transactions",

@@ -147,7 +147,7 @@ impl SimpleConsumer {
                     .map(|message| wire::AckMessageEntry {
                         message_id: message.message_id.clone(),
                         receipt_handle: message.receipt_handle.clone(),
-                        lite_topic: None,
+                        lite_topic: message.lite_topic.clone(),
                     })
                     .collect();
                 let outcomes = self.ack_request(topic, entries, indexes.len()).await;
@@ -174,6 +174,7 @@ impl SimpleConsumer {
             receipt_handle: message.receipt_handle.clone(),
             invisible_duration: Some(duration(invisible)),
             message_id: message.message_id.clone(),
+            lite_topic: message.lite_topic.clone(),
             ..Default::default()
         };
         let budget = self.session.budget("change invisible duration").once_at_a_time();
@@ -188,6 +189,41 @@ impl SimpleConsumer {
         if !handle.is_empty() {
             message.receipt_handle = handle;
         }
+        Ok(())
+    }
+
+    /// Reads these lite topics of `parent` from now on, besides those it reads already: what is sent to
+    /// them later comes with [`Self::receive`]. The cluster remembers it while this consumer lives.
+    pub async fn subscribe_lite(&self, parent: &str, lite_topics: &[&str]) -> Result<(), ReceiveError> {
+        self.sync_lite(wire::LiteSubscriptionAction::PartialAdd, parent, lite_topics).await
+    }
+
+    pub async fn unsubscribe_lite(&self, parent: &str, lite_topics: &[&str]) -> Result<(), ReceiveError> {
+        self.sync_lite(wire::LiteSubscriptionAction::PartialRemove, parent, lite_topics).await
+    }
+
+    async fn sync_lite(
+        &self,
+        action: wire::LiteSubscriptionAction,
+        parent: &str,
+        lite_topics: &[&str],
+    ) -> Result<(), ReceiveError> {
+        let request = wire::SyncLiteSubscriptionRequest {
+            action: action.into(),
+            topic: Some(self.session.resource(parent)),
+            group: self.session.group(),
+            lite_topic_set: lite_topics.iter().map(|&name| name.to_owned()).collect(),
+            ..Default::default()
+        };
+        let budget = self.session.budget("sync lite subscription");
+        let ((), _) = call(&self.session.connections, budget, |live, time| {
+            let request = self.session.request(request.clone(), time);
+            async move {
+                let answer = messaging(live).sync_lite_subscription(request).await?.into_inner();
+                Ok(judge(answer.status, ()))
+            }
+        })
+        .await?;
         Ok(())
     }
 

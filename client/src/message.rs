@@ -27,6 +27,10 @@ pub struct Message {
     pub check_after: Option<std::time::Duration>,
     /// Not delivered before this time; for a topic of delayed messages.
     pub deliver_at: Option<UnixMillis>,
+    /// Higher ones are received first; for a topic of type PRIORITY.
+    pub priority: Option<u32>,
+    /// For a topic of type LITE: the lite topic below it.
+    pub lite_topic: Option<String>,
 }
 
 impl Message {
@@ -41,6 +45,8 @@ impl Message {
             message_group: None,
             check_after: None,
             deliver_at: None,
+            priority: None,
+            lite_topic: None,
         }
     }
 
@@ -66,6 +72,16 @@ impl Message {
 
     pub fn message_group(mut self, group: impl Into<String>) -> Self {
         self.message_group = Some(group.into());
+        self
+    }
+
+    pub fn priority(mut self, priority: u32) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
+    pub fn lite_topic(mut self, name: impl Into<String>) -> Self {
+        self.lite_topic = Some(name.into());
         self
     }
 
@@ -98,10 +114,14 @@ impl Message {
                 message_type: match message_type {
                     wire::MessageType::Normal if self.deliver_at.is_some() => wire::MessageType::Delay,
                     wire::MessageType::Normal if self.message_group.is_some() => wire::MessageType::Fifo,
+                    wire::MessageType::Normal if self.lite_topic.is_some() => wire::MessageType::Lite,
+                    wire::MessageType::Normal if self.priority.is_some() => wire::MessageType::Priority,
                     given => given,
                 } as i32,
                 delivery_timestamp: self.deliver_at.map(|at| timestamp(at.get())),
                 message_group: self.message_group,
+                priority: self.priority.map(|priority| i32::try_from(priority).unwrap_or(i32::MAX)),
+                lite_topic: self.lite_topic,
                 orphaned_transaction_recovery_duration: self
                     .check_after
                     .filter(|_| message_type == wire::MessageType::Transaction)
@@ -139,6 +159,9 @@ pub struct ReceivedMessage {
     pub receipt_handle: String,
     /// 1 for the first delivery.
     pub delivery_attempt: i32,
+    pub priority: Option<i32>,
+    /// The lite topic it was sent to, if it was one.
+    pub lite_topic: Option<String>,
     /// The broker group it lies in; with queue and offset the place of this stored copy.
     pub broker: String,
     pub queue_id: i32,
@@ -200,6 +223,8 @@ impl ReceivedMessage {
             properties: message.user_properties,
             receipt_handle: receipt_handle.ok_or_else(|| malformed("a message without a receipt handle"))?,
             delivery_attempt: system.delivery_attempt.unwrap_or(1),
+            priority: system.priority,
+            lite_topic: system.lite_topic,
             broker: broker.to_owned(),
             queue_id: system.queue_id,
             queue_offset: system.queue_offset.unwrap_or(-1),

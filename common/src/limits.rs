@@ -42,3 +42,14 @@ pub const UNDECIDED_TRANSACTIONS_MAX: usize = 1_000_000;
 /// an opposite one refused. After it the transaction id is unknown; the outcome itself stays.
 pub const TRANSACTION_OUTCOME_MS: u64 = 24 * 60 * 60 * 1000;
 pub const TRANSACTION_OUTCOMES_MAX: usize = 1_000_000;
+/// Name of a lite topic (RocketMQ's `max_lite_topic_size`).
+pub const LITE_TOPIC_BYTES_MAX: usize = 64;
+/// Lite topics one client subscribes to, unless its consumer group says otherwise
+/// (`lite.sub.client.quota`).
+pub const LITE_SUBSCRIPTIONS_PER_CLIENT: u32 = 2_000;
+/// The most a consumer group may allow a client.
+pub const LITE_SUBSCRIPTIONS_PER_CLIENT_MAX: u32 = 10_000;
+/// Subscriptions to lite topics of one broker group (RocketMQ's `maxLiteSubscriptionCount`).
+pub const LITE_SUBSCRIPTIONS_MAX: usize = 100_000;
+/// Lite topics of one broker group; some 400 bytes of memory each.
+pub const LITE_TOPICS_MAX: usize = 2_000_000;

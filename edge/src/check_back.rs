@@ -51,24 +51,34 @@ const TOPICS_MAX: usize = 10_000;
 #[derive(Debug, Default)]
 pub(crate) struct Started(AtomicBool);
 
+impl Started {
+    /// True for the first call.
+    pub(crate) fn first(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
+    }
+}
+
 impl Edge {
     /// Called for every producer's stream; the first call starts the work.
     pub(crate) fn keep_asking(&self) {
-        if self.shared.asking.0.swap(true, Ordering::Relaxed) {
+        if !self.shared.asking.first() {
             return;
         }
         let edge = self.clone();
         tokio::spawn(async move {
             let stopping = edge.shared.stopping.clone();
             tokio::select! {
-                () = edge.ask_all_groups() => {}
+                () = edge.ask_each_group(|edge, group| async move { edge.ask_group(&group).await }) => {}
                 () = stopping.cancelled() => {}
             }
         });
     }
 
     /// One question per group, for the groups the cluster has now and gets later.
-    async fn ask_all_groups(&self) {
+    pub(crate) async fn ask_each_group<F>(&self, ask: impl Fn(Self, GroupName) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let mut asked = std::collections::BTreeSet::new();
         let mut groups = tokio::task::JoinSet::new();
         let mut changes = self.shared.topology.changes();
@@ -77,8 +87,7 @@ impl Edge {
             if let Some(cluster) = self.shared.topology.cluster() {
                 for group in cluster.groups.keys() {
                     if asked.insert(group.clone()) {
-                        let (edge, group) = (self.clone(), group.clone());
-                        groups.spawn(async move { edge.ask_group(&group).await });
+                        groups.spawn(ask(self.clone(), group.clone()));
                     }
                 }
             }

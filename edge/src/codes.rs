@@ -83,8 +83,13 @@ impl From<Invalid> for Refused {
             Invalid::PollingTime { .. } => Code::IllegalPollingTime,
             Invalid::Filter { .. } | Invalid::FilterSql { .. } => Code::IllegalFilterExpression,
             Invalid::ReceiptHandle(_) | Invalid::ReceiptHandleGroup { .. } => Code::InvalidReceiptHandle,
+            Invalid::LiteTopic { .. } | Invalid::MixedLiteTopics { .. } => Code::IllegalLiteTopic,
+            Invalid::TooManyLiteTopics { .. } => Code::LiteSubscriptionQuotaExceeded,
             Invalid::Offset { .. } => Code::IllegalOffset,
             Invalid::OrphanRecovery { .. }
+            | Invalid::Priority { .. }
+            | Invalid::NotLite { .. }
+            | Invalid::LiteVersion { .. }
             | Invalid::QueueId { .. }
             | Invalid::QueueBroker { .. }
             | Invalid::TimestampMissing

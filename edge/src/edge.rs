@@ -20,6 +20,7 @@ use crate::forward::link::Links;
 use crate::group_call::{GroupRequest, GroupResponse, LocalGroups};
 use crate::hold::GroupCaller;
 use crate::leaders::LeaderTable;
+use crate::lite_streams::LiteStreams;
 use crate::messaging::Messaging;
 use crate::producers::Producers;
 use crate::route::{AdvertisedAddress, RouteEndpoints};
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub topics: Mutex<BTreeMap<(TopicName, GroupName), CachedTopic>>,
     pub producers: Arc<Producers>,
     pub asking: Started,
+    pub lite_streams: Arc<LiteStreams>,
+    pub asking_for_taken: Started,
     pub stopping: CancellationToken,
 }
 
@@ -70,6 +73,8 @@ impl Edge {
                 topics: Mutex::new(BTreeMap::new()),
                 producers: Arc::default(),
                 asking: Started::default(),
+                lite_streams: Arc::default(),
+                asking_for_taken: Started::default(),
                 stopping,
             }),
         }

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::limits::LITE_SUBSCRIPTIONS_PER_CLIENT;
 use ledgermq_common::transaction_id::TransactionId;
 use ledgermq_common::{
     ConsumerGroupName, GroupName, NodeId, QueueId, QueueLayout, QueueOffset, Term, TopicName,
@@ -31,8 +32,9 @@ use ledgermq_proto::admin::{
 };
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
-    ClientType, Code, ForwardMessageToDeadLetterQueueRequest, Message, MessageType, RecallMessageRequest,
-    RecallMessageResponse, SendMessageRequest, SendMessageResponse, Status,
+    ClientType, Code, ForwardMessageToDeadLetterQueueRequest, LiteSubscriptionAction, Message, MessageType,
+    OffsetOption, RecallMessageRequest, RecallMessageResponse, SendMessageRequest, SendMessageResponse,
+    Status,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -98,6 +100,8 @@ pub enum GroupRequest {
     Recall(RecallMessageRequest),
     Pull(PullRequest),
     Offset(OffsetRequest),
+    SyncLite(SyncLite),
+    AwaitTakenLite(AwaitTakenLite),
     /// An administrator's, for this group.
     Operation(GroupOperation),
 }
@@ -105,7 +109,10 @@ pub enum GroupRequest {
 impl GroupRequest {
     /// It waits for something to happen; whoever asked may go away meanwhile.
     pub fn is_long_poll(&self) -> bool {
-        matches!(self, Self::Receive(_) | Self::Pull(_) | Self::AwaitTransactionChecks(_))
+        matches!(
+            self,
+            Self::Receive(_) | Self::Pull(_) | Self::AwaitTransactionChecks(_) | Self::AwaitTakenLite(_)
+        )
     }
 }
 
@@ -144,6 +151,32 @@ pub struct PullRequest {
     pub filter: Filter,
     /// When to stop waiting for a message.
     pub poll_until: Instant,
+}
+
+/// The part of a SyncLiteSubscription that one broker group carries. Names are checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SyncLite {
+    pub consumer_group: ConsumerGroupName,
+    pub topic: TopicName,
+    pub action: LiteSubscriptionAction,
+    pub lite_topics: Vec<String>,
+    /// 0 where the client gave none.
+    pub version: u64,
+    pub offset_option: Option<OffsetOption>,
+}
+
+/// Waits until a lite topic was taken from one of these clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AwaitTakenLite {
+    /// Sorted.
+    pub client_ids: Vec<String>,
+    pub poll_until: Instant,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TakenLite {
+    pub client_id: String,
+    pub lite_topic: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,8 +249,9 @@ pub enum GroupResponse {
     Pulled(Pulled),
     /// As it is after the request.
     Offset(QueueOffset),
+    TakenLite(Vec<TakenLite>),
     Operation(GroupOperationResult),
-    /// DeleteTopic, ClientHeartbeat, ClientTermination, DeadLetter, EndTransaction, TransactionsAsked.
+    /// DeleteTopic, SyncLite, ClientHeartbeat, ClientTermination, DeadLetter, EndTransaction, TransactionsAsked.
     Done,
     /// A send was placed by a generation of queues that is not served now; nothing was stored.
     Moved,
@@ -273,6 +307,8 @@ pub struct ConsumerGroupDescription {
     pub max_attempts: u32,
     /// Waits before the second, third, ... delivery; the last one repeats.
     pub backoff: Vec<Duration>,
+    /// Lite topics one of its clients may subscribe to.
+    pub lite_quota: u32,
 }
 
 impl Default for ConsumerGroupDescription {
@@ -280,7 +316,12 @@ impl Default for ConsumerGroupDescription {
     fn default() -> Self {
         const BACKOFF_S: [u64; 18] =
             [1, 5, 10, 30, 60, 120, 180, 240, 300, 360, 420, 480, 540, 600, 1200, 1800, 3600, 7200];
-        Self { fifo: false, max_attempts: 17, backoff: BACKOFF_S.map(Duration::from_secs).to_vec() }
+        Self {
+            fifo: false,
+            max_attempts: 17,
+            backoff: BACKOFF_S.map(Duration::from_secs).to_vec(),
+            lite_quota: LITE_SUBSCRIPTIONS_PER_CLIENT,
+        }
     }
 }
 

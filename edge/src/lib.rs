@@ -18,6 +18,7 @@
 //! | [`forward`] | the way to another node |
 //! | [`transactions`], [`producers`], [`check_back`] | ending transactions; asking producers for the outcome of those left open |
 //! | [`order`], [`placement`] | the queue of a message group |
+//! | [`lite`], [`lite_streams`] | lite topics: where they are, who reads them, telling a client that one was taken from it |
 //! | [`registry_client`] | announcing led groups to nameservers |
 //!
 //! Nothing here is durable, and nothing here must be: an edge that starts anew serves at once.
@@ -34,6 +35,8 @@ pub mod fuzzing;
 pub mod group_call;
 pub mod hold;
 pub mod leaders;
+mod lite;
+mod lite_streams;
 pub mod messaging;
 mod offsets;
 mod order;

@@ -1,7 +1,7 @@
 //! `apache.rocketmq.v2.MessagingService`: headers in, the RPC's own module, status out.
 //!
 //! An error of the application is a gRPC-OK answer whose `status` says so; a gRPC error would make
-//! SDKs tear the connection down. What does not exist yet answers NOT_IMPLEMENTED in the body.
+//! SDKs tear the connection down.
 
 use std::pin::Pin;
 
@@ -24,7 +24,7 @@ use ledgermq_proto::rocketmq::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::codes::{not_implemented, ok};
+use crate::codes::ok;
 use crate::context::{CallContext, ClientLanguage};
 use crate::edge::Edge;
 use crate::group_call::Refused;
@@ -259,7 +259,9 @@ impl MessagingService for Messaging {
         &self,
         request: Request<SyncLiteSubscriptionRequest>,
     ) -> Result<Response<SyncLiteSubscriptionResponse>, Status> {
-        let status = Some(missing("SyncLiteSubscription", request));
+        let (context, request) = open(request);
+        let answer = async { self.edge.sync_lite_subscription(&context.clone()?, request).await }.await;
+        let status = Some(answer.map_or_else(|refused| status(&context, refused), |()| ok()));
         Ok(Response::new(SyncLiteSubscriptionResponse { status }))
     }
 }
@@ -283,14 +285,6 @@ fn offset_answer(
     match answer {
         Ok(offset) => (ok(), i64::try_from(offset.get()).unwrap_or(i64::MAX)),
         Err(refused) => (status(context, refused), 0),
-    }
-}
-
-fn missing<T>(rpc: &str, request: Request<T>) -> RmqStatus {
-    let (context, _) = open(request);
-    match &context {
-        Ok(_) => status(&context, not_implemented(rpc)),
-        Err(refused) => status(&context, refused.clone()),
     }
 }
 

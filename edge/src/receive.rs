@@ -93,6 +93,7 @@ impl Edge {
             Err(refused) => return Err(refused),
         };
 
+        let of_lite = self.groups_of_lite(context, &receive.topic, receive.auto_renew);
         let request = GroupRequest::Receive(receive);
         let until = if context.deadline_given {
             (poll_until + ANSWER_GRACE).min(context.deadline)
@@ -100,7 +101,8 @@ impl Edge {
             poll_until + ANSWER_GRACE
         };
         let answer = tokio::select! {
-            answer = self.shared.caller.call(&group, context, &request, until) => answer,
+            answer = self.receive_from_any(context, &of_lite, &request, until), if !of_lite.is_empty() => answer,
+            answer = self.shared.caller.call(&group, context, &request, until), if of_lite.is_empty() => answer,
             () = self.shared.stopping.cancelled() => Err(CallFailed::Stopping),
         };
         match answer {

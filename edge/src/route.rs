@@ -9,15 +9,15 @@
 //! | `broker.id` | 0: SDKs use no other |
 //! | `broker.endpoints` | see [`RouteEndpoints`] |
 //! | `permission` | READ_WRITE |
-//! | `id` | 0..queues in routes and in assignments of groups with order; -1 ("any") in those without |
+//! | `id` | 0..queues in routes and in assignments of groups with order; -1 ("any") in those without, and for lite topics |
 //! | order | groups by name, queues by number |
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use ledgermq_proto::rocketmq::{
-    Address, AddressScheme, Assignment, Broker, Endpoints, MessageQueue, Permission, QueryAssignmentRequest,
-    QueryAssignmentResponse, QueryRouteRequest, QueryRouteResponse, Resource,
+    Address, AddressScheme, Assignment, Broker, Endpoints, MessageQueue, MessageType, Permission,
+    QueryAssignmentRequest, QueryAssignmentResponse, QueryRouteRequest, QueryRouteResponse, Resource,
 };
 
 use crate::codes::ok;
@@ -148,7 +148,9 @@ impl Edge {
         // Every member of the consumer group gets the same full list: leases share the messages out,
         // not assignments. Groups with order get every queue, because SDKs work through what one
         // assignment brings one message after the other.
-        let queues_of = |hosted: &HostedTopic| match in_order {
+        // Those of lite topics too, but a lite topic is no queue an SDK knows: one assignment for all.
+        let is_lite = |hosted: &HostedTopic| hosted.description.message_type == MessageType::Lite;
+        let queues_of = |hosted: &HostedTopic| match in_order && !is_lite(hosted) {
             true => {
                 0..i32::try_from(hosted.description.queues.clamp(1, ROUTE_QUEUES_PER_GROUP_MAX))
                     .unwrap_or(i32::MAX)

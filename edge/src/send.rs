@@ -54,10 +54,12 @@ impl Edge {
         let accepted = chosen.description.message_type;
         validate::message_type_fits(&topic, accepted, &request.messages)?;
         match accepted {
-            MessageType::Normal | MessageType::Delay => {}
+            // A priority is a queue of the group that was chosen: its leader takes the queue.
+            MessageType::Normal | MessageType::Delay | MessageType::Priority => {}
+            MessageType::Lite => return self.send_lite(context, topic, request).await,
             MessageType::Fifo => return self.send_in_order(context, topic, request).await,
             MessageType::Transaction => self.shared.producers.sent_half(&context.client_id, &topic),
-            other => {
+            other @ MessageType::Unspecified => {
                 return Err(not_implemented(&format!(
                     "SendMessage to a topic of type {}",
                     other.as_str_name()

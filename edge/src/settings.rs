@@ -8,6 +8,8 @@
 //! | `fifo`, batch, polling time, body size always set | taken over unchecked; 0 would stop the client |
 //! | `metric.on` false | no collector is configured |
 //! | a half-close is answered with OK trailers | an error there ends a Node process |
+//! | lite push consumers get `fifo` | the order of a lite topic would end at the SDK's threads |
+//! | lite clients: `lite_subscription_quota`, `max_lite_topic_size` | SDKs start with a quota of 0 |
 //! | writing never waits | Python stops reading after the first reply |
 //! | serving any other RPC needs no stream | streams stay away for minutes, in C# for good |
 //!
@@ -21,7 +23,9 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use ledgermq_common::ConsumerGroupName;
-use ledgermq_common::limits::{LONG_POLLING_MS_MAX, MESSAGE_BODY_BYTES_MAX, RECEIVE_BATCH_MESSAGES_MAX};
+use ledgermq_common::limits::{
+    LITE_TOPIC_BYTES_MAX, LONG_POLLING_MS_MAX, MESSAGE_BODY_BYTES_MAX, RECEIVE_BATCH_MESSAGES_MAX,
+};
 use ledgermq_proto::rocketmq::retry_policy::Strategy;
 use ledgermq_proto::rocketmq::settings::PubSub;
 use ledgermq_proto::rocketmq::telemetry_command::Command;
@@ -36,6 +40,7 @@ use crate::codes::ok;
 use crate::context::{CallContext, ClientLanguage};
 use crate::edge::Edge;
 use crate::group_call::{ConsumerGroupDescription, GroupRequest, GroupResponse, Refused};
+use crate::lite_streams::LiteStream;
 use crate::producers::Registered;
 use crate::validate;
 
@@ -48,8 +53,6 @@ pub const SETTINGS_ENTRIES_MAX: usize = 4_096;
 const DESCRIBE_WITHIN: Duration = Duration::from_millis(700);
 
 const PRODUCER_MAX_ATTEMPTS: i32 = 3;
-const LITE_SUBSCRIPTION_QUOTA: i32 = 2_000;
-const LITE_TOPIC_BYTES_MAX: i32 = 64;
 
 impl Edge {
     /// Serves one stream until the client closes it or the node stops.
@@ -79,6 +82,7 @@ impl Edge {
         replies: &mpsc::Sender<Result<TelemetryCommand, Status>>,
     ) {
         let mut producer: Option<Registered> = None;
+        let mut lite: Option<LiteStream> = None;
         // An error here is the client's connection going away.
         while let Some(Ok(command)) = commands.next().await {
             let Some(Command::Settings(settings)) = command.command else {
@@ -103,6 +107,12 @@ impl Edge {
                             .filter_map(|topic| validate::topic(Some(topic)).ok())
                             .for_each(|topic| registered.produces(&topic));
                         self.keep_asking();
+                    }
+                    if is_lite(settings.client_type()) {
+                        lite.get_or_insert_with(|| {
+                            self.shared.lite_streams.register(&context.client_id, replies.clone())
+                        });
+                        self.keep_asking_for_taken();
                     }
                     Ok(TelemetryCommand { status: Some(ok()), command: Some(Command::Settings(settings)) })
                 }
@@ -149,14 +159,16 @@ impl Edge {
                     validate::topic(entry.topic.as_ref()).map_err(illegal)?;
                 }
                 let description = self.consumer_group(context, &group).await;
-                subscription.fifo = Some(description.fifo);
+                subscription.fifo = Some(description.fifo || client_type == ClientType::LitePushConsumer);
                 subscription.receive_batch_size =
                     Some(i32::try_from(RECEIVE_BATCH_MESSAGES_MAX).unwrap_or(i32::MAX));
                 subscription.long_polling_timeout =
                     Some(proto_duration(Duration::from_millis(LONG_POLLING_MS_MAX)));
-                if matches!(client_type, ClientType::LitePushConsumer | ClientType::LiteSimpleConsumer) {
-                    subscription.lite_subscription_quota = Some(LITE_SUBSCRIPTION_QUOTA);
-                    subscription.max_lite_topic_size = Some(LITE_TOPIC_BYTES_MAX);
+                if is_lite(client_type) {
+                    subscription.lite_subscription_quota =
+                        Some(i32::try_from(description.lite_quota).unwrap_or(i32::MAX));
+                    subscription.max_lite_topic_size =
+                        Some(i32::try_from(LITE_TOPIC_BYTES_MAX).unwrap_or(i32::MAX));
                 }
                 settings.backoff_policy = Some(consumer_backoff(context.language, &description));
             }
@@ -188,6 +200,10 @@ impl Edge {
             _ => ConsumerGroupDescription::default(),
         }
     }
+}
+
+fn is_lite(client_type: ClientType) -> bool {
+    matches!(client_type, ClientType::LitePushConsumer | ClientType::LiteSimpleConsumer)
 }
 
 /// A consumer learns at its start that its filter is wrong, not at its first receive.

@@ -129,6 +129,24 @@ impl Edge {
         Ok(found)
     }
 
+    /// The groups that are known here to carry `topic`, by name, without asking anybody; those about
+    /// which nothing is known are asked in the background.
+    pub(crate) fn located(&self, context: &CallContext, topic: &TopicName) -> Vec<HostedTopic> {
+        let Some(cluster) = self.shared.topology.cluster() else { return Vec::new() };
+        let known = cluster.groups.keys().filter_map(|group| {
+            let description = match self.shared.topology.topic(group, topic) {
+                TopicKnowledge::Known(description) => Some(description),
+                TopicKnowledge::Absent => None,
+                TopicKnowledge::Unknown => self.remembered(context, group, topic).unwrap_or_else(|| {
+                    self.refresh(context, group, topic);
+                    None
+                }),
+            };
+            description.map(|description| HostedTopic { group: group.clone(), description })
+        });
+        known.collect()
+    }
+
     /// The leader of `group` says that it does not carry `topic`.
     pub(crate) fn forget_topic(&self, group: &GroupName, topic: &TopicName) {
         self.shared.topics.lock().remove(&(topic.clone(), group.clone()));

@@ -5,16 +5,18 @@
 
 use ledgermq_common::limits::{
     ACK_ENTRIES_MAX, COMMAND_BYTES_MAX, INVISIBLE_DURATION_MS_MAX, INVISIBLE_DURATION_RECEIVE_MS_MIN,
-    MESSAGE_BODY_BYTES_MAX, MESSAGE_GROUP_BYTES_MAX, MESSAGE_ID_BYTES_MAX, MESSAGE_PROPERTIES_BYTES_MAX,
-    MESSAGE_USER_PROPERTIES_MAX, RECEIVE_BATCH_MESSAGES_MAX, SEND_BATCH_MESSAGES_MAX,
+    LITE_SUBSCRIPTIONS_PER_CLIENT_MAX, LITE_TOPIC_BYTES_MAX, MESSAGE_BODY_BYTES_MAX, MESSAGE_GROUP_BYTES_MAX,
+    MESSAGE_ID_BYTES_MAX, MESSAGE_PROPERTIES_BYTES_MAX, MESSAGE_USER_PROPERTIES_MAX,
+    RECEIVE_BATCH_MESSAGES_MAX, SEND_BATCH_MESSAGES_MAX,
 };
 use ledgermq_common::names::{NameError, excerpt};
 use ledgermq_common::recall_handle::RecallHandleError;
 use ledgermq_common::receipt_handle::ReceiptHandleError;
 use ledgermq_common::transaction_id::TransactionIdError;
 use ledgermq_common::{ConsumerGroupName, QueueOffset, ReceiptHandle, TopicName};
+use ledgermq_proto::rocketmq::offset_option::OffsetType;
 use ledgermq_proto::rocketmq::{
-    FilterExpression, FilterType, Message, MessageType, Resource, SystemProperties,
+    FilterExpression, FilterType, Message, MessageType, OffsetOption, Resource, SystemProperties,
 };
 
 use crate::group_call::Filter;
@@ -137,6 +139,18 @@ pub enum Invalid {
         "messages of one request must have one message_group: message {index} has another than message 0"
     )]
     MixedMessageGroups { index: usize },
+    #[error("lite topic \"{name}\" {fault}")]
+    LiteTopic { name: String, fault: String },
+    #[error("messages of one request must have one lite_topic: message {index} has another than message 0")]
+    MixedLiteTopics { index: usize },
+    #[error("message {index}: priority is {priority}; it must not be negative")]
+    Priority { index: usize, priority: i32 },
+    #[error("topic \"{topic}\" takes {accepted}; only a topic of type LITE has lite topics")]
+    NotLite { topic: String, accepted: &'static str },
+    #[error("lite_topic_set has {count} entries; the limit is {LITE_SUBSCRIPTIONS_PER_CLIENT_MAX}")]
+    TooManyLiteTopics { count: usize },
+    #[error("version is {version}; it must not be negative")]
+    LiteVersion { version: i64 },
     #[error("message {index}: a transactional message has no {field}")]
     TransactionWith { index: usize, field: &'static str },
     #[error("{0}")]
@@ -159,6 +173,33 @@ pub fn offset(offset: i64) -> Result<QueueOffset, Invalid> {
 
 pub fn receipt_handle(text: &str) -> Result<ReceiptHandle, Invalid> {
     ReceiptHandle::parse(text).map_err(Invalid::ReceiptHandle)
+}
+
+/// As RocketMQ has it: letters, digits, `-` and `_`, at most [`LITE_TOPIC_BYTES_MAX`] of them.
+pub fn lite_topic(name: &str) -> Result<(), Invalid> {
+    let fault = |fault: String| Err(Invalid::LiteTopic { name: excerpt(name), fault });
+    if name.trim().is_empty() {
+        return fault("is blank".to_owned());
+    }
+    if name.len() > LITE_TOPIC_BYTES_MAX {
+        return fault(format!("has {} bytes; the limit is {LITE_TOPIC_BYTES_MAX}", name.len()));
+    }
+    match name.chars().find(|letter| !letter.is_ascii_alphanumeric() && !matches!(letter, '-' | '_')) {
+        Some(letter) => fault(format!("holds '{}'", letter.escape_default())),
+        None => Ok(()),
+    }
+}
+
+/// Where a new subscription to a lite topic begins.
+pub fn offset_option(option: Option<&OffsetOption>) -> Result<(), Invalid> {
+    match option.and_then(|option| option.offset_type.as_ref()) {
+        Some(&OffsetType::Offset(offset) | &OffsetType::TailN(offset) | &OffsetType::Timestamp(offset))
+            if offset < 0 =>
+        {
+            Err(Invalid::Offset { offset })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks all messages and returns their one topic.
@@ -350,6 +391,12 @@ fn check_message(index: usize, message: &Message, now_ms: u64) -> Result<usize, 
     check_delivery(index, system, now_ms)?;
     check_message_group(index, system.message_group.as_deref().unwrap_or(""))?;
     check_transaction(index, message, system)?;
+    if let Some(lite) = system.lite_topic.as_deref().filter(|lite| !lite.is_empty()) {
+        lite_topic(lite)?;
+    }
+    if let Some(priority) = system.priority.filter(|priority| *priority < 0) {
+        return Err(Invalid::Priority { index, priority });
+    }
     let trace_bytes = system.trace_context.as_deref().unwrap_or("").len();
     for (field, bytes, bytes_max) in [
         ("trace_context", trace_bytes, TRACE_CONTEXT_BYTES_MAX),

@@ -6,6 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use ledgermq_common::{GroupId, QueueId, QueueOffset, ReceiptHandle};
+use ledgermq_edge::group_call::GroupRequest;
 use ledgermq_proto::rocketmq::{self as rmq, Code, FilterType, MessageType};
 use support::*;
 
@@ -181,6 +182,85 @@ async fn each_wrong_send_gets_its_code_and_stores_nothing() {
             "DELAY",
             one(|m| {
                 m.user_properties.insert("DELAY".to_owned(), "3".to_owned());
+            }),
+        ),
+        (
+            "negative priority",
+            Code::BadRequest,
+            "priority is -1",
+            one(|m| {
+                m.topic = resource("urgent");
+                system(m).priority = Some(-1);
+            }),
+        ),
+        (
+            "priority for a normal topic",
+            Code::MessagePropertyConflictWithType,
+            "PRIORITY",
+            one(|m| {
+                system(m).priority = Some(1);
+            }),
+        ),
+        (
+            "no priority for a topic with priorities",
+            Code::MessagePropertyConflictWithType,
+            "PRIORITY",
+            one(|m| m.topic = resource("urgent")),
+        ),
+        (
+            "lite topic with a dot",
+            Code::IllegalLiteTopic,
+            "'.'",
+            one(|m| {
+                m.topic = resource("rooms");
+                system(m).lite_topic = Some("a.b".to_owned());
+            }),
+        ),
+        (
+            "long lite topic",
+            Code::IllegalLiteTopic,
+            "64",
+            one(|m| {
+                m.topic = resource("rooms");
+                system(m).lite_topic = Some("l".repeat(65));
+            }),
+        ),
+        (
+            "blank lite topic",
+            Code::IllegalLiteTopic,
+            "blank",
+            one(|m| {
+                m.topic = resource("rooms");
+                system(m).lite_topic = Some(" ".to_owned());
+            }),
+        ),
+        (
+            "lite topic of a normal topic",
+            Code::MessagePropertyConflictWithType,
+            "LITE",
+            one(|m| {
+                system(m).lite_topic = Some("a".to_owned());
+            }),
+        ),
+        (
+            "no lite topic",
+            Code::MessagePropertyConflictWithType,
+            "LITE",
+            one(|m| m.topic = resource("rooms")),
+        ),
+        (
+            "two lite topics",
+            Code::IllegalLiteTopic,
+            "message 1",
+            Box::new(|r| {
+                r.messages = (0..2)
+                    .map(|number| {
+                        let mut message = message(&format!("m{number}"));
+                        message.topic = resource("rooms");
+                        system(&mut message).lite_topic = Some(format!("room-{number}"));
+                        message
+                    })
+                    .collect();
             }),
         ),
         (
@@ -390,15 +470,6 @@ async fn a_call_without_client_id_is_told_so_on_every_rpc() {
 }
 
 #[tokio::test]
-async fn what_does_not_exist_yet_says_so_in_the_body() {
-    let cluster = Cluster::start(1).await;
-    cluster.elect(Some(1));
-    let mut client = client(cluster.node(1).client_addr).await;
-    let synced = client.sync_lite_subscription(java(rmq::SyncLiteSubscriptionRequest::default()));
-    assert_eq!(code_of(&synced.await.expect("gRPC OK").into_inner().status), Code::NotImplemented);
-}
-
-#[tokio::test]
 async fn a_wrong_question_about_an_offset_is_refused_with_its_code() {
     let cluster = Cluster::start(1).await;
     cluster.elect(Some(1));
@@ -455,4 +526,92 @@ async fn a_refused_receive_of_a_busy_looping_sdk_is_slowed_down() {
         assert_eq!(status.code(), Code::BadRequest);
         assert_eq!(began.elapsed() >= Duration::from_millis(900), slow, "{language}: {:?}", began.elapsed());
     }
+}
+
+#[tokio::test]
+async fn each_wrong_subscription_to_lite_topics_gets_its_code_and_reaches_no_group() {
+    let cluster = Cluster::start(1).await;
+    cluster.elect(Some(1));
+    let mut client = client(cluster.node(1).client_addr).await;
+    let good = || rmq::SyncLiteSubscriptionRequest {
+        topic: resource("rooms"),
+        group: resource("agents"),
+        lite_topic_set: vec!["a".to_owned()],
+        ..Default::default()
+    };
+    let with = |offset_type| Some(rmq::OffsetOption { offset_type: Some(offset_type) });
+    let full = rmq::LiteSubscriptionAction::CompleteAdd;
+    type Sync = rmq::SyncLiteSubscriptionRequest;
+    let rows: Vec<(&str, Code, &str, Sync)> = vec![
+        ("no topic", Code::IllegalTopic, "topic", Sync { topic: None, ..good() }),
+        ("no group", Code::IllegalConsumerGroup, "group", Sync { group: None, ..good() }),
+        ("unknown topic", Code::TopicNotFound, "nowhere", Sync { topic: resource("nowhere"), ..good() }),
+        ("normal topic", Code::BadRequest, "LITE", Sync { topic: resource("orders"), ..good() }),
+        (
+            "illegal name",
+            Code::IllegalLiteTopic,
+            "'/'",
+            Sync { lite_topic_set: vec!["ok".to_owned(), "a/b".to_owned()], ..good() },
+        ),
+        (
+            "illegal name in a full list",
+            Code::IllegalLiteTopic,
+            "blank",
+            Sync { action: full.into(), lite_topic_set: vec![String::new()], ..good() },
+        ),
+        (
+            "2001 names in a full list",
+            Code::LiteSubscriptionQuotaExceeded,
+            "2000",
+            Sync {
+                action: full.into(),
+                lite_topic_set: (0..2001).map(|number| format!("l{number}")).collect(),
+                ..good()
+            },
+        ),
+        (
+            "10001 names",
+            Code::LiteSubscriptionQuotaExceeded,
+            "10000",
+            Sync { lite_topic_set: (0..10_001).map(|number| format!("l{number}")).collect(), ..good() },
+        ),
+        (
+            "negative offset",
+            Code::IllegalOffset,
+            "-1",
+            Sync { offset_option: with(rmq::offset_option::OffsetType::Offset(-1)), ..good() },
+        ),
+        (
+            "negative tail",
+            Code::IllegalOffset,
+            "-5",
+            Sync { offset_option: with(rmq::offset_option::OffsetType::TailN(-5)), ..good() },
+        ),
+        ("negative version", Code::BadRequest, "version", Sync { version: Some(-3), ..good() }),
+    ];
+    for (name, code, said, wrong) in rows {
+        let answer = client.sync_lite_subscription(java(wrong)).await.expect("gRPC OK").into_inner();
+        let text = answer.status.as_ref().map_or("", |status| &status.message);
+        assert_eq!(code_of(&answer.status), code, "{name}: {text}");
+        assert!(text.contains(said), "{name}: \"{text}\" does not say {said}");
+    }
+    let synced = |member: &Member| {
+        let requests = member.requests.lock();
+        requests.iter().filter(|request| matches!(request, GroupRequest::SyncLite(_))).count()
+    };
+    assert_eq!(synced(&cluster.node(1).member), 0);
+    let leaving = Sync {
+        action: rmq::LiteSubscriptionAction::PartialRemove.into(),
+        lite_topic_set: vec!["a.b".to_owned()],
+        ..good()
+    };
+    for request in [good(), leaving] {
+        let answer = client.sync_lite_subscription(java(request)).await.expect("gRPC OK").into_inner();
+        assert_eq!(code_of(&answer.status), Code::Ok, "a name that never was one may be left");
+    }
+    assert_eq!(synced(&cluster.node(1).member), 2);
+    let rust =
+        request("RUST", Duration::from_secs(3), Sync { lite_topic_set: vec![" ".to_owned()], ..good() });
+    let answer = client.sync_lite_subscription(rust).await.expect("gRPC OK").into_inner();
+    assert_eq!(code_of(&answer.status), Code::BadRequest, "a number the Rust SDK knows");
 }

@@ -89,4 +89,6 @@ pass_on! {
     why(WhyRequest) -> WhyResponse;
     set_topic_retention(SetTopicRetentionRequest) -> RetentionResponse;
     show_retention(ShowRetentionRequest) -> RetentionResponse;
+    show_lite_topics(ShowLiteTopicsRequest) -> ShowLiteTopicsResponse;
+    set_lite_topic(SetLiteTopicRequest) -> SetLiteTopicResponse;
 }

@@ -6,6 +6,7 @@
 //! the nodes themselves ([`status`]), because only a node knows how far its own disk is.
 
 mod consumer_groups;
+mod lite_topics;
 mod messages;
 mod retention;
 mod status;
@@ -221,6 +222,22 @@ impl Admin for AdminService {
     ) -> Result<Response<wire::RetentionResponse>, Status> {
         let context = context_of(request.metadata());
         retention::show(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn show_lite_topics(
+        &self,
+        request: Request<wire::ShowLiteTopicsRequest>,
+    ) -> Result<Response<wire::ShowLiteTopicsResponse>, Status> {
+        let context = context_of(request.metadata());
+        lite_topics::show(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn set_lite_topic(
+        &self,
+        request: Request<wire::SetLiteTopicRequest>,
+    ) -> Result<Response<wire::SetLiteTopicResponse>, Status> {
+        let context = context_of(request.metadata());
+        lite_topics::set(&self.cluster, &context, request.into_inner()).await.map(Response::new)
     }
 
     async fn node_status(

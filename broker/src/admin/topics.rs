@@ -30,13 +30,7 @@ pub async fn create(
     let name = topic_name(&request.name)?;
     let message_type = match MessageType::try_from(request.message_type) {
         Ok(MessageType::Unspecified | MessageType::Normal) => MessageType::Normal,
-        Ok(known @ (MessageType::Fifo | MessageType::Delay | MessageType::Transaction)) => known,
-        Ok(other) => {
-            return Err(Status::invalid_argument(format!(
-                "message_type = {}: this version has no topics of this type",
-                other.as_str_name()
-            )));
-        }
+        Ok(known) => known,
         Err(_) => {
             return Err(Status::invalid_argument(format!(
                 "message_type = {}: no such message type",

@@ -6,6 +6,7 @@
 //! | acknowledged before | OK: a repeat of a lost answer | INVALID_RECEIPT_HANDLE |
 //! | delivered to somebody else since | INVALID_RECEIPT_HANDLE | INVALID_RECEIPT_HANDLE |
 //! | handle of another topic or consumer group than the request | INVALID_RECEIPT_HANDLE | same |
+//! | handle of another lite topic than the request | ILLEGAL_LITE_TOPIC | same |
 //! | topic or consumer group gone | TOPIC_NOT_FOUND, CONSUMER_GROUP_NOT_FOUND | same |
 
 use ledgermq_common::ReceiptHandle;
@@ -17,6 +18,7 @@ use ledgermq_proto::rocketmq::{
 };
 
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
+use super::lite::check_lite_topic;
 use crate::state::{
     AckEntry, AckMessages, Answer, ChangeInvisible, ChangeOutcome, Command, ConsumerGroupView, DeliveryEpoch,
     DeliveryOutcome, TopicView,
@@ -31,7 +33,11 @@ pub async fn ack(hosted: &HostedGroup, request: &AckMessageRequest) -> Result<Gr
     let judged: Vec<Result<AckEntry, Refused>> = request
         .entries
         .iter()
-        .map(|entry| subject.handle(&entry.receipt_handle).map(|handle| ack_entry(&handle)))
+        .map(|entry| {
+            let handle = subject.handle(&entry.receipt_handle)?;
+            check_lite_topic(hosted, &subject.topic, &handle, entry.lite_topic.as_deref())?;
+            Ok(ack_entry(&handle))
+        })
         .collect();
     let entries: Vec<AckEntry> = judged.iter().filter_map(|entry| entry.as_ref().ok().copied()).collect();
     let mut outcomes = if entries.is_empty() {
@@ -75,6 +81,7 @@ pub async fn change_invisible(
 ) -> Result<GroupResponse, Ended> {
     let subject = Subject::find(hosted, request.topic.as_ref(), request.group.as_ref())?;
     let handle = subject.handle(&request.receipt_handle)?;
+    check_lite_topic(hosted, &subject.topic, &handle, request.lite_topic.as_deref())?;
     let asked_ms = request.invisible_duration.as_ref().map_or(0, |duration| {
         let seconds = u64::try_from(duration.seconds).unwrap_or(0);
         seconds.saturating_mul(1000).saturating_add(u64::try_from(duration.nanos).unwrap_or(0) / 1_000_000)
@@ -94,7 +101,9 @@ pub async fn change_invisible(
         epoch: DeliveryEpoch(handle.delivery_epoch),
         invisible_ms,
     };
-    let outcome = match hosted.propose(Command::ChangeInvisible(change).encode(hosted.now())).await? {
+    let command =
+        if request.suspend() { Command::SuspendDelivery(change) } else { Command::ChangeInvisible(change) };
+    let outcome = match hosted.propose(command.encode(hosted.now())).await? {
         Answer::Changed(outcome) => outcome,
         Answer::Refused(refusal) => return Err(refused(refusal, &subject.topic.name).into()),
         other => return Err(unexpected("ChangeInvisible", &other)),

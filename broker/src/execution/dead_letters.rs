@@ -25,6 +25,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::acknowledge::{Subject, not_changed};
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
+use super::lite::check_lite_topic;
 use super::receive::read_record;
 use crate::state::{
     Answer, Command, ConsumerGroupId, DeadLetter, DeadLetterReason, DeadLetterRecord, DeliveryEpoch,
@@ -85,6 +86,7 @@ pub async fn forward(
         }
     } else {
         let handle = subject.handle(&request.receipt_handle)?;
+        check_lite_topic(hosted, &subject.topic, &handle, request.lite_topic.as_deref())?;
         let attempt =
             hosted.delivery_attempt(consumer_group, topic, handle.queue, handle.offset).unwrap_or(0);
         EndedDelivery {

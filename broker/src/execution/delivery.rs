@@ -62,6 +62,8 @@ pub fn delivered(stored: StoredMessage, delivery: Delivery<'_>) -> Message {
         trace_context: properties.trace_context,
         delivery_timestamp: properties.deliver_at_ms.map(|at_ms| timestamp(UnixMillis(at_ms))),
         dead_letter_queue,
+        priority: properties.priority,
+        lite_topic: properties.lite_topic,
         ..SystemProperties::default()
     };
     Message {

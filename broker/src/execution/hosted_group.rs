@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use super::check_back::CheckBack;
 use super::clients::Liveness;
+use super::lite::Told;
 use super::order_keys::OrderKeys;
 use super::retention::{LastLook, RetentionSettings};
 use super::waiters::Waiters;
@@ -66,6 +67,7 @@ pub struct HostedGroup {
     pub(super) liveness: Liveness,
     pub(super) check_back: Arc<CheckBack>,
     pub(super) order_keys: OrderKeys,
+    pub(super) told: Told,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: Settings,
     pub(super) metrics: Arc<Metrics>,
@@ -155,6 +157,7 @@ impl HostedGroup {
             liveness: Liveness::default(),
             check_back: Arc::default(),
             order_keys: OrderKeys::default(),
+            told: Told::default(),
             clock: parts.clock,
             settings: parts.settings,
             metrics: parts.metrics,
@@ -419,6 +422,11 @@ pub fn refused(refusal: Refusal, topic: &str) -> Refused {
         }
         Refusal::TooManyTransactions => Refused::new(Code::TooManyRequests, refusal.to_string()),
         Refusal::OffsetOutOfRange => Refused::new(Code::IllegalOffset, refusal.to_string()),
+        Refusal::NotLite | Refusal::LiteBinding => Refused::new(Code::BadRequest, refusal.to_string()),
+        Refusal::LiteTopics => Refused::new(Code::LiteTopicQuotaExceeded, refusal.to_string()),
+        Refusal::LiteClientQuota | Refusal::LiteSubscriptions => {
+            Refused::new(Code::LiteSubscriptionQuotaExceeded, refusal.to_string())
+        }
         Refusal::Malformed => Refused::new(Code::InternalServerError, refusal.to_string()),
     }
 }

@@ -61,6 +61,8 @@ fn properties(
         trace_context: system.trace_context.clone(),
         born_host,
         deliver_at_ms: None,
+        priority: system.priority,
+        lite_topic: system.lite_topic.clone().filter(|lite| !lite.is_empty()),
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`dead_letters`] | ForwardToDeadLetterQueue; messages delivered too often |
 //! | [`naming`] | topics, consumer groups |
 //! | [`offsets`] | Pull, and the offsets of queues and groups |
+//! | [`lite`] | Send to a lite topic, SyncLiteSubscription; removes idle lite topics |
 //! | [`operations`], [`message_query`] | what administrators ask of one group |
 //! | [`growth`] | more queues for a topic; drives and drains the generations of topics with order |
 //! | [`timers`] | Send to a topic of delayed messages, Recall; fires what is due |
@@ -27,6 +28,7 @@ mod delivery;
 mod growth;
 mod hosted_group;
 mod intake;
+mod lite;
 mod message_query;
 mod naming;
 mod offsets;
@@ -57,6 +59,7 @@ pub use check_back::check_transactions;
 pub use dead_letters::bury_exhausted;
 pub use growth::grow_topics;
 pub use hosted_group::{Consumption, HostedGroup, Parts, Settings, TransactionSettings};
+pub use lite::sweep_lite;
 pub use naming::{consumer_group as describe_consumer_group, describe_view as describe_topic};
 pub use renewal::renew_leases;
 pub use retention::{LastLook, RetentionSettings, keep_retention};
@@ -155,6 +158,8 @@ async fn execute(
         GroupRequest::Recall(recall) => timers::recall(hosted, recall).await,
         GroupRequest::Pull(pull) => offsets::pull(hosted, context, pull).await,
         GroupRequest::Offset(offset) => offsets::offset(hosted, offset).await,
+        GroupRequest::SyncLite(sync) => lite::sync(hosted, context, sync).await,
+        GroupRequest::AwaitTakenLite(wait) => lite::await_taken(hosted, wait).await,
         GroupRequest::Operation(operation) => operations::execute(hosted, operation).await,
     }
 }
@@ -189,6 +194,14 @@ impl ApplyObserver for WakeLongPolls {
     fn leases_released(&self, consumer_group: ConsumerGroupId, topic: TopicId) {
         self.0.leases_released(consumer_group, topic);
     }
+
+    fn lite_readable(&self, consumer_group: ConsumerGroupId, topic: TopicId, client: ClientHash) {
+        self.0.lite_readable(topic, consumer_group, client);
+    }
+
+    fn lite_taken(&self) {
+        self.0.lite_taken();
+    }
 }
 
 fn name_of(request: &GroupRequest) -> &'static str {
@@ -214,6 +227,8 @@ fn name_of(request: &GroupRequest) -> &'static str {
         GroupRequest::Recall(_) => "recall_message",
         GroupRequest::Pull(_) => "pull_message",
         GroupRequest::Offset(_) => "offset",
+        GroupRequest::SyncLite(_) => "sync_lite_subscription",
+        GroupRequest::AwaitTakenLite(_) => "await_taken_lite",
         GroupRequest::Operation(_) => "admin_operation",
     }
 }

@@ -15,8 +15,8 @@ use std::time::Duration;
 use super::hosted_group::{Ended, HostedGroup, unexpected};
 use super::{delivery, intake};
 use crate::state::{
-    Answer, Backoff, Command, ConsumerGroupView, DeleteTopic, Generation, Permission, PlacementView,
-    TopicSettings, TopicView,
+    Answer, Backoff, Command, ConsumerGroupView, DeleteTopic, Generation, GroupAttributes, Permission,
+    PlacementView, TopicSettings, TopicView,
 };
 
 /// Steps shown of an exponential backoff; they end where the maximum is reached.
@@ -151,10 +151,9 @@ fn draining(hosted: &HostedGroup, topic: &TopicView) -> Vec<wire::Draining> {
 /// A group nobody has consumed with yet has the defaults; its first receive makes it.
 pub fn describe_consumer_group(hosted: &HostedGroup, name: &ConsumerGroupName) -> GroupResponse {
     GroupResponse::ConsumerGroup(
-        hosted
-            .state
-            .consumer_group(name.as_str())
-            .map_or_else(Default::default, |view| consumer_group(&view)),
+        hosted.state.consumer_group(name.as_str()).map_or_else(Default::default, |view| {
+            consumer_group(&view, &hosted.state.group_attributes(view.id))
+        }),
     )
 }
 
@@ -181,7 +180,7 @@ fn placement(view: &PlacementView) -> Arc<Placement> {
     })
 }
 
-pub fn consumer_group(view: &ConsumerGroupView) -> ConsumerGroupDescription {
+pub fn consumer_group(view: &ConsumerGroupView, attributes: &GroupAttributes) -> ConsumerGroupDescription {
     let backoff = match &view.settings.backoff {
         Backoff::Customised { steps_ms } => steps_ms.clone(),
         exponential @ Backoff::Exponential { max_ms, .. } => {
@@ -200,5 +199,6 @@ pub fn consumer_group(view: &ConsumerGroupView) -> ConsumerGroupDescription {
         fifo: view.settings.fifo,
         max_attempts: view.settings.attempts_max,
         backoff: backoff.into_iter().map(Duration::from_millis).collect(),
+        lite_quota: attributes.client_quota,
     }
 }

@@ -5,12 +5,15 @@
 //! | dead letters of a page | 256, 1 with bodies | the page ends, with a cursor |
 //! | dead letters of one redrive | 256 | BAD_REQUEST |
 //! | retention of a topic | a hundred years | BAD_REQUEST |
+//! | lite topics of a page | 256 | the page ends, with a cursor |
+//! | idle time of lite topics | 30 days | BAD_REQUEST |
+//! | priority factor; lite topics of a client | 0..=100; 1..=10,000 | BAD_REQUEST |
 //! | attempts of a retry policy | 1..=10,000 | BAD_REQUEST |
 //! | steps of a retry policy | 1..=64, each at most 12 h | BAD_REQUEST |
 
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::limits::INVISIBLE_DURATION_MS_MAX;
-use ledgermq_common::{ConsumerGroupName, QueueId, QueueOffset};
+use ledgermq_common::limits::{INVISIBLE_DURATION_MS_MAX, LITE_SUBSCRIPTIONS_PER_CLIENT_MAX};
+use ledgermq_common::{ConsumerGroupName, QueueId, QueueOffset, TopicName};
 use ledgermq_edge::codes::topic_not_found;
 use ledgermq_edge::group_call::{GroupResponse, Refused};
 use ledgermq_proto::admin as wire;
@@ -27,12 +30,16 @@ use super::message_query;
 use super::offsets::{self, ResetTo};
 use crate::config::RETENTION_S_MAX;
 use crate::state::{
-    Answer, Backoff, Command, ConsumerGroupSettings, CreateConsumerGroup, Pinned, SetTopicRetention,
+    Answer, Backoff, Command, ConsumerGroupSettings, CreateConsumerGroup, GroupAttributes, MessageType,
+    PRIORITY_FACTOR_MAX, Pinned, SetGroupAttributes, SetLiteTopic, SetTopicRetention, TopicView,
     UpdateConsumerGroup,
 };
 
 const LETTERS_PER_PAGE_MAX: u32 = 256;
 const LETTERS_PER_REDRIVE_MAX: usize = 256;
+const LITE_TOPICS_PER_PAGE_MAX: u32 = 256;
+/// RocketMQ's: 30 days.
+const LITE_EXPIRATION_MINUTES_MAX: u32 = 43_200;
 const ATTEMPTS_MAX: u32 = 10_000;
 const BACKOFF_STEPS_MAX: usize = 64;
 const BACKOFF_MULTIPLIER_THOUSANDTHS_MAX: u32 = 100_000;
@@ -65,6 +72,8 @@ pub async fn execute(hosted: &HostedGroup, operation: &wire::GroupOperation) -> 
         }
         Operation::ForgetDrained(request) => Answered::OffsetsReset(forget_drained(hosted, request).await?),
         Operation::RedriveDeadLetters(request) => Answered::Redriven(redrive(hosted, request).await?),
+        Operation::ShowLiteTopics(request) => Answered::LiteTopics(show_lite_topics(hosted, request)?),
+        Operation::SetLiteTopic(request) => Answered::LiteTopicSet(set_lite_topic(hosted, request).await?),
     };
     Ok(GroupResponse::Operation(wire::GroupOperationResult { result: Some(result) }))
 }
@@ -91,14 +100,119 @@ async fn set_consumer_group(
     if let Some(backoff) = &request.backoff {
         settings.backoff = backoff_of(backoff)?;
     }
+    let before = known.as_ref().map(|view| hosted.state.group_attributes(view.id)).unwrap_or_default();
+    let attributes = attributes_of(before.clone(), request)?;
     let command = if known.is_some() {
         Command::UpdateConsumerGroup(UpdateConsumerGroup { name: name.to_string(), settings })
     } else {
         Command::CreateConsumerGroup(CreateConsumerGroup { name: name.to_string(), settings })
     };
     match hosted.propose(command.encode(hosted.now())).await? {
+        Answer::ConsumerGroup { id, .. } if attributes != before => {
+            let set = SetGroupAttributes { consumer_group: id, attributes };
+            match hosted.propose(Command::SetGroupAttributes(set).encode(hosted.now())).await? {
+                Answer::ConsumerGroup { .. } => Ok(show_consumer_group(hosted, &name)),
+                other => Err(unexpected("SetGroupAttributes", &other)),
+            }
+        }
         Answer::ConsumerGroup { .. } => Ok(show_consumer_group(hosted, &name)),
         other => Err(unexpected("SetConsumerGroup", &other)),
+    }
+}
+
+/// What is given changes, and the rest stays.
+fn attributes_of(
+    before: GroupAttributes,
+    request: &wire::SetConsumerGroupRequest,
+) -> Result<GroupAttributes, Ended> {
+    let factor_max = u32::from(PRIORITY_FACTOR_MAX);
+    let priority_factor = match request.priority_factor {
+        None => before.priority_factor,
+        Some(factor) => u8::try_from(factor)
+            .ok()
+            .filter(|factor| *factor <= PRIORITY_FACTOR_MAX)
+            .ok_or_else(|| bad(format!("priority_factor is {factor}; it must be within 0..={factor_max}")))?,
+    };
+    let client_quota = request.lite_client_quota.unwrap_or(before.client_quota);
+    if !(1..=LITE_SUBSCRIPTIONS_PER_CLIENT_MAX).contains(&client_quota) {
+        return Err(bad(format!(
+            "lite_client_quota is {client_quota}; it must be within 1..={LITE_SUBSCRIPTIONS_PER_CLIENT_MAX}"
+        )));
+    }
+    let bind_topic = match request.lite_bind_topic.as_deref() {
+        None => before.bind_topic,
+        Some("") => String::new(),
+        Some(topic) => TopicName::parse(topic)
+            .map(|topic| topic.to_string())
+            .map_err(|error| Refused::new(Code::IllegalTopic, error.to_string()))?,
+    };
+    Ok(GroupAttributes {
+        priority_factor,
+        bind_topic,
+        exclusive: request.lite_exclusive.unwrap_or(before.exclusive),
+        client_quota,
+        reset_when_taken_over: request.lite_reset_offset_exclusive.unwrap_or(before.reset_when_taken_over),
+        reset_on_unsubscribe: request.lite_reset_offset_unsubscribe.unwrap_or(before.reset_on_unsubscribe),
+    })
+}
+
+fn lite_parent(hosted: &HostedGroup, name: &str) -> Result<TopicView, Ended> {
+    let topic = hosted.state.topic(name).ok_or_else(|| Refused::from(topic_not_found(name)))?;
+    if topic.settings.message_type != MessageType::Lite {
+        return Err(bad(format!("topic {name} is not of type LITE")));
+    }
+    Ok(topic)
+}
+
+fn show_lite_topics(
+    hosted: &HostedGroup,
+    request: &wire::ShowLiteTopicsRequest,
+) -> Result<wire::ShowLiteTopicsResponse, Ended> {
+    let topic = lite_parent(hosted, &request.topic)?;
+    let max = if request.max == 0 { LITE_TOPICS_PER_PAGE_MAX } else { request.max };
+    let max = max.min(LITE_TOPICS_PER_PAGE_MAX) as usize;
+    let from = request.from.as_ref().map_or(0, |from| u32::try_from(from.offset).unwrap_or(u32::MAX));
+    let (mut views, expire_after_ms) = hosted.state.lite_topics(topic.id, QueueId(from), max + 1);
+    let next = (views.len() > max).then(|| views.pop()).flatten();
+    let next =
+        next.map(|next| wire::Cursor { group: hosted.name.to_string(), offset: u64::from(next.queue.get()) });
+    let lite_topics = views
+        .into_iter()
+        .map(|lite| wire::LiteTopic {
+            group: hosted.name.to_string(),
+            name: lite.name,
+            queue: lite.queue.get(),
+            min_offset: lite.range.start,
+            max_offset: lite.range.end,
+            used_ms: lite.used_at.get(),
+            readers: lite
+                .readers
+                .into_iter()
+                .map(|reader| wire::lite_topic::Reader {
+                    consumer_group: reader.consumer_group,
+                    client_id: reader.client_id,
+                })
+                .collect(),
+        })
+        .collect();
+    Ok(wire::ShowLiteTopicsResponse { lite_topics, next, expire_after_ms })
+}
+
+async fn set_lite_topic(
+    hosted: &HostedGroup,
+    request: &wire::SetLiteTopicRequest,
+) -> Result<wire::SetLiteTopicResponse, Ended> {
+    let topic = lite_parent(hosted, &request.topic)?;
+    let minutes = request.expire_after_minutes;
+    if minutes > LITE_EXPIRATION_MINUTES_MAX {
+        return Err(bad(format!(
+            "expire_after_minutes is {minutes}; it must be within 0..={LITE_EXPIRATION_MINUTES_MAX}"
+        )));
+    }
+    let command = SetLiteTopic { topic: topic.id, expire_after_ms: u64::from(minutes) * 60_000 };
+    match hosted.propose(Command::SetLiteTopic(command).encode(hosted.now())).await? {
+        Answer::Topic { .. } => Ok(wire::SetLiteTopicResponse {}),
+        other => Err(unexpected("SetLiteTopic", &other)),
     }
 }
 
@@ -133,6 +247,7 @@ fn backoff_of(backoff: &set_consumer_group_request::Backoff) -> Result<Backoff, 
 fn show_consumer_group(hosted: &HostedGroup, name: &ConsumerGroupName) -> wire::ConsumerGroup {
     let known = hosted.state.consumer_group(name.as_str());
     let exists = known.is_some();
+    let attributes = known.as_ref().map(|view| hosted.state.group_attributes(view.id)).unwrap_or_default();
     let settings = known.map_or_else(ConsumerGroupSettings::default, |view| view.settings);
     let backoff = match settings.backoff {
         Backoff::Exponential { initial_ms, max_ms, multiplier_thousandths } => {
@@ -147,7 +262,21 @@ fn show_consumer_group(hosted: &HostedGroup, name: &ConsumerGroupName) -> wire::
         }
     };
     let retry = wire::RetryPolicy { max_attempts: settings.attempts_max, backoff: Some(backoff) };
-    wire::ConsumerGroup { name: name.to_string(), fifo: settings.fifo, retry: Some(retry), exists }
+    let attributes = wire::GroupAttributes {
+        priority_factor: u32::from(attributes.priority_factor),
+        lite_bind_topic: attributes.bind_topic,
+        lite_exclusive: attributes.exclusive,
+        lite_client_quota: attributes.client_quota,
+        lite_reset_offset_exclusive: attributes.reset_when_taken_over,
+        lite_reset_offset_unsubscribe: attributes.reset_on_unsubscribe,
+    };
+    wire::ConsumerGroup {
+        name: name.to_string(),
+        fifo: settings.fifo,
+        retry: Some(retry),
+        exists,
+        attributes: Some(attributes),
+    }
 }
 
 fn list_dead_letters(

@@ -6,8 +6,10 @@
 //! | message type is not the topic's | MESSAGE_PROPERTY_CONFLICT_WITH_TYPE |
 //! | topic not writable | FORBIDDEN |
 //! | topic with order | the queue is the one the edge chose by the message group |
+//! | topic with priorities | the queue is the priority, at most the last one |
 //! | another generation of its queues is served | a repeat gets its first answer; any other is moved, nothing is stored |
 //! | topic of delayed messages | see [`timers`] |
+//! | topic of type LITE | see [`lite`] |
 //! | [`APPEND_BYTES_MAX`] of messages are being appended | waits its turn, until its deadline |
 //! | the client has stopped waiting | not proposed: it would cost an fsync for nobody |
 //! | the message id is in the window | OK with the first place; nothing is stored again |
@@ -24,10 +26,10 @@ use tokio::sync::SemaphorePermit;
 #[cfg(doc)]
 use super::hosted_group::APPEND_BYTES_MAX;
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
-use super::{delivery, intake, timers, transaction};
+use super::{delivery, intake, lite, timers, transaction};
 use crate::state::{
-    Answer, Generation, MessageType, Refusal, StoredAt, TopicView, encode_append, encode_append_in_order,
-    encoded_append_in_order_bytes,
+    Answer, Generation, MessageType, NewMessage, Refusal, StoredAt, TopicView, encode_append,
+    encode_append_in_order, encoded_append_in_order_bytes,
 };
 
 pub async fn send(
@@ -47,6 +49,9 @@ pub async fn send(
     if topic.settings.message_type == MessageType::Delay {
         return timers::send(hosted, context, send, &topic).await;
     }
+    if topic.settings.message_type == MessageType::Lite {
+        return lite::send(hosted, context, send, &topic).await;
+    }
     let now = hosted.now();
     let is_ordered = topic.settings.message_type == MessageType::Fifo;
     let generation = Generation(send.generation);
@@ -54,7 +59,10 @@ pub async fn send(
         return Ok(first_answer(hosted, send, &topic).unwrap_or(GroupResponse::Moved));
     }
     let queue = if is_ordered { queue_in_order(send, &topic)? } else { hosted.next_queue(&topic) };
-    let messages = intake::new_messages(&send.request, queue, now, context.peer);
+    let mut messages = intake::new_messages(&send.request, queue, now, context.peer);
+    if topic.settings.message_type == MessageType::Priority {
+        messages.iter_mut().for_each(|message| message.queue = queue_of_priority(message, &topic));
+    }
     let _room = check_command(hosted, encoded_append_in_order_bytes(&messages), context).await?;
     let command = if is_ordered {
         encode_append_in_order(hosted.now(), topic.id, generation, &messages)
@@ -73,6 +81,12 @@ pub async fn send(
     hosted.metrics.messages_in(send.topic.as_str(), new.map(|(message, _)| message.body.len()));
     let entries = messages.into_iter().zip(stored).map(|(message, at)| entry(message.id, at)).collect();
     Ok(GroupResponse::Send(SendMessageResponse { status: Some(codes::ok()), entries }))
+}
+
+/// The queue is the priority; whatever is above the last queue shares it.
+fn queue_of_priority(message: &NewMessage, topic: &TopicView) -> QueueId {
+    let priority = message.properties.priority.and_then(|priority| u32::try_from(priority).ok()).unwrap_or(0);
+    QueueId(priority.min(topic.settings.queues.saturating_sub(1)))
 }
 
 /// Whether sends placed by this generation are stored now, as far as this replica has applied.
@@ -99,8 +113,8 @@ fn first_answer(hosted: &HostedGroup, send: &SendRequest, topic: &TopicView) -> 
     Some(GroupResponse::Send(SendMessageResponse { status: Some(codes::ok()), entries }))
 }
 
-/// The queue the edge chose by the message group.
-fn queue_in_order(send: &SendRequest, topic: &TopicView) -> Result<QueueId, Refused> {
+/// The queue the edge chose by the message group or the lite topic.
+pub(super) fn queue_in_order(send: &SendRequest, topic: &TopicView) -> Result<QueueId, Refused> {
     let first = send.request.messages.first().and_then(|message| message.system_properties.as_ref());
     let queue = first.and_then(|system| u32::try_from(system.queue_id).ok());
     queue.filter(|queue| *queue < topic.settings.queues).map(QueueId).ok_or_else(|| {
@@ -132,7 +146,7 @@ pub(super) async fn check_command<'a>(
     Ok(room)
 }
 
-fn entry(message_id: String, at: StoredAt) -> SendResultEntry {
+pub(super) fn entry(message_id: String, at: StoredAt) -> SendResultEntry {
     SendResultEntry {
         status: Some(codes::ok()),
         message_id,

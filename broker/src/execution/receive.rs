@@ -20,6 +20,7 @@
 //! | stop of the process | MESSAGE_NOT_FOUND: the client polls again, elsewhere |
 
 mod in_order;
+mod lite;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use ledgermq_common::limits::RECEIVE_BATCH_MESSAGES_MAX;
 use ledgermq_common::names::DEAD_LETTER_TOPIC_PREFIX;
 use ledgermq_edge::codes::{self, topic_not_found};
 use ledgermq_edge::context::CallContext;
-use ledgermq_edge::group_call::{GroupResponse, NotExecuted, ReceiveRequest, Received, Refused};
+use ledgermq_edge::group_call::{Filter, GroupResponse, NotExecuted, ReceiveRequest, Received, Refused};
 use ledgermq_proto::rocketmq::{Code, Message, Resource, Status};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -62,6 +63,7 @@ struct Poll<'a> {
     consumer_group: ConsumerGroupView,
     client: ClientHash,
     wanted: Wanted,
+    is_lite: bool,
 }
 
 pub async fn receive(
@@ -80,8 +82,11 @@ pub async fn receive(
     let consumer_group = hosted.consumer_group_or_create(&request.consumer_group).await?;
     let client = ClientHash::of(&context.client_id);
     hosted.liveness.heard_of(client);
-    let wanted = Wanted::of(&request.filter);
-    let poll = Poll { hosted, request, topic, consumer_group, client, wanted };
+    lite::check_binding(&topic, &hosted.state.group_attributes(consumer_group.id).bind_topic)?;
+    let is_lite = topic.settings.message_type == state::MessageType::Lite;
+    // A client reads lite topics by name, not by content.
+    let wanted = if is_lite { Wanted::of(&Filter::All) } else { Wanted::of(&request.filter) };
+    let poll = Poll { hosted, request, topic, consumer_group, client, wanted, is_lite };
     let repeated = poll.repeated();
     let messages = if repeated.is_empty() { poll.until(ends).await? } else { repeated };
     let body_bytes = messages.iter().map(|message| message.body.len()).sum();
@@ -152,7 +157,12 @@ impl Poll<'_> {
                 return self.last_look().await;
             }
             let Some(place) = &place else {
-                let taken = self.hosted.waiters.wait_in_line(self.topic.id, self.consumer_group.id);
+                let (topic, group) = (self.topic.id, self.consumer_group.id);
+                let taken = if self.is_lite {
+                    self.hosted.waiters.wait_for_lite(topic, group, self.client)
+                } else {
+                    self.hosted.waiters.wait_in_line(topic, group)
+                };
                 place = Some(taken.map_err(|full| Refused::new(Code::TooManyRequests, full.to_string()))?);
                 // What arrived before the place was taken woke nobody: look once more.
                 continue;
@@ -193,6 +203,9 @@ impl Poll<'_> {
 
     /// Unwanted messages alone are put behind the group from `skipped_min` on.
     async fn look(&self, skipped_min: usize) -> Result<Look, Ended> {
+        if self.is_lite {
+            return self.look_lite().await;
+        }
         if self.consumer_group.settings.fifo {
             return self.look_in_order(skipped_min).await;
         }
@@ -213,7 +226,7 @@ impl Poll<'_> {
         Ok(self.deliver(granted, &planned, records, more))
     }
 
-    /// Reads what was granted.
+    /// Reads what was granted, in the order of the plan.
     fn deliver(
         &self,
         granted: Vec<Granted>,
@@ -222,10 +235,10 @@ impl Poll<'_> {
         more: bool,
     ) -> Look {
         let mut messages = Vec::with_capacity(granted.len());
-        for lease in granted {
-            let place = (lease.queue, lease.offset);
-            let Some((_, entry)) = planned.iter().find(|(at, _)| *at == place) else { continue };
-            if let Some(stored) = records.take_or_read(self.hosted, place, *entry) {
+        for (place, entry) in planned {
+            let lease = granted.iter().find(|lease| (lease.queue, lease.offset) == *place);
+            let Some(&lease) = lease else { continue };
+            if let Some(stored) = records.take_or_read(self.hosted, *place, *entry) {
                 messages.push(self.message(stored, lease, 0, *entry));
             }
         }
@@ -315,7 +328,7 @@ impl Poll<'_> {
     ) -> Result<Vec<Granted>, Ended> {
         let (answer, answered) = oneshot::channel();
         let hosted = Arc::clone(self.hosted);
-        let (topic, consumer_group) = (self.topic.id, self.consumer_group.id);
+        let (topic, consumer_group, is_lite) = (self.topic.id, self.consumer_group.id, self.is_lite);
         tokio::spawn(async move {
             let result = hosted.propose(command.encode(hosted.now())).await;
             // What is planned and was not granted may be planned for others from here on.
@@ -334,7 +347,10 @@ impl Poll<'_> {
                     epoch: lease.epoch,
                     invisible_ms: ABANDONED_INVISIBLE_MS,
                 };
-                let command = Command::ChangeInvisible(change).encode(hosted.now());
+                // One of several polls of a lite client that lost the race was never a try to consume.
+                let command =
+                    if is_lite { Command::SuspendDelivery(change) } else { Command::ChangeInvisible(change) };
+                let command = command.encode(hosted.now());
                 if let Err(ended) = hosted.propose(command).await {
                     tracing::debug!(?ended, "an abandoned delivery waits for the end of its lease");
                     return;
@@ -351,11 +367,13 @@ impl Poll<'_> {
     fn message(&self, stored: StoredMessage, lease: Granted, renewal: u32, entry: IndexEntry) -> Message {
         let handle = self.hosted.state.handle_of(self.consumer_group.id, self.topic.id, &lease, renewal);
         let topic = Resource { resource_namespace: String::new(), name: self.request.topic.to_string() };
+        // Of a lite topic: the queue of the parent by which it was placed.
+        let queue = if self.is_lite { stored.queue } else { lease.queue };
         delivered(
             stored,
             Delivery {
                 topic: &topic,
-                queue: lease.queue,
+                queue,
                 offset: lease.offset,
                 stored_at: entry.stored_at,
                 store_host: &self.hosted.settings.store_host,

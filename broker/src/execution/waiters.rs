@@ -8,6 +8,9 @@
 //! Invariant: between a waiter's look at the state and its wait no wake-up is lost. A waiter takes
 //! its place (or clears its flag) first and looks afterwards; a wake-up sets the flag first.
 //!
+//! Clients that read lite topics stand in a line each: what arrives is for some of them only, and
+//! apply says for whom.
+//!
 //! | Bound | Value | Beyond it |
 //! |---|---|---|
 //! | waiters of one topic and consumer group | 1024 | refused: "polling full" |
@@ -18,9 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::state::{ConsumerGroupId, TopicId};
+use crate::state::{ClientHash, ConsumerGroupId, TopicId};
 
 /// RocketMQ's `popPollingSize`.
 pub const WAITERS_PER_KEY_MAX: usize = 1024;
@@ -47,16 +50,22 @@ impl WaiterCount {
 pub struct Waiters {
     lines: Mutex<Lines>,
     count: Arc<WaiterCount>,
+    /// Rises when a lite topic was taken from a client.
+    taken: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Lines {
     /// Places are numbered in the order they were taken, and are woken in that order.
     next_place: u64,
-    topics: BTreeMap<TopicId, BTreeMap<ConsumerGroupId, Line>>,
+    topics: BTreeMap<TopicId, BTreeMap<LineKey, Line>>,
 }
 
+/// A consumer group; with a client, one that reads lite topics.
+type LineKey = (ConsumerGroupId, ClientHash);
 type Line = BTreeMap<u64, Arc<Bell>>;
+
+const NO_CLIENT: ClientHash = ClientHash(0);
 
 #[derive(Debug, Default)]
 struct Bell {
@@ -77,7 +86,7 @@ impl Bell {
 
 impl Waiters {
     pub fn new(count: Arc<WaiterCount>) -> Self {
-        Self { lines: Mutex::default(), count }
+        Self { lines: Mutex::default(), count, taken: watch::Sender::default() }
     }
 
     /// Takes the last place of the line of `topic` and `consumer_group`.
@@ -86,13 +95,27 @@ impl Waiters {
         topic: TopicId,
         consumer_group: ConsumerGroupId,
     ) -> Result<Place, PollingFull> {
+        self.wait_at(topic, (consumer_group, NO_CLIENT))
+    }
+
+    /// The same for a client that reads lite topics of `topic`.
+    pub fn wait_for_lite(
+        self: &Arc<Self>,
+        topic: TopicId,
+        consumer_group: ConsumerGroupId,
+        client: ClientHash,
+    ) -> Result<Place, PollingFull> {
+        self.wait_at(topic, (consumer_group, client))
+    }
+
+    fn wait_at(self: &Arc<Self>, topic: TopicId, key: LineKey) -> Result<Place, PollingFull> {
         if self.count.0.fetch_add(1, Ordering::Relaxed) >= WAITERS_MAX {
             self.count.0.fetch_sub(1, Ordering::Relaxed);
             return Err(PollingFull);
         }
         let mut lines = self.lines.lock();
         let number = lines.next_place;
-        let line = lines.topics.entry(topic).or_default().entry(consumer_group).or_default();
+        let line = lines.topics.entry(topic).or_default().entry(key).or_default();
         if line.len() >= WAITERS_PER_KEY_MAX {
             drop(lines);
             self.count.0.fetch_sub(1, Ordering::Relaxed);
@@ -102,7 +125,7 @@ impl Waiters {
         line.insert(number, Arc::clone(&bell));
         lines.next_place += 1;
         drop(lines);
-        Ok(Place { waiters: Arc::clone(self), topic, consumer_group, number, bell })
+        Ok(Place { waiters: Arc::clone(self), topic, key, number, bell })
     }
 
     /// Messages arrived: the first waiter of each consumer group may go.
@@ -118,9 +141,29 @@ impl Waiters {
     /// Messages became visible to one consumer group again.
     pub fn leases_released(&self, consumer_group: ConsumerGroupId, topic: TopicId) {
         let lines = self.lines.lock();
-        if let Some(line) = lines.topics.get(&topic).and_then(|groups| groups.get(&consumer_group)) {
+        let Some(groups) = lines.topics.get(&topic) else { return };
+        let of_group = (consumer_group, ClientHash(0))..=(consumer_group, ClientHash(u64::MAX));
+        for line in groups.range(of_group).map(|(_, line)| line) {
             ring_first(line, 0);
         }
+    }
+
+    /// A lite topic the client reads has a message for it, or may have one.
+    pub fn lite_readable(&self, topic: TopicId, consumer_group: ConsumerGroupId, client: ClientHash) {
+        let lines = self.lines.lock();
+        let line = lines.topics.get(&topic).and_then(|groups| groups.get(&(consumer_group, client)));
+        if let Some(line) = line {
+            ring_first(line, 0);
+        }
+    }
+
+    pub fn lite_taken(&self) {
+        self.taken.send_modify(|taken| *taken = taken.wrapping_add(1));
+    }
+
+    /// Changes value when a lite topic was taken from a client.
+    pub fn taken(&self) -> watch::Receiver<u64> {
+        self.taken.subscribe()
     }
 
     /// Everybody looks again: leadership is gone, or the process is leaving.
@@ -139,7 +182,7 @@ impl Waiters {
 pub struct Place {
     waiters: Arc<Waiters>,
     topic: TopicId,
-    consumer_group: ConsumerGroupId,
+    key: LineKey,
     number: u64,
     bell: Arc<Bell>,
 }
@@ -157,7 +200,7 @@ impl Place {
     /// Wakes the next in line: there may be something for it.
     pub fn pass_on(&self) {
         let lines = self.waiters.lines.lock();
-        let line = lines.topics.get(&self.topic).and_then(|groups| groups.get(&self.consumer_group));
+        let line = lines.topics.get(&self.topic).and_then(|groups| groups.get(&self.key));
         if let Some(line) = line {
             ring_first(line, self.number + 1);
         }
@@ -168,14 +211,14 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut lines = self.waiters.lines.lock();
         let Some(groups) = lines.topics.get_mut(&self.topic) else { return };
-        if let Some(line) = groups.get_mut(&self.consumer_group) {
+        if let Some(line) = groups.get_mut(&self.key) {
             line.remove(&self.number);
             // Its call was cancelled after it was woken and before it looked: somebody else must.
             if self.bell.rung.load(Ordering::Acquire) {
                 ring_first(line, 0);
             }
             if line.is_empty() {
-                groups.remove(&self.consumer_group);
+                groups.remove(&self.key);
             }
         }
         if groups.is_empty() {

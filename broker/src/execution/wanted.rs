@@ -118,6 +118,8 @@ mod tests {
             tag_code: 0,
             properties: MessageProperties {
                 deliver_at_ms: None,
+                priority: None,
+                lite_topic: None,
                 user: [("amount".to_owned(), "42".to_owned())].into(),
                 tag: Some("paid".to_owned()),
                 keys: vec!["k1".to_owned(), "k2".to_owned()],

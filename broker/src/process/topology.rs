@@ -52,10 +52,10 @@ impl Topology for BrokerTopology {
     }
 
     fn consumer_group(&self, consumer_group: &ConsumerGroupName) -> Option<ConsumerGroupDescription> {
-        self.executor
-            .groups()
-            .find_map(|hosted| hosted.state().consumer_group(consumer_group.as_str()))
-            .map(|view| describe_consumer_group(&view))
+        self.executor.groups().find_map(|hosted| {
+            let view = hosted.state().consumer_group(consumer_group.as_str())?;
+            Some(describe_consumer_group(&view, &hosted.state().group_attributes(view.id)))
+        })
     }
 
     fn auto_create_topics(&self) -> bool {

@@ -3,7 +3,7 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 45 offsets set, 50 generation, 51 drained, 70 expired, 71 retention set, 72 carried, 73 log released, 255 refused |
+//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 45 offsets set, 50 generation, 51 drained, 62 lite synced, 63 lite expired, 70 expired, 71 retention set, 72 carried, 73 log released, 255 refused |
 //! | 1 | … | by kind, in the order of the fields below |
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -70,11 +70,23 @@ pub enum Answer {
     LogReleased {
         below: PhysicalOffset,
     },
+    LiteSynced(LiteSynced),
+    /// How many lite topics went.
+    LiteExpired(u32),
     /// The generation by which the topic is served here now; the step is done, now or earlier.
     Generation(Generation),
     /// Whether the generation counts as drained now.
     Drained(bool),
     Refused(Refusal),
+}
+
+/// What became of a client's subscriptions to lite topics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LiteSynced {
+    pub added: u32,
+    pub removed: u32,
+    /// Other clients' subscriptions that were taken over.
+    pub evicted: u32,
 }
 
 /// Where a half message lies; that is its transaction.
@@ -192,6 +204,19 @@ pub enum Refusal {
     QueuesOfOrderedTopic = 23,
     #[error("the offset is below the first or above the next of its queue")]
     OffsetOutOfRange = 40,
+    #[error("the topic has no lite topics: it is not of type LITE")]
+    NotLite = 60,
+    #[error("the consumer group is bound to the lite topics of another topic")]
+    LiteBinding = 61,
+    #[error("the broker group has {} lite topics", ledgermq_common::limits::LITE_TOPICS_MAX)]
+    LiteTopics = 62,
+    #[error("the client's quota of subscriptions to lite topics is used up")]
+    LiteClientQuota = 63,
+    #[error(
+        "the broker group has {} subscriptions to lite topics",
+        ledgermq_common::limits::LITE_SUBSCRIPTIONS_MAX
+    )]
+    LiteSubscriptions = 64,
     #[error("only a topic with order (type FIFO) grows by generations")]
     TopicWithoutOrder = 50,
     #[error("the topic is growing to another number of queues")]
@@ -336,6 +361,16 @@ impl Answer {
                 out.put_u8(73);
                 out.put_u64_le(below.get());
             }
+            Self::LiteSynced(synced) => {
+                out.put_u8(62);
+                out.put_u32_le(synced.added);
+                out.put_u32_le(synced.removed);
+                out.put_u32_le(synced.evicted);
+            }
+            Self::LiteExpired(lite_topics) => {
+                out.put_u8(63);
+                out.put_u32_le(*lite_topics);
+            }
             Self::Generation(generation) => {
                 out.put_u8(50);
                 out.put_u32_le(generation.get());
@@ -429,6 +464,12 @@ impl Answer {
                 _ => return Err(reader.malformed("recall")),
             }),
             45 => Self::OffsetsSet(reader.u32("queues")?),
+            62 => Self::LiteSynced(LiteSynced {
+                added: reader.u32("added")?,
+                removed: reader.u32("removed")?,
+                evicted: reader.u32("evicted")?,
+            }),
+            63 => Self::LiteExpired(reader.u32("lite topics")?),
             50 => Self::Generation(Generation(reader.u32("generation")?)),
             51 => Self::Drained(reader.bool("drained")?),
             255 => {
@@ -470,6 +511,11 @@ impl Refusal {
             22 => Self::TooManyTransactions,
             23 => Self::QueuesOfOrderedTopic,
             40 => Self::OffsetOutOfRange,
+            60 => Self::NotLite,
+            61 => Self::LiteBinding,
+            62 => Self::LiteTopics,
+            63 => Self::LiteClientQuota,
+            64 => Self::LiteSubscriptions,
             50 => Self::TopicWithoutOrder,
             51 => Self::GenerationUnderWay,
             52 => Self::GenerationNotPrepared,

@@ -49,7 +49,7 @@ impl BrokerState {
                 let Some(lease) = progress.and_then(|progress| progress.leases.get(&offset)) else {
                     continue;
                 };
-                if lease.until <= now {
+                if lease.until <= now && lease.is_last(group.settings.attempts_max) {
                     exhausted.push(EndedDelivery {
                         consumer_group,
                         topic,

@@ -65,7 +65,8 @@ impl BrokerState {
         let mut hash = Xxh3::new();
         for topic in self.topics() {
             let ranges = self.queue_ranges(topic.id).unwrap_or_default();
-            for (queue, range) in (0u32..).zip(ranges) {
+            let lite = self.lite_ranges(topic.id);
+            for (queue, range) in (0u32..).zip(ranges).chain(lite) {
                 let key = QueueKey::new(topic.id, QueueId(queue));
                 let mut at = range.start;
                 while at < range.end {

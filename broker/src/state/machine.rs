@@ -24,7 +24,7 @@ use super::consume_queue::run::Run;
 use super::consume_queue::{ConsumeQueueIndex, QueueKey, QueueView};
 use super::key_index::run::KeyRun;
 use super::meta_store::{MetaStore, SledStore};
-use super::names::{ConsumerGroupId, TopicId};
+use super::names::{ClientHash, ConsumerGroupId, TopicId};
 use super::planner::Reservations;
 use super::snapshot::{Captured, SnapshotStream, receive};
 use super::timers::run::TimerRun;
@@ -42,6 +42,10 @@ pub trait ApplyObserver: Send + Sync + 'static {
     /// Leases of the group in the topic ended, or end earlier than before, or planned messages are
     /// free again: ask for the next expiry and plan anew.
     fn leases_released(&self, consumer_group: ConsumerGroupId, topic: TopicId);
+    /// A lite topic the client reads has a message for it, or may have one.
+    fn lite_readable(&self, _: ConsumerGroupId, _: TopicId, _: ClientHash) {}
+    /// A lite topic was taken from a client, which is to be told.
+    fn lite_taken(&self) {}
 }
 
 /// For those who wait for nothing.
@@ -240,6 +244,12 @@ impl BrokerState {
         }
         for (consumer_group, topic) in effects.released {
             self.observer.leases_released(consumer_group, topic);
+        }
+        for (consumer_group, topic, client) in effects.lite {
+            self.observer.lite_readable(consumer_group, topic, client);
+        }
+        if effects.lite_taken {
+            self.observer.lite_taken();
         }
     }
 

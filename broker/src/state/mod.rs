@@ -10,6 +10,7 @@
 //! | [`dead_letters`] | questions about messages given up |
 //! | [`offsets`] | questions about offsets by group and by time |
 //! | [`key_index`], [`message_search`] | message ids and keys → records |
+//! | [`lite`] | plans of receives from lite topics, and questions about them |
 //! | [`timers`], [`timer_questions`] | delayed messages that wait for their time |
 //! | [`planner`] | which messages a receive is to lease |
 //! | [`retention`] | what goes, what is carried, what pins the log |
@@ -27,6 +28,7 @@ mod dead_letters;
 mod digest;
 mod generation_questions;
 mod key_index;
+mod lite;
 mod machine;
 mod message_search;
 mod meta_store;
@@ -42,8 +44,8 @@ mod timers;
 mod transaction_questions;
 
 pub use answer::{
-    Answer, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, Placed, RecallOutcome, Refusal, Scheduled,
-    StoredAt, TransactionEnd,
+    Answer, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, LiteSynced, Placed, RecallOutcome, Refusal,
+    Scheduled, StoredAt, TransactionEnd,
 };
 pub use applied::QueueRange;
 pub use applied::generations::GENERATIONS_MAX;
@@ -57,9 +59,11 @@ pub use command::{
     UpdateTopic, encode_append, encode_delayed, encoded_append_bytes, encoded_delayed_bytes, tag_code,
 };
 pub use command::{
-    AppendInOrder, CarriedRecord, CarryRecords, CloseGeneration, DrainGeneration, ExpireMessages,
-    ExpiryCause, OpenGeneration, Owed, PrepareGeneration, ReleaseLog, SetTopicRetention, TopicRetention,
-    encode_append_in_order, encode_carried, encoded_append_in_order_bytes,
+    AppendInOrder, AppendLite, CarriedRecord, CarryRecords, CloseGeneration, DrainGeneration, ExpireLite,
+    ExpireMessages, ExpiryCause, GroupAttributes, LiteAction, LiteStart, OpenGeneration, Owed,
+    PRIORITY_FACTOR_MAX, PrepareGeneration, ReleaseLog, SetGroupAttributes, SetLiteTopic, SetTopicRetention,
+    SyncLite, TopicRetention, encode_append_in_order, encode_carried, encode_lite,
+    encoded_append_in_order_bytes, encoded_lite_bytes,
 };
 pub use command::{
     CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
@@ -70,6 +74,7 @@ pub use dead_letters::{DeliveryState, EndedDelivery};
 pub use digest::StateDigest;
 pub use generation_questions::{DrainCandidate, Draining, EndedView, Growth, PlacementView};
 pub use key_index::SearchKey;
+pub use lite::{LitePlan, LiteReader, LiteReceive, LiteTopicView, TakenLite};
 pub use machine::{
     ApplyObserver, BrokerState, CheckpointError, CheckpointMode, NobodyWaits, OpenStateError, StateConfig,
 };

@@ -26,9 +26,8 @@ impl BrokerState {
 
     /// The first message of a queue that was stored at `at` or later; the end where there is none.
     pub fn offset_at(&self, topic: TopicId, queue: QueueId, at: UnixMillis) -> Option<QueueOffset> {
-        let ranges = self.queue_ranges(topic)?;
-        let range = ranges.get(queue.get() as usize)?;
-        let (mut low, mut high) = (range.start, range.end);
+        let range = self.applied_state().range(topic, queue.get())?;
+        let (mut low, mut high) = (range.min, range.max);
         // Store times of a queue never go back: they are log time.
         while low < high {
             let middle = low + (high - low) / 2;

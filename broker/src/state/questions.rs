@@ -162,6 +162,7 @@ impl BrokerState {
             };
         }
         if let Some(subscription) = subscription {
+            lag.ready += subscription.unseen_lite(topic, &applied.lite);
             let now = applied.scalars.now;
             let ended = subscription.ends.iter().take_while(|(until, _, _)| *until <= now).count() as u64;
             lag.ready += ended;
@@ -186,8 +187,7 @@ impl BrokerState {
     ) -> Vec<(QueueOffset, IndexEntry)> {
         let view = {
             let applied = self.applied_state();
-            let Some(topic_state) = applied.topics.get(&topic) else { return Vec::new() };
-            let Some(range) = topic_state.queues.get(queue.get() as usize) else { return Vec::new() };
+            let Some(range) = applied.range(topic, queue.get()) else { return Vec::new() };
             let from = from.get().max(range.min);
             let to = range.max.min(from.saturating_add(u64::from(max)));
             applied.index.view(QueueKey::new(topic, queue), from, to)

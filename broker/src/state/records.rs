@@ -4,7 +4,7 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `u` committed offset, `x` transactions, `n` generations |
+//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `u` committed offset, `x` transactions, `n` generations, `l` lite topics |
 //! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`, `u`) |
 //! | 1 | 8 | `d`: delivery time of the recalled timer |
 //! | 9 | 8 | `d`: its physical offset |
@@ -16,6 +16,9 @@
 //! | 2 | 4 | `n`: topic (1), consumer group (2) |
 //! | 6 | 4 | `n`: topic (2) |
 //! | 2 | 8 | `x`: physical offset of the half's record, or number of the chunk of outcomes |
+//! | 1 | 1 | `l`: 1 a lite topic, 2 a client that reads them, 3 their parent, 4 attributes of a consumer group |
+//! | 2 | 4 | `l`: topic (1, 3) or consumer group (2, 4) |
+//! | 6 | 4 or 8 | `l`: queue (1), client hash (2) |
 //!
 //! Value (little endian): version u8 (1), then
 //!
@@ -26,7 +29,7 @@
 //! | consumer group | name, settings as in `CreateConsumerGroup`, created u64 ms |
 //! | transaction | topic u32, queue u32, record bytes u32, tag code u32, message id hash u64, store time u64, next check u64, checks u32, parked u8, parked at u64 |
 //! | outcomes | list of (transaction u64, message id hash u64, topic u32, decision u8, queue u32, offset u64, decided at u64), oldest first |
-//! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, receive u64, attempt u32, renewal u32, auto-renew u8, order key u64) |
+//! | progress | next u64; list of holes (start u64, end u64); list of leases (offset u64, until u64, popped u64, epoch u64, client u64, receive u64, attempt u32, renewal u32, flags u8: 1 auto-renew, 2 suspended; order key u64) |
 //! | timers | fired through: delivery time u64 ms, physical offset u64; pending u64 |
 //! | recalled timer | none |
 //! | committed offset | u64 |
@@ -36,6 +39,10 @@
 //! | expired unread | u64 |
 //! | marks of time | apart u64; list of (physical offset u64, log time u64 ms) |
 //! | retention progress | released below u64; expired messages, carried records, carried bytes u64 |
+//! | lite topic | name, min u64, max u64, used u64 ms |
+//! | lite client | client id, topic u32, version u64, list of queues u32 it reads, list of queues u32 it lost |
+//! | lite parent | next queue u32, idle time u64 ms |
+//! | group attributes | as in `SetGroupAttributes` |
 //! | generations | current u32, layout; is there a next u8, and then: its number u32, layout, closed u8; list of ended: number u32, layout, ended u64 ms, list of ends u64 |
 //! | drained | below u32, resets u32 |
 //!
@@ -50,12 +57,13 @@ use ledgermq_common::{LogIndex, PhysicalOffset, QueueId, QueueOffset, Term};
 use ledgermq_raft_store::EntryId;
 
 use super::applied::generations::{Drained, EndedGeneration, Generations, NextGeneration};
+use super::applied::lite::{LiteClient, LiteParent, LiteTopic};
 use super::applied::progress::{Lease, Progress};
 use super::applied::retention::{RetentionProgress, TimeMarks};
 use super::applied::transactions::{Outcome, Transaction};
 use super::applied::{ConsumerGroup, QueueRange, Scalars};
 use super::command::wire::{FieldReader, MalformedField, put_count, put_list, put_text};
-use super::command::{ConsumerGroupSettings, TopicSettings, put_layout, read_layout};
+use super::command::{ConsumerGroupSettings, GroupAttributes, TopicSettings, put_layout, read_layout};
 use super::names::{
     AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, Generation, MessageIdHash, OrderKey,
     TopicId,
@@ -65,6 +73,8 @@ use super::timers::{TimerKey, TimerProgress};
 /// A message to one queue rewrites the record of this many; a topic has so many fewer records.
 pub(crate) const QUEUES_PER_RECORD: usize = 64;
 const VALUE_VERSION: u8 = 1;
+const AUTO_RENEW: u8 = 1;
+const SUSPENDED: u8 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum RecordKey {
@@ -85,6 +95,10 @@ pub(crate) enum RecordKey {
     ExpiredUnread(ConsumerGroupId, TopicId),
     TimeMarks,
     RetentionProgress,
+    LiteTopic(TopicId, u32),
+    LiteClient(ConsumerGroupId, ClientHash),
+    LiteParent(TopicId),
+    GroupAttributes(ConsumerGroupId),
     Generations(TopicId),
     Drained(ConsumerGroupId, TopicId),
 }
@@ -106,6 +120,10 @@ pub(crate) enum RecordValue {
     ExpiredUnread(u64),
     TimeMarks(TimeMarks),
     RetentionProgress(RetentionProgress),
+    LiteTopic(LiteTopic),
+    LiteClient(LiteClient),
+    LiteParent(LiteParent),
+    GroupAttributes(GroupAttributes),
     Generations(Generations),
     Drained(Drained),
 }
@@ -171,6 +189,24 @@ impl RecordKey {
             }
             Self::TimeMarks => out.put_slice(&[b'r', 5]),
             Self::RetentionProgress => out.put_slice(&[b'r', 6]),
+            Self::LiteTopic(topic, queue) => {
+                out.put_slice(&[b'l', 1]);
+                out.put_u32(topic.get());
+                out.put_u32(queue);
+            }
+            Self::LiteClient(group, client) => {
+                out.put_slice(&[b'l', 2]);
+                out.put_u32(group.get());
+                out.put_u64(client.get());
+            }
+            Self::LiteParent(topic) => {
+                out.put_slice(&[b'l', 3]);
+                out.put_u32(topic.get());
+            }
+            Self::GroupAttributes(group) => {
+                out.put_slice(&[b'l', 4]);
+                out.put_u32(group.get());
+            }
             Self::Generations(topic) => {
                 out.put_slice(&[b'n', 1]);
                 out.put_u32(topic.get());
@@ -217,6 +253,12 @@ impl RecordKey {
                 (6, 2) => Some(Self::RetentionProgress),
                 _ => None,
             },
+            (b'l', 10) if key.get(1) == Some(&1) => Some(Self::LiteTopic(TopicId(number(2)?), number(6)?)),
+            (b'l', 14) if key.get(1) == Some(&2) => {
+                Some(Self::LiteClient(ConsumerGroupId(number(2)?), ClientHash(long(6)?)))
+            }
+            (b'l', 6) if key.get(1) == Some(&3) => Some(Self::LiteParent(TopicId(number(2)?))),
+            (b'l', 6) if key.get(1) == Some(&4) => Some(Self::GroupAttributes(ConsumerGroupId(number(2)?))),
             (b'n', 6) if key.get(1) == Some(&1) => Some(Self::Generations(TopicId(number(2)?))),
             (b'n', 10) if key.get(1) == Some(&2) => {
                 Some(Self::Drained(ConsumerGroupId(number(2)?), TopicId(number(6)?)))
@@ -268,7 +310,9 @@ impl RecordValue {
                     out.put_u64_le(lease.received_by.get());
                     out.put_u32_le(lease.attempt);
                     out.put_u32_le(lease.renewal);
-                    out.put_u8(u8::from(lease.auto_renew));
+                    let auto_renew = if lease.auto_renew { AUTO_RENEW } else { 0 };
+                    let suspended = if lease.suspended { SUSPENDED } else { 0 };
+                    out.put_u8(auto_renew | suspended);
                     out.put_u64_le(lease.order.get());
                 }
             }
@@ -302,6 +346,26 @@ impl RecordValue {
                 out.put_u64_le(progress.carried_records);
                 out.put_u64_le(progress.carried_bytes);
             }
+            Self::LiteTopic(lite) => {
+                put_text(&mut out, &lite.name);
+                out.put_u64_le(lite.range.min);
+                out.put_u64_le(lite.range.max);
+                out.put_u64_le(lite.used_at.get());
+            }
+            Self::LiteClient(client) => {
+                put_text(&mut out, &client.client_id);
+                out.put_u32_le(client.topic.get());
+                out.put_u64_le(client.version);
+                for queues in [&client.reads, &client.lost] {
+                    put_count(&mut out, queues.len());
+                    queues.iter().for_each(|queue| out.put_u32_le(*queue));
+                }
+            }
+            Self::LiteParent(parent) => {
+                out.put_u32_le(parent.next_queue);
+                out.put_u64_le(parent.expire_after_ms);
+            }
+            Self::GroupAttributes(attributes) => attributes.put(&mut out),
             Self::Generations(generations) => put_generations(&mut out, generations),
             Self::Drained(drained) => {
                 out.put_u32_le(drained.below.get());
@@ -373,6 +437,28 @@ impl RecordValue {
                 carried_records: reader.u64("carried records")?,
                 carried_bytes: reader.u64("carried bytes")?,
             }),
+            RecordKey::LiteTopic(..) => Self::LiteTopic(LiteTopic {
+                name: Arc::from(reader.text("name")?),
+                range: QueueRange { min: reader.u64("min")?, max: reader.u64("max")? },
+                used_at: UnixMillis(reader.u64("used")?),
+            }),
+            RecordKey::LiteClient(..) => {
+                let queues = |reader: &mut FieldReader<'_>, field| {
+                    reader.list(4, field, |reader| reader.u32(field)).map(|list| list.into_iter().collect())
+                };
+                Self::LiteClient(LiteClient {
+                    client_id: reader.text("client id")?,
+                    topic: TopicId(reader.u32("topic")?),
+                    version: reader.u64("version")?,
+                    reads: queues(reader, "queues it reads")?,
+                    lost: queues(reader, "queues it lost")?,
+                })
+            }
+            RecordKey::LiteParent(_) => Self::LiteParent(LiteParent {
+                next_queue: reader.u32("next queue")?,
+                expire_after_ms: reader.u64("idle time")?,
+            }),
+            RecordKey::GroupAttributes(_) => Self::GroupAttributes(GroupAttributes::read(reader)?),
         };
         reader.end("end of the value")?;
         Ok(value)
@@ -476,20 +562,27 @@ fn read_progress(reader: &mut FieldReader<'_>) -> Result<Progress, MalformedFiel
     let next = reader.u64("next")?;
     let holes = reader.list(16, "holes", |reader| Ok((reader.u64("start")?, reader.u64("end")?)))?;
     let leases = reader.list(65, "leases", |reader| {
-        Ok((
-            reader.u64("offset")?,
-            Lease {
-                until: UnixMillis(reader.u64("until")?),
-                popped_at: UnixMillis(reader.u64("popped")?),
-                epoch: DeliveryEpoch(reader.u64("epoch")?),
-                client: ClientHash(reader.u64("client")?),
-                received_by: AttemptHash(reader.u64("receive")?),
-                attempt: reader.u32("attempt")?,
-                renewal: reader.u32("renewal")?,
-                auto_renew: reader.bool("auto-renew")?,
-                order: OrderKey(reader.u64("order key")?),
-            },
-        ))
+        let offset = reader.u64("offset")?;
+        let mut lease = Lease {
+            until: UnixMillis(reader.u64("until")?),
+            popped_at: UnixMillis(reader.u64("popped")?),
+            epoch: DeliveryEpoch(reader.u64("epoch")?),
+            client: ClientHash(reader.u64("client")?),
+            received_by: AttemptHash(reader.u64("receive")?),
+            attempt: reader.u32("attempt")?,
+            renewal: reader.u32("renewal")?,
+            auto_renew: false,
+            suspended: false,
+            order: OrderKey(0),
+        };
+        let flags = reader.u8("lease flags")?;
+        if flags & !(AUTO_RENEW | SUSPENDED) != 0 {
+            return Err(reader.malformed("lease flags"));
+        }
+        lease.auto_renew = flags & AUTO_RENEW != 0;
+        lease.suspended = flags & SUSPENDED != 0;
+        lease.order = OrderKey(reader.u64("order key")?);
+        Ok((offset, lease))
     })?;
     let holes: BTreeMap<u64, u64> = holes.into_iter().collect();
     if holes.iter().any(|(start, end)| start >= end || *end > next) {

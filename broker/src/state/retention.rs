@@ -11,6 +11,7 @@
 //! | bytes carried per byte released | 1/2, [`CARRIED_PER_RELEASED_MAX`] |
 
 use std::collections::BinaryHeap;
+use std::ops::Range;
 
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
@@ -164,11 +165,9 @@ impl BrokerState {
 
     /// Queues with messages that became visible before, and their new minimums.
     fn queues_to_expire(&self, topic: TopicId, stored_before: UnixMillis) -> Vec<(QueueId, u64)> {
-        let Some(ranges) = self.queue_ranges(topic) else { return Vec::new() };
-        let with_messages = (0u32..).zip(ranges).filter(|(_, range)| range.start < range.end);
-        with_messages
+        self.queues_with_messages(topic)
+            .into_iter()
             .filter_map(|(queue, range)| {
-                let queue = QueueId(queue);
                 let first = self.locate(topic, queue, QueueOffset(range.start))?;
                 if first.stored_at >= stored_before {
                     return None;
@@ -176,6 +175,18 @@ impl BrokerState {
                 let min = self.offset_at(topic, queue, stored_before)?;
                 (min.get() > range.start).then_some((queue, min.get()))
             })
+            .collect()
+    }
+
+    /// The queues of the topic that hold messages, those of lite topics included.
+    fn queues_with_messages(&self, topic: TopicId) -> Vec<(QueueId, Range<u64>)> {
+        let applied = self.applied_state();
+        let own = applied.topics.get(&topic).map(|topic| topic.queues.as_slice()).unwrap_or_default();
+        let own = (0u32..).zip(own.iter().copied());
+        let lite = applied.lite.of_parent(topic).map(|(queue, lite)| (queue, lite.range));
+        own.chain(lite)
+            .filter(|(_, range)| range.min < range.max)
+            .map(|(queue, range)| (QueueId(queue), range.min..range.max))
             .collect()
     }
 
@@ -202,10 +213,9 @@ impl BrokerState {
             }
         });
         for topic in self.topics() {
-            let Some(ranges) = self.queue_ranges(topic.id) else { continue };
-            for (queue, range) in (0u32..).zip(ranges).filter(|(_, range)| range.start < range.end) {
+            for (queue, range) in self.queues_with_messages(topic.id) {
                 // Moved on meanwhile: it refers to later bytes, or to late ones.
-                let Some(first) = self.locate(topic.id, QueueId(queue), QueueOffset(range.start)) else {
+                let Some(first) = self.locate(topic.id, queue, QueueOffset(range.start)) else {
                     continue;
                 };
                 let at = floor(first.physical);

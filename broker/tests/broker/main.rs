@@ -4,6 +4,7 @@ mod admin;
 mod dead_letters;
 mod delayed;
 mod growth;
+mod lite;
 mod offsets;
 mod one_node;
 mod order;

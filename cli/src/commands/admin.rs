@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::admin_dead_letters::{self, DeadLetterCommand};
 use super::admin_groups::{self, GroupCommand};
+use super::admin_lite::{self, LiteCommand};
 use super::admin_messages::{self, MessageCommand};
 use super::admin_retention::{self, Retention};
 use super::connection::ConnectionArgs;
@@ -38,6 +39,9 @@ enum Area {
     /// Consumer groups.
     #[command(subcommand)]
     Group(GroupCommand),
+    /// Lite topics.
+    #[command(subcommand)]
+    Lite(LiteCommand),
     /// Find messages.
     #[command(subcommand)]
     Message(MessageCommand),
@@ -107,6 +111,8 @@ enum TopicType {
     Fifo,
     Delay,
     Transaction,
+    Lite,
+    Priority,
 }
 
 pub async fn run(arguments: AdminArgs) -> anyhow::Result<ExitCode> {
@@ -115,6 +121,7 @@ pub async fn run(arguments: AdminArgs) -> anyhow::Result<ExitCode> {
         Area::Topic(command) => topic(&admin, command).await?,
         Area::Transaction(command) => transaction(&admin, command).await?,
         Area::Group(command) => admin_groups::run(&admin, command).await?,
+        Area::Lite(command) => admin_lite::run(&admin, command).await?,
         Area::Message(command) => admin_messages::run(&admin, command).await?,
         Area::Why { topic, message_id, consumer_group } => {
             admin_messages::why(&admin, topic, message_id, consumer_group).await?
@@ -217,6 +224,8 @@ impl TopicType {
             Self::Fifo => MessageType::Fifo,
             Self::Delay => MessageType::Delay,
             Self::Transaction => MessageType::Transaction,
+            Self::Lite => MessageType::Lite,
+            Self::Priority => MessageType::Priority,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `ledgermq admin group`: a consumer group's retry policy.
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use ledgermq_client::Admin;
 use ledgermq_proto::admin as wire;
 use ledgermq_proto::admin::{reset_offsets_request, retry_policy, set_consumer_group_request};
@@ -23,6 +23,24 @@ pub enum GroupCommand {
         /// Deliver the messages of a message group in order, one at a time.
         #[arg(long)]
         fifo: Option<bool>,
+        /// Of a hundred receives from a topic with priorities, so many honour them (priority.factor).
+        #[arg(long)]
+        priority_factor: Option<u32>,
+        /// The parent of the lite topics the group reads; empty unbinds (lite.bind.topic).
+        #[arg(long)]
+        lite_bind_topic: Option<String>,
+        /// Whether a lite topic has many readers or one (lite.sub.model).
+        #[arg(long, value_enum)]
+        lite_sub_model: Option<LiteModel>,
+        /// Lite topics one client may subscribe to (lite.sub.client.quota).
+        #[arg(long)]
+        lite_sub_client_quota: Option<u32>,
+        /// A reader that takes a lite topic over begins anew (lite.sub.reset.offset.exclusive).
+        #[arg(long)]
+        lite_sub_reset_offset_exclusive: Option<bool>,
+        /// The group forgets where it was when its last reader leaves (lite.sub.reset.offset.unsubscribe).
+        #[arg(long)]
+        lite_sub_reset_offset_unsubscribe: Option<bool>,
     },
     /// Move a consumer group in a topic, while its consumers go on.
     Reset {
@@ -34,6 +52,12 @@ pub enum GroupCommand {
     },
     /// Show a consumer group's settings.
     Show { name: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LiteModel {
+    Shared,
+    Exclusive,
 }
 
 fn exponential(text: &str) -> Result<wire::ExponentialBackoff, String> {
@@ -79,7 +103,19 @@ pub(super) fn place(text: &str) -> anyhow::Result<wire::Place> {
 
 pub async fn run(admin: &Admin, command: GroupCommand) -> anyhow::Result<(String, Value)> {
     let shown = match command {
-        GroupCommand::Set { name, max_attempts, backoff_ms, exponential_ms, fifo } => {
+        GroupCommand::Set {
+            name,
+            max_attempts,
+            backoff_ms,
+            exponential_ms,
+            fifo,
+            priority_factor,
+            lite_bind_topic,
+            lite_sub_model,
+            lite_sub_client_quota,
+            lite_sub_reset_offset_exclusive,
+            lite_sub_reset_offset_unsubscribe,
+        } => {
             let backoff = match exponential_ms {
                 Some(exponential) => Some(set_consumer_group_request::Backoff::Exponential(exponential)),
                 None if backoff_ms.is_empty() => None,
@@ -89,7 +125,18 @@ pub async fn run(admin: &Admin, command: GroupCommand) -> anyhow::Result<(String
             };
             anyhow::ensure!(max_attempts != Some(0), "--max-attempts must be at least 1");
             let max_attempts = max_attempts.unwrap_or(0);
-            let request = wire::SetConsumerGroupRequest { name, fifo, max_attempts, backoff };
+            let request = wire::SetConsumerGroupRequest {
+                name,
+                fifo,
+                max_attempts,
+                backoff,
+                priority_factor,
+                lite_bind_topic,
+                lite_exclusive: lite_sub_model.map(|model| model == LiteModel::Exclusive),
+                lite_client_quota: lite_sub_client_quota,
+                lite_reset_offset_exclusive: lite_sub_reset_offset_exclusive,
+                lite_reset_offset_unsubscribe: lite_sub_reset_offset_unsubscribe,
+            };
             admin.set_consumer_group(request).await?.consumer_group
         }
         GroupCommand::Reset { name, topic, to } => return reset(admin, name, topic, &to).await,
@@ -99,6 +146,8 @@ pub async fn run(admin: &Admin, command: GroupCommand) -> anyhow::Result<(String
     };
     let shown = shown.unwrap_or_default();
     let retry = shown.retry.clone().unwrap_or_default();
+    let attributes = shown.attributes.clone().unwrap_or_default();
+    let model = if attributes.lite_exclusive { "exclusive" } else { "shared" };
     let (text, value) = match &retry.backoff {
         Some(retry_policy::Backoff::Exponential(exponential)) => (
             format!(
@@ -120,15 +169,27 @@ pub async fn run(admin: &Admin, command: GroupCommand) -> anyhow::Result<(String
     };
     Ok((
         format!(
-            "consumer group {}{}\nordered: {}\nattempts: {}\nwaits: {text}",
+            "consumer group {}{}\nordered: {}\nattempts: {}\nwaits: {text}\npriority factor: {}\nlite topics: {model}, of {}, {} per client",
             shown.name,
             if shown.exists { "" } else { " (not used yet; these are the defaults)" },
             if shown.fifo { "yes" } else { "no" },
             retry.max_attempts,
+            attributes.priority_factor,
+            match attributes.lite_bind_topic.as_str() {
+                "" => "the first topic it subscribes to",
+                topic => topic,
+            },
+            attributes.lite_client_quota,
         ),
         json!({
             "name": shown.name, "exists": shown.exists, "fifo": shown.fifo,
             "max_attempts": retry.max_attempts, "backoff": value,
+            "priority.factor": attributes.priority_factor,
+            "lite.bind.topic": attributes.lite_bind_topic,
+            "lite.sub.model": model,
+            "lite.sub.client.quota": attributes.lite_client_quota,
+            "lite.sub.reset.offset.exclusive": attributes.lite_reset_offset_exclusive,
+            "lite.sub.reset.offset.unsubscribe": attributes.lite_reset_offset_unsubscribe,
         }),
     ))
 }

@@ -3,6 +3,7 @@
 mod admin;
 mod admin_dead_letters;
 mod admin_groups;
+mod admin_lite;
 mod admin_messages;
 mod admin_retention;
 mod bench;

@@ -24,6 +24,9 @@ pub struct ReceiveArgs {
     /// An SQL92 expression over the properties instead, for example "region = 'eu' AND amount > 10".
     #[arg(long, conflicts_with = "filter")]
     sql: Option<String>,
+    /// Read this lite topic of a topic of type lite, from what is sent from now on. May be repeated.
+    #[arg(long = "lite-topic")]
+    lite_topics: Vec<String>,
     /// Stop after this many messages.
     #[arg(long, default_value_t = 1)]
     count: usize,
@@ -46,6 +49,10 @@ pub async fn run(arguments: ReceiveArgs) -> anyhow::Result<ExitCode> {
         None => options.subscribe(&arguments.topic, &arguments.filter),
     };
     let consumer = arguments.connection.connect().await?.simple_consumer(options);
+    if !arguments.lite_topics.is_empty() {
+        let names: Vec<&str> = arguments.lite_topics.iter().map(String::as_str).collect();
+        consumer.subscribe_lite(&arguments.topic, &names).await?;
+    }
     let mut received = 0;
     let mut deadline = Instant::now() + wait;
     while received < arguments.count && Instant::now() < deadline {
@@ -77,6 +84,8 @@ fn print(message: &ReceivedMessage, json: bool) {
         "keys": message.keys,
         "properties": message.properties,
         "delivery_attempt": message.delivery_attempt,
+        "priority": message.priority,
+        "lite_topic": message.lite_topic,
         "broker": message.broker,
         "queue_id": message.queue_id,
         "queue_offset": message.queue_offset,

@@ -32,6 +32,12 @@ pub struct SendArgs {
     /// Deliver it this much later; for a topic of type delay.
     #[arg(long, value_name = "MS")]
     delay_ms: Option<u64>,
+    /// Higher ones are received first; the topic must be of type priority.
+    #[arg(long)]
+    priority: Option<u32>,
+    /// The lite topic to send to; the topic must be of type lite.
+    #[arg(long)]
+    lite_topic: Option<String>,
     /// Send the message this many times, each under its own id.
     #[arg(long, default_value_t = 1)]
     count: u32,
@@ -53,6 +59,8 @@ pub async fn run(arguments: SendArgs) -> anyhow::Result<ExitCode> {
     message.tag = arguments.tag;
     message.keys = arguments.keys;
     message.message_group = arguments.message_group;
+    message.priority = arguments.priority;
+    message.lite_topic = arguments.lite_topic;
     for property in &arguments.properties {
         let (name, value) = property
             .split_once('=')

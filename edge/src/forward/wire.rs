@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use super::wire_transactions as transactions;
 use crate::context::{CallContext, ClientLanguage};
 use crate::group_call::{
-    ClientHeartbeat, ClientTermination, ConsumerGroupDescription, CreateTopic, DescribeTopic, Filter,
-    GroupRequest, GroupResponse, NotExecuted, OffsetQuery, OffsetRequest, PullRequest, Pulled,
-    ReceiveRequest, Received, Refused, SendRequest, TopicDescription,
+    AwaitTakenLite, ClientHeartbeat, ClientTermination, ConsumerGroupDescription, CreateTopic, DescribeTopic,
+    Filter, GroupRequest, GroupResponse, NotExecuted, OffsetQuery, OffsetRequest, PullRequest, Pulled,
+    ReceiveRequest, Received, Refused, SendRequest, SyncLite, TakenLite, TopicDescription,
 };
 use crate::placement;
 
@@ -124,6 +124,18 @@ fn write_content(request: &GroupRequest, now: Instant) -> Request {
             },
         }),
         GroupRequest::Offset(offset) => Request::Offset(write_offset(offset)),
+        GroupRequest::SyncLite(sync) => Request::SyncLite(pb::SyncLite {
+            consumer_group: sync.consumer_group.as_str().to_owned(),
+            topic: sync.topic.as_str().to_owned(),
+            action: sync.action.into(),
+            lite_topics: sync.lite_topics.clone(),
+            version: sync.version,
+            offset_option: sync.offset_option,
+        }),
+        GroupRequest::AwaitTakenLite(wait) => Request::AwaitTakenLite(pb::AwaitTakenLite {
+            client_ids: wait.client_ids.clone(),
+            poll_ms: millis(wait.poll_until.saturating_duration_since(now)),
+        }),
         GroupRequest::Operation(operation) => Request::Operation(operation.clone()),
     }
 }
@@ -226,6 +238,18 @@ fn read_content(content: Request, now: Instant) -> Result<GroupRequest, Refused>
             poll_until: now + bounded(pull.poll_ms),
         }),
         Request::Offset(offset) => GroupRequest::Offset(read_offset(offset)?),
+        Request::SyncLite(sync) => GroupRequest::SyncLite(SyncLite {
+            consumer_group: consumer_group(&sync.consumer_group)?,
+            topic: topic(&sync.topic)?,
+            action: sync.action(),
+            lite_topics: sync.lite_topics,
+            version: sync.version,
+            offset_option: sync.offset_option,
+        }),
+        Request::AwaitTakenLite(wait) => GroupRequest::AwaitTakenLite(AwaitTakenLite {
+            client_ids: wait.client_ids,
+            poll_until: now + bounded(wait.poll_ms),
+        }),
         Request::Operation(operation) => GroupRequest::Operation(operation),
     })
 }
@@ -280,6 +304,7 @@ pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardRe
             fifo: description.fifo,
             max_attempts: description.max_attempts,
             backoff_ms: description.backoff.into_iter().map(millis).collect(),
+            lite_quota: description.lite_quota,
         }),
         Ok(GroupResponse::TransactionChecks(checks)) => {
             Reply::TransactionChecks(transactions::write_checks(checks))
@@ -293,6 +318,15 @@ pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardRe
             next_offset: pulled.next_offset.get(),
         }),
         Ok(GroupResponse::Offset(offset)) => Reply::Offset(offset.get()),
+        Ok(GroupResponse::TakenLite(taken)) => Reply::TakenLite(pb::TakenLite {
+            taken: taken
+                .into_iter()
+                .map(|taken| pb::taken_lite::Taken {
+                    client_id: taken.client_id,
+                    lite_topic: taken.lite_topic,
+                })
+                .collect(),
+        }),
         Ok(GroupResponse::Operation(result)) => Reply::Operation(result),
         Ok(GroupResponse::Done) => Reply::Done(pb::Done {}),
         Ok(GroupResponse::Moved) => Reply::Moved(pb::Done {}),
@@ -332,6 +366,7 @@ pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotEx
             fifo: group.fifo,
             max_attempts: group.max_attempts,
             backoff: group.backoff_ms.into_iter().map(Duration::from_millis).collect(),
+            lite_quota: group.lite_quota,
         }),
         Reply::TransactionChecks(checks) => GroupResponse::TransactionChecks(
             transactions::read_checks(checks).ok_or_else(|| unknown("a transaction"))?,
@@ -345,6 +380,13 @@ pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotEx
             next_offset: QueueOffset(pulled.next_offset),
         }),
         Reply::Offset(offset) => GroupResponse::Offset(QueueOffset(offset)),
+        Reply::TakenLite(taken) => GroupResponse::TakenLite(
+            taken
+                .taken
+                .into_iter()
+                .map(|taken| TakenLite { client_id: taken.client_id, lite_topic: taken.lite_topic })
+                .collect(),
+        ),
         Reply::Operation(result) => GroupResponse::Operation(result),
         Reply::Done(pb::Done {}) => GroupResponse::Done,
         Reply::Moved(pb::Done {}) => GroupResponse::Moved,

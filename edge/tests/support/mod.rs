@@ -245,7 +245,12 @@ impl Cluster {
 
     pub async fn start_with(size: u64, auto_create: bool) -> Self {
         let agreed = Arc::new(Agreed::default());
-        for (name, message_type) in [(TOPIC, MessageType::Normal), ("delays", MessageType::Delay)] {
+        for (name, message_type) in [
+            (TOPIC, MessageType::Normal),
+            ("delays", MessageType::Delay),
+            ("urgent", MessageType::Priority),
+            ("rooms", MessageType::Lite),
+        ] {
             let description = topic(name, message_type);
             agreed.topics.lock().insert(description.name.clone(), description);
         }

@@ -24,7 +24,7 @@ use crate::state::command::{
     DeleteConsumerGroup, DeleteTopic, UpdateConsumerGroup, UpdateTopic,
 };
 use crate::state::consume_queue::{IndexEntry, QueueKey};
-use crate::state::names::{ConsumerGroupId, Generation, MessageType, TopicId};
+use crate::state::names::{ClientHash, ConsumerGroupId, Generation, MessageType, TopicId};
 use crate::state::records::{QUEUES_PER_RECORD, RecordKey};
 
 /// What an applied batch means to those who wait for messages.
@@ -32,6 +32,10 @@ use crate::state::records::{QUEUES_PER_RECORD, RecordKey};
 pub(crate) struct Effects {
     pub(crate) arrived: BTreeSet<(TopicId, QueueId)>,
     pub(crate) released: BTreeSet<(ConsumerGroupId, TopicId)>,
+    /// Readers of lite topics that have something to look at.
+    pub(crate) lite: BTreeSet<(ConsumerGroupId, TopicId, ClientHash)>,
+    /// A lite topic was taken from a client, which is to be told.
+    pub(crate) lite_taken: bool,
 }
 
 impl Applied {
@@ -80,7 +84,7 @@ impl Applied {
             Command::LeaseMessages(command) => self.lease(&command).map(Answer::Leased),
             Command::AckMessages(command) => Ok(Answer::Acked(self.ack(&command, effects))),
             Command::ChangeInvisible(command) => {
-                Ok(Answer::Changed(self.change_invisible(&command, effects)))
+                Ok(Answer::Changed(self.change_invisible(&command, false, effects)))
             }
             Command::ExtendLeases(command) => Ok(Answer::Extended(self.extend(&command))),
             Command::ReleaseClient(command) => Ok(Answer::Released(self.release_client(command, effects))),
@@ -106,6 +110,14 @@ impl Applied {
             Command::SetTopicRetention(command) => self.set_topic_retention(command),
             Command::CarryRecords(command) => Ok(self.carry(&command, payload_at)),
             Command::ReleaseLog(command) => Ok(self.release_log(command)),
+            Command::AppendLite(command) => self.append_lite(&command, payload_at, effects),
+            Command::SetGroupAttributes(command) => self.set_group_attributes(command),
+            Command::SyncLite(command) => self.sync_lite(&command, effects),
+            Command::ExpireLite(command) => Ok(self.expire_lite(&command)),
+            Command::SetLiteTopic(command) => self.set_lite_topic(command),
+            Command::SuspendDelivery(command) => {
+                Ok(Answer::Changed(self.change_invisible(&command, true, effects)))
+            }
             Command::PrepareGeneration(command) => self.prepare_generation(command),
             Command::CloseGeneration(command) => self.close_generation(command),
             Command::OpenGeneration(command) => self.open_generation(command),
@@ -231,13 +243,14 @@ impl Applied {
         if command.settings.queues < topic.settings.queues {
             return Err(Refusal::QueuesCannotShrink);
         }
-        let has_order = MessageType::Fifo;
+        // Lite topics are placed by the number of queues, too.
+        let is_placed = |of: MessageType| matches!(of, MessageType::Fifo | MessageType::Lite);
         if command.settings.queues != topic.settings.queues
-            && [topic.settings.message_type, command.settings.message_type].contains(&has_order)
+            && (is_placed(topic.settings.message_type) || is_placed(command.settings.message_type))
         {
             return Err(Refusal::QueuesOfOrderedTopic);
         }
-        if command.settings.message_type != has_order && self.generations.topics.contains_key(&id) {
+        if command.settings.message_type != MessageType::Fifo && self.generations.topics.contains_key(&id) {
             return Err(Refusal::QueuesOfOrderedTopic);
         }
         topic.settings = command.settings;
@@ -258,6 +271,7 @@ impl Applied {
         self.drop_transactions(id);
         self.drop_keeping_of_topic(id);
         self.drop_expired_unread(|_, topic| topic == id);
+        self.drop_lite_topics(id);
         self.drop_offsets(|_, topic| topic == id);
         self.drop_generations(id);
         Answer::Deleted(true)
@@ -297,6 +311,7 @@ impl Applied {
         for subscription in subscriptions {
             self.drop_subscription(subscription);
         }
+        self.drop_lite_group(id);
         self.drop_offsets(|group, _| group == id);
         self.drop_expired_unread(|group, _| group == id);
         self.drop_drained(|group, _| group == id);

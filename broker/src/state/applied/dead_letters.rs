@@ -13,6 +13,7 @@ use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 
 use super::Applied;
 use super::apply::Effects;
+use super::lite::is_lite;
 use super::progress::Lease;
 use crate::defects::{self, Defect};
 use crate::state::answer::{Answer, DeliveryOutcome, Refusal};
@@ -77,7 +78,7 @@ impl Applied {
         let now = self.scalars.now;
         match self.find_delivery(group, topic, letter.queue, letter.offset, letter.epoch) {
             Ok((lease, subscription)) => {
-                let is_exhausted = lease.until <= now && lease.attempt >= attempts_max;
+                let is_exhausted = lease.until <= now && lease.is_last(attempts_max);
                 if letter.record.reason == DeadLetterReason::AttemptsExhausted && !is_exhausted {
                     return DeliveryOutcome::Stale;
                 }
@@ -144,9 +145,8 @@ impl Applied {
         if letter.letter.get() >= end {
             return DeliveryOutcome::NeverDelivered;
         }
-        let Some(topic) = self.topics.get(&letter.topic) else { return DeliveryOutcome::TopicUnknown };
         let queue = letter.queue.get();
-        let Some(&range) = topic.queues.get(queue as usize) else { return DeliveryOutcome::TopicUnknown };
+        let Some(range) = self.range(letter.topic, queue) else { return DeliveryOutcome::TopicUnknown };
         if !(range.min..range.max).contains(&letter.offset.get()) {
             return DeliveryOutcome::NeverDelivered;
         }
@@ -167,6 +167,7 @@ impl Applied {
             attempt: 0,
             renewal: 0,
             auto_renew: false,
+            suspended: false,
             // Its place in an order is found when it is planned.
             order: OrderKey(0),
         };
@@ -182,6 +183,9 @@ impl Applied {
         subscription.index_lease(queue, letter.offset.get(), &lease);
         self.scalars.next_epoch += 1;
         effects.released.insert((group, letter.topic));
+        if is_lite(queue) {
+            effects.lite.extend(self.lite.readers_of_group(letter.topic, queue, group));
+        }
         DeliveryOutcome::Done
     }
 }

@@ -11,6 +11,7 @@ use ledgermq_common::QueueOffset;
 use ledgermq_common::clock::UnixMillis;
 
 use super::apply::Effects;
+use super::lite::is_lite;
 use super::progress::{Lease, Progress};
 use super::{Applied, QueueRange, Subscription};
 use crate::defects::{self, Defect};
@@ -59,11 +60,11 @@ impl Applied {
                     Ok(_) if defects::is_active(Defect::ForgottenAck) => DeliveryOutcome::Done,
                     Ok((lease, subscription)) => {
                         subscription.end_lease(entry.queue, entry.offset, lease);
+                        self.dirty.insert(RecordKey::Progress(group, topic, entry.queue.get()));
                         // What waited for this one in order may go now.
                         if lease.order != OrderKey(0) {
-                            effects.released.insert((group, topic));
+                            self.released(group, topic, entry.queue, effects);
                         }
-                        self.dirty.insert(RecordKey::Progress(group, topic, entry.queue.get()));
                         DeliveryOutcome::Done
                     }
                     Err(outcome) => outcome,
@@ -75,6 +76,7 @@ impl Applied {
     pub(super) fn change_invisible(
         &mut self,
         command: &ChangeInvisible,
+        suspend: bool,
         effects: &mut Effects,
     ) -> ChangeOutcome {
         let now = self.scalars.now;
@@ -85,13 +87,14 @@ impl Applied {
                     until: now.saturating_add_ms(command.invisible_ms),
                     renewal: lease.renewal.saturating_add(1),
                     auto_renew: false,
+                    suspended: suspend,
                     ..lease
                 };
                 if !defects::is_active(Defect::ChangeIgnored) {
                     subscription.move_lease(command.queue, command.offset, lease, moved);
                 }
                 self.dirty.insert(RecordKey::Progress(group, topic, command.queue.get()));
-                effects.released.insert((group, topic));
+                self.released(group, topic, command.queue, effects);
                 ChangeOutcome::Changed { until: moved.until, renewal: moved.renewal, attempt: moved.attempt }
             }
             Err(outcome) => ChangeOutcome::Not(outcome),
@@ -146,7 +149,17 @@ impl Applied {
                 released += 1;
             }
         }
+        self.drop_lite_client(group, command.client);
         released
+    }
+
+    /// What waited for a delivery of this queue may go now.
+    fn released(&self, group: ConsumerGroupId, topic: TopicId, queue: QueueId, effects: &mut Effects) {
+        if is_lite(queue.get()) {
+            effects.lite.extend(self.lite.readers_of_group(topic, queue.get(), group));
+        } else {
+            effects.released.insert((group, topic));
+        }
     }
 
     pub(super) fn find_delivery(
@@ -230,9 +243,9 @@ impl Granting<'_> {
         for offset in &part.redeliver {
             // One that was delivered often enough goes to the dead letters and to no consumer.
             let lease = ended(subscription, offset, self.now);
-            if let Some(lease) = lease.filter(|lease| lease.attempt < self.attempts_max) {
+            if let Some(lease) = lease.filter(|lease| !lease.is_last(self.attempts_max)) {
                 let is_back = defects::is_active(Defect::AttemptBack);
-                let next = self.new_lease(if is_back { 1 } else { lease.attempt.saturating_add(1) });
+                let next = self.new_lease(if is_back { 1 } else { lease.next_attempt() });
                 subscription.move_lease(queue, *offset, lease, next);
                 self.grant(queue, *offset, next);
             }
@@ -284,6 +297,7 @@ impl Granting<'_> {
             attempt,
             renewal: 0,
             auto_renew: self.command.auto_renew,
+            suspended: false,
             order: OrderKey(0),
         }
     }

@@ -10,6 +10,7 @@ pub(crate) mod apply;
 pub(crate) mod dead_letters;
 pub(crate) mod generations;
 pub(crate) mod leases;
+pub(crate) mod lite;
 pub(crate) mod offsets;
 mod order;
 pub(crate) mod progress;
@@ -34,6 +35,7 @@ use super::names::{AttemptHash, ConsumerGroupId, OrderKey, TopicId};
 use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
 use super::timers::{TimerProgress, Timers};
 use generations::AllGenerations;
+use lite::LiteTopics;
 use progress::Progress;
 use retention::{Keeping, RetentionProgress, TimeMarks};
 use transactions::Transactions;
@@ -111,6 +113,7 @@ pub(crate) struct Applied {
     pub(crate) keeping: Keeping,
     /// Where the command that is being applied starts.
     pub(crate) applying_at: PhysicalOffset,
+    pub(crate) lite: LiteTopics,
     /// Records changed since the last checkpoint began.
     pub(crate) dirty: HashSet<RecordKey>,
     pub(crate) since_checkpoint: SinceCheckpoint,
@@ -160,6 +163,18 @@ impl Applied {
             }
             RecordKey::Offset(group, topic, queue) => {
                 self.offsets.get(&(group, topic, queue)).map(|&offset| RecordValue::Offset(offset))
+            }
+            RecordKey::LiteTopic(topic, queue) => {
+                self.lite.topics.get(&(topic, queue)).cloned().map(RecordValue::LiteTopic)
+            }
+            RecordKey::LiteClient(group, client) => {
+                self.lite.clients.get(&(group, client)).cloned().map(RecordValue::LiteClient)
+            }
+            RecordKey::LiteParent(topic) => {
+                self.lite.parents.get(&topic).copied().map(RecordValue::LiteParent)
+            }
+            RecordKey::GroupAttributes(group) => {
+                self.lite.attributes.get(&group).cloned().map(RecordValue::GroupAttributes)
             }
             RecordKey::Generations(id) => {
                 self.generations.topics.get(&id).cloned().map(RecordValue::Generations)
@@ -256,14 +271,13 @@ impl Applied {
         let retention = [RecordKey::TimeMarks, RecordKey::RetentionProgress].into_iter();
         let retention = retention.filter(|&key| self.record(key).is_some());
         let keeping = kept_for.chain(late).chain(carried).chain(unread).chain(retention);
-        records
-            .chain(undecided)
-            .chain(outcomes)
-            .chain(timers)
-            .chain(recalled)
-            .chain(offsets)
-            .chain(generations)
-            .chain(keeping)
+        let lite_topics = self.lite.topics.keys().map(|key| RecordKey::LiteTopic(key.0, key.1));
+        let lite_clients = self.lite.clients.keys().map(|key| RecordKey::LiteClient(key.0, key.1));
+        let lite_parents = self.lite.parents.keys().map(|&topic| RecordKey::LiteParent(topic));
+        let attributes = self.lite.attributes.keys().map(|&group| RecordKey::GroupAttributes(group));
+        let lite = lite_topics.chain(lite_clients).chain(lite_parents).chain(attributes);
+        let records = records.chain(undecided).chain(outcomes).chain(timers).chain(recalled);
+        records.chain(offsets).chain(lite).chain(generations).chain(keeping)
     }
 
     /// Puts a record where it belongs, when the state is loaded. The order of records is free.
@@ -308,6 +322,18 @@ impl Applied {
             }
             (RecordKey::Offset(group, topic, queue), RecordValue::Offset(offset)) => {
                 self.offsets.insert((group, topic, queue), offset);
+            }
+            (RecordKey::LiteTopic(topic, queue), RecordValue::LiteTopic(lite)) => {
+                self.lite.load_topic(topic, queue, lite);
+            }
+            (RecordKey::LiteClient(group, client), RecordValue::LiteClient(lite)) => {
+                self.lite.load_client(group, client, lite);
+            }
+            (RecordKey::LiteParent(topic), RecordValue::LiteParent(parent)) => {
+                self.lite.parents.insert(topic, parent);
+            }
+            (RecordKey::GroupAttributes(group), RecordValue::GroupAttributes(attributes)) => {
+                self.lite.attributes.insert(group, attributes);
             }
             (RecordKey::Generations(id), RecordValue::Generations(generations)) => {
                 self.generations.topics.insert(id, generations);
@@ -355,6 +381,19 @@ impl Applied {
         for &(group, topic) in self.subscriptions.keys() {
             if !self.consumer_groups.contains_key(&group) || !self.topics.contains_key(&topic) {
                 return Err(IncompleteState { part: "subscription of group", id: u64::from(group.get()) });
+            }
+        }
+        for &(topic, queue) in self.lite.topics.keys() {
+            let next = self.lite.parents.get(&topic).map_or(0, |parent| parent.next_queue);
+            if !self.topics.contains_key(&topic) || !lite::is_lite(queue) || queue >= next {
+                return Err(IncompleteState { part: "lite topic of topic", id: u64::from(topic.get()) });
+            }
+        }
+        for &(topic, queue, group, _) in &self.lite.readers {
+            let has_both =
+                self.consumer_groups.contains_key(&group) && self.lite.topics.contains_key(&(topic, queue));
+            if !has_both {
+                return Err(IncompleteState { part: "reader of group", id: u64::from(group.get()) });
             }
         }
         for (id, open) in self.transactions.undecided() {

@@ -19,6 +19,7 @@ use ledgermq_common::QueueId;
 use ledgermq_common::QueueOffset;
 use ledgermq_common::clock::UnixMillis;
 
+use super::lite::is_lite;
 use super::progress::Lease;
 use super::{Applied, QueueRange, Subscription};
 use crate::defects::{self, Defect};
@@ -44,8 +45,15 @@ impl Applied {
         };
         for part in &command.parts {
             let queue = part.queue.get();
-            let Some(&range) = topic.queues.get(queue as usize) else { continue };
-            granting.part(part, served.bound(queue, range), subscription);
+            // Of a lite topic: only to those who read it now.
+            let range = if is_lite(queue) {
+                let reads = self.lite.reads(command.consumer_group, command.topic, queue, command.client);
+                reads.then(|| self.lite.range(command.topic, queue)).flatten()
+            } else {
+                topic.queues.get(queue as usize).map(|&range| served.bound(queue, range))
+            };
+            let Some(range) = range else { continue };
+            granting.part(part, range, subscription);
             self.dirty.insert(RecordKey::Progress(command.consumer_group, command.topic, queue));
         }
         Ok(granting.granted)
@@ -109,10 +117,10 @@ impl Granting<'_> {
                 return None;
             }
             // One that was delivered often enough goes to the dead letters first.
-            if ended.attempt >= self.attempts_max {
+            if ended.is_last(self.attempts_max) {
                 return None;
             }
-            let next = self.new_lease(ended.attempt.saturating_add(1), order);
+            let next = self.new_lease(ended.next_attempt(), order);
             subscription.move_lease(queue, message.offset, ended, next);
             return Some(next);
         }
@@ -139,6 +147,7 @@ impl Granting<'_> {
             attempt,
             renewal: 0,
             auto_renew: self.command.auto_renew,
+            suspended: false,
             order,
         }
     }

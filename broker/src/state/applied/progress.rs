@@ -34,8 +34,22 @@ pub(crate) struct Lease {
     /// How often the end of this lease was moved.
     pub(crate) renewal: u32,
     pub(crate) auto_renew: bool,
+    /// Its end is no failed attempt: the next delivery has the same number.
+    pub(crate) suspended: bool,
     /// Of a consumer group that consumes in order; 0 otherwise.
     pub(crate) order: OrderKey,
+}
+
+impl Lease {
+    /// The number of the delivery after this one.
+    pub(crate) fn next_attempt(&self) -> u32 {
+        if self.suspended { self.attempt.max(1) } else { self.attempt.saturating_add(1) }
+    }
+
+    /// Its group's retry policy allows no delivery after this one.
+    pub(crate) fn is_last(&self, attempts_max: u32) -> bool {
+        self.next_attempt() > attempts_max
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

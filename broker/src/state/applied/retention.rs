@@ -25,6 +25,7 @@ use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use super::Applied;
 use super::apply::Effects;
 use super::dead_letters::REDRIVE_CONSUMER_GROUP;
+use super::lite::is_lite;
 use super::progress::Lease;
 use crate::state::answer::{Answer, Refusal};
 use crate::state::command::{
@@ -264,7 +265,10 @@ impl Applied {
         readers: &BTreeSet<ConsumerGroupId>,
         effects: &mut Effects,
     ) -> (u64, u64) {
-        let range = self.topics.get_mut(&topic).and_then(|topic| topic.queues.get_mut(queue as usize));
+        let range = match is_lite(queue) {
+            true => self.lite.topics.get_mut(&(topic, queue)).map(|lite| &mut lite.range),
+            false => self.topics.get_mut(&topic).and_then(|topic| topic.queues.get_mut(queue as usize)),
+        };
         let Some(range) = range else { return (0, 0) };
         let min = min.min(range.max);
         if min <= range.min {
@@ -272,7 +276,10 @@ impl Applied {
         }
         let gone = min - range.min;
         range.min = min;
-        self.dirty.insert(RecordKey::queues_of(topic, queue));
+        self.dirty.insert(match is_lite(queue) {
+            true => RecordKey::LiteTopic(topic, queue),
+            false => RecordKey::queues_of(topic, queue),
+        });
         if self.keeping.late.let_go_below(topic, queue, min) {
             self.dirty.insert(RecordKey::LateReferences(topic, queue));
         }

@@ -53,6 +53,10 @@ pub struct MessageProperties {
     /// Of a delayed message: not visible before.
     #[prost(uint64, optional, tag = "41")]
     pub deliver_at_ms: Option<u64>,
+    #[prost(int32, optional, tag = "60")]
+    pub priority: Option<i32>,
+    #[prost(string, optional, tag = "61")]
+    pub lite_topic: Option<String>,
 }
 
 /// A message on its way into the log; the leader has chosen its queue.

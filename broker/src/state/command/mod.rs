@@ -22,6 +22,7 @@ mod append;
 mod dead_letter;
 mod delivery;
 mod generation;
+mod lite;
 mod message;
 mod naming;
 mod offset;
@@ -47,6 +48,10 @@ pub use generation::{
     encode_append_in_order, encoded_append_in_order_bytes,
 };
 pub(crate) use generation::{put_layout, read_layout};
+pub use lite::{
+    AppendLite, ExpireLite, GroupAttributes, LiteAction, LiteStart, PRIORITY_FACTOR_MAX, SetGroupAttributes,
+    SetLiteTopic, SyncLite, encode_lite, encoded_lite_bytes,
+};
 pub use message::{MessageProperties, MessageRecordError, NewMessage, StoredMessage, tag_code};
 pub use naming::{
     Backoff, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteConsumerGroup, DeleteTopic,
@@ -101,6 +106,12 @@ enum Kind {
     SetTopicRetention = 71,
     CarryRecords = 72,
     ReleaseLog = 73,
+    AppendLite = 60,
+    SetGroupAttributes = 61,
+    SyncLite = 62,
+    ExpireLite = 63,
+    SetLiteTopic = 64,
+    SuspendDelivery = 65,
     PrepareGeneration = 50,
     CloseGeneration = 51,
     OpenGeneration = 52,
@@ -138,6 +149,12 @@ pub enum Command {
     SetTopicRetention(SetTopicRetention),
     CarryRecords(CarryRecords),
     ReleaseLog(ReleaseLog),
+    AppendLite(AppendLite),
+    SetGroupAttributes(SetGroupAttributes),
+    SyncLite(SyncLite),
+    ExpireLite(ExpireLite),
+    SetLiteTopic(SetLiteTopic),
+    SuspendDelivery(ChangeInvisible),
     PrepareGeneration(PrepareGeneration),
     CloseGeneration(CloseGeneration),
     OpenGeneration(OpenGeneration),
@@ -203,6 +220,12 @@ impl Command {
             Self::SetTopicRetention(body) => body.put(&mut out),
             Self::CarryRecords(body) => body.put(&mut out),
             Self::ReleaseLog(body) => body.put(&mut out),
+            Self::AppendLite(body) => body.put(&mut out),
+            Self::SetGroupAttributes(body) => body.put(&mut out),
+            Self::SyncLite(body) => body.put(&mut out),
+            Self::ExpireLite(body) => body.put(&mut out),
+            Self::SetLiteTopic(body) => body.put(&mut out),
+            Self::SuspendDelivery(body) => body.put(&mut out),
             Self::PrepareGeneration(body) => body.put(&mut out),
             Self::CloseGeneration(body) => body.put(&mut out),
             Self::OpenGeneration(body) => body.put(&mut out),
@@ -257,6 +280,12 @@ impl Command {
             Kind::SetTopicRetention => Self::SetTopicRetention(SetTopicRetention::read(reader)?),
             Kind::CarryRecords => Self::CarryRecords(CarryRecords::read(reader)?),
             Kind::ReleaseLog => Self::ReleaseLog(ReleaseLog::read(reader)?),
+            Kind::AppendLite => Self::AppendLite(AppendLite::read(reader)?),
+            Kind::SetGroupAttributes => Self::SetGroupAttributes(SetGroupAttributes::read(reader)?),
+            Kind::SyncLite => Self::SyncLite(SyncLite::read(reader)?),
+            Kind::ExpireLite => Self::ExpireLite(ExpireLite::read(reader)?),
+            Kind::SetLiteTopic => Self::SetLiteTopic(SetLiteTopic::read(reader)?),
+            Kind::SuspendDelivery => Self::SuspendDelivery(ChangeInvisible::read(reader)?),
             Kind::PrepareGeneration => Self::PrepareGeneration(PrepareGeneration::read(reader)?),
             Kind::CloseGeneration => Self::CloseGeneration(CloseGeneration::read(reader)?),
             Kind::OpenGeneration => Self::OpenGeneration(OpenGeneration::read(reader)?),
@@ -303,6 +332,12 @@ impl Command {
             Self::SetTopicRetention(_) => Kind::SetTopicRetention,
             Self::CarryRecords(_) => Kind::CarryRecords,
             Self::ReleaseLog(_) => Kind::ReleaseLog,
+            Self::AppendLite(_) => Kind::AppendLite,
+            Self::SetGroupAttributes(_) => Kind::SetGroupAttributes,
+            Self::SyncLite(_) => Kind::SyncLite,
+            Self::ExpireLite(_) => Kind::ExpireLite,
+            Self::SetLiteTopic(_) => Kind::SetLiteTopic,
+            Self::SuspendDelivery(_) => Kind::SuspendDelivery,
             Self::PrepareGeneration(_) => Kind::PrepareGeneration,
             Self::CloseGeneration(_) => Kind::CloseGeneration,
             Self::OpenGeneration(_) => Kind::OpenGeneration,
@@ -343,6 +378,12 @@ impl Kind {
             71 => Self::SetTopicRetention,
             72 => Self::CarryRecords,
             73 => Self::ReleaseLog,
+            60 => Self::AppendLite,
+            61 => Self::SetGroupAttributes,
+            62 => Self::SyncLite,
+            63 => Self::ExpireLite,
+            64 => Self::SetLiteTopic,
+            65 => Self::SuspendDelivery,
             50 => Self::PrepareGeneration,
             51 => Self::CloseGeneration,
             52 => Self::OpenGeneration,

@@ -34,6 +34,8 @@ fn new_messages() -> impl Strategy<Value = Vec<NewMessage>> {
                     trace_context: None,
                     born_host: "10.0.0.1:1".to_owned(),
                     deliver_at_ms: None,
+                    priority: None,
+                    lite_topic: None,
                 },
                 body: Bytes::from(body),
             })
@@ -231,6 +233,50 @@ fn commands() -> impl Strategy<Value = Command> {
                 topic: TopicId(2),
                 queues: queues.into_iter().map(|(q, o)| (QueueId(q), QueueOffset(o))).collect(),
             })
+        }),
+        ("[a-z]{0,8}", 0u8..4, vec(("[a-z]{1,8}", 0u8..5, any::<u64>()), 0..4)).prop_map(
+            |(client_id, action, named)| {
+                let start = |kind, value| match kind {
+                    0 => LiteStart::Last,
+                    1 => LiteStart::Min,
+                    2 => LiteStart::Max,
+                    3 => LiteStart::Offset(value),
+                    _ => LiteStart::Tail(value),
+                };
+                Command::SyncLite(SyncLite {
+                    consumer_group: ConsumerGroupId(1),
+                    topic: TopicId(2),
+                    client_id,
+                    version: 3,
+                    action: LiteAction::from_number(action).expect("an action"),
+                    lite_topics: named.into_iter().map(|(name, k, v)| (name, start(k, v))).collect(),
+                })
+            }
+        ),
+        (any::<u32>(), any::<u64>(), "[a-z]{0,8}", any::<bool>()).prop_map(|(number, ms, name, flag)| {
+            match number % 4 {
+                0 => Command::ExpireLite(ExpireLite { topic: TopicId(number), queues: vec![number; 3] }),
+                1 => Command::SetLiteTopic(SetLiteTopic { topic: TopicId(number), expire_after_ms: ms }),
+                2 => Command::SuspendDelivery(ChangeInvisible {
+                    consumer_group: ConsumerGroupId(number),
+                    topic: TopicId(number),
+                    queue: QueueId(number),
+                    offset: QueueOffset(ms),
+                    epoch: DeliveryEpoch(ms),
+                    invisible_ms: ms,
+                }),
+                _ => Command::SetGroupAttributes(SetGroupAttributes {
+                    consumer_group: ConsumerGroupId(number),
+                    attributes: GroupAttributes {
+                        priority_factor: 7,
+                        bind_topic: name,
+                        exclusive: flag,
+                        client_quota: number,
+                        reset_when_taken_over: !flag,
+                        reset_on_unsubscribe: flag,
+                    },
+                }),
+            }
         }),
         (any::<u64>(), any::<u64>()).prop_map(|(deliver_at, physical)| {
             Command::RecallTimer(RecallTimer {

@@ -6,7 +6,9 @@
 //! [`LeasePlan`]; losing one (a crash, a new leader) costs nothing.
 //!
 //! Order: messages whose lease ended first (oldest end first), then unseen ones, starting at
-//! another queue each time so that no queue starves.
+//! another queue each time so that no queue starves. In a topic with priorities the queue is the
+//! priority: the highest goes first, its ended leases before its unseen messages, in as many receives of
+//! a hundred as the consumer group's priority factor says.
 
 mod order;
 mod reservations;
@@ -21,7 +23,7 @@ use super::applied::Subscription;
 use super::command::{Command, LeaseMessages, LeasePart, tag_code};
 use super::consume_queue::{IndexEntry, QueueKey};
 use super::machine::BrokerState;
-use super::names::{ClientHash, ConsumerGroupId, TopicId};
+use super::names::{ClientHash, ConsumerGroupId, MessageType, TopicId};
 pub use order::{ORDER_SCAN_ENTRIES_MAX, OrderOf, OrderedPlan, PlannedInOrder};
 pub(crate) use reservations::Reservations;
 use reservations::Reserved;
@@ -163,7 +165,7 @@ impl LeasePlan {
                 None => ended += 1,
             }
         }
-        // Redeliveries are planned before unseen messages and in the order they are reserved.
+        // Redeliveries are planned in the order they are reserved.
         let freed_ended = self.reserved.ended.split_off(self.reserved.ended.len() - ended);
         let kept: Vec<_> = self.parts.iter().map(|part| (part.queue.get(), part.from, part.to)).collect();
         {
@@ -255,10 +257,41 @@ fn empty_part(queue: QueueId, from: u64, to: u64) -> LeasePart {
 /// What the state offers, taken under the lock in one go.
 #[derive(Debug, Default)]
 struct Candidates {
-    /// Messages whose lease ended: queue, offset, attempt of the lease.
+    /// Messages whose lease ended: queue, offset, attempt of the next delivery.
     ended: Vec<(u32, u64, u32)>,
     /// Unseen ranges, in the order in which they are to be examined.
     unseen: Vec<(u32, u64, u64)>,
+    /// Queues are priorities: the greatest first.
+    by_priority: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Candidate {
+    /// Queue, offset, attempt.
+    Ended(u32, u64, u32),
+    /// Queue, from, to.
+    Unseen(u32, u64, u64),
+}
+
+impl Candidate {
+    fn queue(self) -> u32 {
+        match self {
+            Self::Ended(queue, ..) | Self::Unseen(queue, ..) => queue,
+        }
+    }
+}
+
+impl Candidates {
+    fn in_turn(self) -> Vec<Candidate> {
+        let ended = self.ended.into_iter().map(|(queue, offset, n)| Candidate::Ended(queue, offset, n));
+        let unseen = self.unseen.into_iter().map(|(queue, from, to)| Candidate::Unseen(queue, from, to));
+        let mut in_turn: Vec<Candidate> = ended.chain(unseen).collect();
+        if self.by_priority {
+            // Stable: ended ones of a queue stay before its unseen ones.
+            in_turn.sort_by_key(|candidate| std::cmp::Reverse(candidate.queue()));
+        }
+        in_turn
+    }
 }
 
 impl BrokerState {
@@ -282,57 +315,32 @@ impl BrokerState {
             let lane = self.reservations().lane(request.consumer_group, request.topic);
             let mut lane = lane.lock();
             let candidates = self.candidates(request, &lane)?;
-            for (queue, offset, attempt) in candidates.ended {
-                if plan.messages.len() >= messages_max {
-                    break;
-                }
-                let Some(entry) = self.entry_of(request.topic, queue, offset) else { continue };
-                if !request.filter.may_match(entry.tag_code) {
-                    continue;
-                }
-                let attempt = attempt.saturating_add(1);
-                plan.push(
-                    None,
-                    PlannedMessage { queue: QueueId(queue), offset: QueueOffset(offset), entry, attempt },
-                );
-                plan.reserved.ended.push((queue, offset));
-            }
-            for (queue, from, to) in candidates.unseen {
-                let left = messages_max.saturating_sub(plan.messages.len());
-                let examine = examined_at_most(&request.filter, left).min(PLAN_SCAN_ENTRIES_MAX - scanned);
-                if examine == 0 {
-                    break;
-                }
-                let view = self.index_view(
-                    QueueKey::new(request.topic, QueueId(queue)),
-                    from,
-                    to.min(from.saturating_add(examine)),
-                );
-                let part = plan.parts.len();
-                let mut end = from;
-                for (offset, entry) in view.read() {
-                    if offset != end || plan.messages.len() >= messages_max {
-                        break;
+            for candidate in candidates.in_turn() {
+                match candidate {
+                    Candidate::Ended(queue, offset, attempt) => {
+                        if plan.messages.len() >= messages_max {
+                            break;
+                        }
+                        let Some(entry) = self.entry_of(request.topic, queue, offset) else { continue };
+                        if !request.filter.may_match(entry.tag_code) {
+                            continue;
+                        }
+                        let (queue_id, at) = (QueueId(queue), QueueOffset(offset));
+                        plan.push(None, PlannedMessage { queue: queue_id, offset: at, entry, attempt });
+                        plan.reserved.ended.push((queue, offset));
                     }
-                    end += 1;
-                    if request.filter.may_match(entry.tag_code) {
-                        plan.push(
-                            Some(part),
-                            PlannedMessage {
-                                queue: QueueId(queue),
-                                offset: QueueOffset(offset),
-                                entry,
-                                attempt: 1,
-                            },
-                        );
-                    } else {
-                        skipped += 1;
+                    Candidate::Unseen(queue, from, to) => {
+                        let left = messages_max.saturating_sub(plan.messages.len());
+                        let examine =
+                            examined_at_most(&request.filter, left).min(PLAN_SCAN_ENTRIES_MAX - scanned);
+                        if examine == 0 {
+                            break;
+                        }
+                        let to = to.min(from.saturating_add(examine));
+                        let (end, unwanted) = self.plan_unseen(request, &mut plan, queue, from, to);
+                        skipped += unwanted;
+                        scanned += end - from;
                     }
-                }
-                if end > from {
-                    scanned += end - from;
-                    plan.parts.push(PlannedPart { queue: QueueId(queue), from, to: end });
-                    plan.reserved.unseen.push((queue, from, end));
                 }
             }
             if plan.messages.is_empty() && skipped < PLAN_SKIPPED_ENTRIES_MIN {
@@ -342,6 +350,38 @@ impl BrokerState {
         }
         plan.granted = false;
         Some(plan)
+    }
+
+    /// Plans unseen messages of one queue; answers how far it looked and how many it does not want.
+    fn plan_unseen(
+        &self,
+        request: &ReceiveRequest,
+        plan: &mut LeasePlan,
+        queue: u32,
+        from: u64,
+        to: u64,
+    ) -> (u64, u64) {
+        let messages_max = request.messages_max as usize;
+        let view = self.index_view(QueueKey::new(request.topic, QueueId(queue)), from, to);
+        let part = plan.parts.len();
+        let (mut end, mut unwanted) = (from, 0);
+        for (offset, entry) in view.read() {
+            if offset != end || plan.messages.len() >= messages_max {
+                break;
+            }
+            end += 1;
+            if request.filter.may_match(entry.tag_code) {
+                let (queue, offset) = (QueueId(queue), QueueOffset(offset));
+                plan.push(Some(part), PlannedMessage { queue, offset, entry, attempt: 1 });
+            } else {
+                unwanted += 1;
+            }
+        }
+        if end > from {
+            plan.parts.push(PlannedPart { queue: QueueId(queue), from, to: end });
+            plan.reserved.unseen.push((queue, from, end));
+        }
+        (end, unwanted)
     }
 
     fn candidates(&self, request: &ReceiveRequest, lane: &reservations::Lane) -> Option<Candidates> {
@@ -364,19 +404,29 @@ impl BrokerState {
             }
             let lease = subscription.queues.get(&queue).and_then(|progress| progress.leases.get(&offset));
             // One that was delivered often enough waits for its way to the dead letters.
-            if let Some(lease) = lease.filter(|lease| lease.attempt < attempts_max) {
-                candidates.ended.push((queue, offset, lease.attempt));
+            if let Some(lease) = lease.filter(|lease| !lease.is_last(attempts_max)) {
+                candidates.ended.push((queue, offset, lease.next_attempt()));
             }
         }
         let queues = u32::try_from(topic.queues.len()).unwrap_or(u32::MAX);
+        let has_priorities = topic.settings.message_type == MessageType::Priority;
+        if has_priorities && request.queues == QueueChoice::All {
+            let factor = applied.lite.attributes(request.consumer_group).priority_factor;
+            candidates.by_priority = self.reservations().next_honours_priority(factor);
+        }
         let (first, count) = match request.queues {
             QueueChoice::All => (self.reservations().next_first_queue(queues), queues),
             QueueChoice::One(queue) => (queue.get(), 1),
         };
         let mut found = 0;
         let enough = examined_at_most(&request.filter, request.messages_max as usize);
-        for queue in (0..count).map(|step| (u64::from(first) + u64::from(step)) % u64::from(queues.max(1))) {
-            let queue = queue as u32;
+        let by_priority = candidates.by_priority;
+        for step in 0..count {
+            let queue = if by_priority {
+                queues - 1 - step
+            } else {
+                ((u64::from(first) + u64::from(step)) % u64::from(queues.max(1))) as u32
+            };
             if found >= enough || !is_chosen(queue) {
                 break;
             }

@@ -229,7 +229,7 @@ impl BrokerState {
                 // Leased before the group consumed in order; not its turn before the generation is drained.
                 continue;
             }
-            if lease.until <= now && lease.attempt < attempts_max {
+            if lease.until <= now && !lease.is_last(attempts_max) {
                 state.ended.push((offset, lease.order));
             } else if lease.order == OrderKey(0) {
                 // From the time before the group consumed in order: nobody knows what it holds up.

@@ -34,13 +34,21 @@ type Lanes = BTreeMap<(ConsumerGroupId, TopicId), Arc<Mutex<Lane>>>;
 pub(crate) struct Reservations {
     lanes: Mutex<Lanes>,
     rotation: AtomicU32,
+    priority_turns: AtomicU32,
 }
 
 impl Reservations {
     /// The queue of `queues` that the next plan starts at. Counted per group and not per process, so
     /// that a simulated group does the same each time.
-    pub(super) fn next_first_queue(&self, queues: u32) -> u32 {
+    pub(in crate::state) fn next_first_queue(&self, queues: u32) -> u32 {
         self.rotation.fetch_add(1, Ordering::Relaxed) % queues.max(1)
+    }
+
+    /// Whether the next receive honours priorities: `factor` of a hundred do, spread evenly.
+    pub(super) fn next_honours_priority(&self, factor: u8) -> bool {
+        let turn = u64::from(self.priority_turns.fetch_add(1, Ordering::Relaxed) % 100);
+        let factor = u64::from(factor.min(100));
+        (turn + 1) * factor / 100 > turn * factor / 100
     }
 
     pub(super) fn lane(&self, group: ConsumerGroupId, topic: TopicId) -> Arc<Mutex<Lane>> {
@@ -131,6 +139,15 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_priority_factor_is_a_percentage_of_the_receives() {
+        for factor in [0, 1, 30, 50, 99, 100] {
+            let reservations = Reservations::default();
+            let honoured = (0..200).filter(|_| reservations.next_honours_priority(factor)).count();
+            assert_eq!(honoured, 2 * usize::from(factor));
+        }
+    }
 
     #[test]
     fn free_parts_lie_between_the_held_ones() {

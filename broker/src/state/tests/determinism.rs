@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::dead_letters::letter;
+use super::lite::{lite_message, lite_parent};
 use super::*;
 
 /// What a leader and its clients may do next, in numbers that are given a meaning when it is done.
@@ -83,6 +84,27 @@ pub(super) enum Step {
     SetRetention(u32, Option<u64>),
     /// So many bytes of others in the log.
     Skip(u64),
+    SendLite {
+        topic: u32,
+        lite: u8,
+        ids: Vec<u16>,
+    },
+    SyncLite {
+        group: u32,
+        topic: u32,
+        client: u8,
+        action: u8,
+        names: Vec<u8>,
+    },
+    ReceiveLite {
+        group: u32,
+        topic: u32,
+        client: u8,
+        max: u32,
+    },
+    Suspend(usize, u64),
+    ExpireLite(u32, u64),
+    SetAttributes(u32, bool),
     Pass(u64),
     Malformed(Vec<u8>),
 }
@@ -141,6 +163,16 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         1 => (0u8..4).prop_map(Step::DeleteTopic),
         2 => (0u8..3).prop_map(Step::CreateGroup),
         1 => (0u8..3).prop_map(Step::DeleteGroup),
+        6 => (1u32..7, 0u8..5, proptest::collection::vec(any::<u16>(), 1..4))
+            .prop_map(|(topic, lite, ids)| Step::SendLite { topic, lite, ids }),
+        6 => (1u32..4, 1u32..7, 0u8..3, 0u8..5, proptest::collection::vec(0u8..5, 0..4)).prop_map(
+            |(group, topic, client, action, names)| Step::SyncLite { group, topic, client, action, names }
+        ),
+        6 => (1u32..4, 1u32..7, 0u8..3, 1u32..6)
+            .prop_map(|(group, topic, client, max)| Step::ReceiveLite { group, topic, client, max }),
+        2 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Suspend(which, ms)),
+        1 => (1u32..7, 1u64..400_000).prop_map(|(topic, ms)| Step::ExpireLite(topic, ms)),
+        1 => (1u32..4, any::<bool>()).prop_map(|(group, flag)| Step::SetAttributes(group, flag)),
         3 => prop_oneof![0u64..30_000, 500_000u64..700_000].prop_map(Step::Pass),
         3 => (0u64..60_000, proptest::option::of(0u64..2_000_000))
             .prop_map(|(retention_ms, log_bytes_max)| Step::Expire { retention_ms, log_bytes_max }),
@@ -172,6 +204,7 @@ impl Leader {
             answers: Vec::new(),
         };
         leader.replica.topic("topic-0", 3);
+        lite_parent(&mut leader.replica, "rooms");
         leader.replica.group("group-0");
         leader
     }
@@ -478,6 +511,74 @@ impl Leader {
                 self.propose_command(&Command::SetTopicRetention(command));
             }
             Step::Skip(bytes) => self.replica.log.skip(*bytes),
+            Step::SendLite { topic, lite, ids } => {
+                let lite = format!("lite-{lite}");
+                let messages: Vec<NewMessage> =
+                    ids.iter().map(|id| lite_message(&lite, &format!("{}", id % 300))).collect();
+                self.propose(encode_lite(self.replica.now, TopicId(*topic), &lite, &messages));
+            }
+            Step::SyncLite { group, topic, client, action, names } => {
+                let consumer_group = ConsumerGroupId(*group);
+                let client_id = format!("client-{client}");
+                let Some(action) = LiteAction::from_number(*action) else {
+                    let client = ClientHash::of(&client_id);
+                    self.propose_command(&Command::ReleaseClient(ReleaseClient { consumer_group, client }));
+                    return;
+                };
+                let start = |name: &u8| if name % 2 == 0 { LiteStart::Min } else { LiteStart::Max };
+                let lite_topics = names.iter().map(|name| (format!("lite-{name}"), start(name))).collect();
+                let topic = TopicId(*topic);
+                let sync = SyncLite { consumer_group, topic, client_id, version: 0, action, lite_topics };
+                self.propose_command(&Command::SyncLite(sync));
+            }
+            Step::ReceiveLite { group, topic, client, max } => {
+                let (group, topic) = (ConsumerGroupId(*group), TopicId(*topic));
+                let plan = self.replica.state.plan_lite_receive(&LiteReceive {
+                    consumer_group: group,
+                    topic,
+                    client: ClientHash::of(&format!("client-{client}")),
+                    messages_max: *max,
+                    bytes_max: 1 << 20,
+                    now: self.replica.now,
+                });
+                let Some(plan) = plan else { return };
+                let command = plan.command(5_000, false, "attempt").encode(self.replica.now);
+                if let Answer::Leased(granted) = self.propose(command) {
+                    assert_eq!(granted.len(), plan.messages().len(), "an undisturbed plan is granted");
+                    self.granted.extend(granted.into_iter().map(|lease| (group, topic, lease)));
+                }
+            }
+            Step::Suspend(which, invisible_ms) => {
+                let Some((consumer_group, topic, lease)) = self.pick(*which) else { return };
+                self.propose_command(&Command::SuspendDelivery(ChangeInvisible {
+                    consumer_group,
+                    topic,
+                    queue: lease.queue,
+                    offset: lease.offset,
+                    epoch: lease.epoch,
+                    invisible_ms: *invisible_ms,
+                }));
+            }
+            Step::ExpireLite(topic, expire_after_ms) => {
+                let topic = TopicId(*topic);
+                let set = SetLiteTopic { topic, expire_after_ms: *expire_after_ms };
+                self.propose_command(&Command::SetLiteTopic(set));
+                let queues = (1 << 24..(1 << 24) + 12).collect();
+                self.propose_command(&Command::ExpireLite(ExpireLite { topic, queues }));
+            }
+            Step::SetAttributes(group, flag) => {
+                let attributes = GroupAttributes {
+                    exclusive: *flag,
+                    client_quota: 3,
+                    reset_when_taken_over: *flag,
+                    reset_on_unsubscribe: !*flag,
+                    ..GroupAttributes::default()
+                };
+                self.propose_command(&Command::SetGroupAttributes(SetGroupAttributes {
+                    consumer_group: ConsumerGroupId(*group),
+                    attributes,
+                }));
+            }
             Step::Pass(ms) => self.replica.pass_ms(*ms),
             Step::Malformed(body) => {
                 let bytes = [&[1, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], body].concat();

@@ -6,6 +6,7 @@ mod delivery;
 mod determinism;
 mod durability;
 mod generations;
+mod lite;
 mod million_queues;
 mod million_timers;
 mod offsets;

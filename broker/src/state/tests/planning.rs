@@ -186,3 +186,51 @@ fn lag_counts_what_is_ready_and_what_is_in_flight() {
     replica.ack(group, topic, &granted[..1]);
     assert_eq!(replica.state.lag(group, topic), Lag { ready: 1, in_flight: 1 });
 }
+
+fn with_priorities(replica: &mut Replica, queues: u32) -> TopicId {
+    let settings = TopicSettings { message_type: MessageType::Priority, ..TopicSettings::normal(queues) };
+    match replica.propose(&Command::CreateTopic(CreateTopic { name: "urgent".to_owned(), settings })) {
+        Answer::Topic { id, .. } => id,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_highest_priority_goes_first_ended_deliveries_of_it_included() {
+    let mut replica = Replica::in_memory();
+    let (topic, group) = (with_priorities(&mut replica, 4), replica.group("workers"));
+    for (number, queue) in [0, 3, 1, 3, 0, 2].into_iter().enumerate() {
+        replica.send(topic, &[message(queue, &format!("{number}"))]);
+    }
+    let first = replica.receive(group, topic, 3, 10_000);
+    assert_eq!(offsets(&first), [(3, 0), (3, 1), (2, 0)]);
+    replica.ack(group, topic, &first[1..2]);
+    replica.pass_ms(10_000);
+    replica.send(topic, &[message(3, "late")]);
+    let plan = replica.state.plan_receive(&replica.request(group, topic, 10)).expect("messages");
+    let planned: Vec<_> =
+        plan.messages().iter().map(|m| (m.queue.get(), m.offset.get(), m.attempt)).collect();
+    assert_eq!(planned, [(3, 0, 2), (3, 2, 1), (2, 0, 2), (1, 0, 1), (0, 0, 1), (0, 1, 1)]);
+}
+
+#[test]
+fn the_priority_factor_lets_lower_priorities_through() {
+    let mut replica = Replica::in_memory();
+    let (topic, group) = (with_priorities(&mut replica, 2), replica.group("workers"));
+    let attributes = GroupAttributes { priority_factor: 0, ..GroupAttributes::default() };
+    let set = SetGroupAttributes { consumer_group: group, attributes };
+    for number in 0..20 {
+        replica.send(topic, &[message(number % 2, &format!("{number}"))]);
+    }
+    let honoured: Vec<u32> = (0..4)
+        .flat_map(|_| replica.receive(group, topic, 1, 10_000))
+        .map(|lease| lease.queue.get())
+        .collect();
+    assert_eq!(honoured, [1; 4]);
+    replica.propose(&Command::SetGroupAttributes(set));
+    let in_turn: Vec<u32> = (0..4)
+        .flat_map(|_| replica.receive(group, topic, 1, 10_000))
+        .map(|lease| lease.queue.get())
+        .collect();
+    assert_eq!(in_turn.iter().filter(|queue| **queue == 0).count(), 2, "{in_turn:?}");
+}
