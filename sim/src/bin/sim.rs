@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
-use ledgermq_sim::defect::{Defect, PRODUCT};
+use ledgermq_sim::defect::{Defect, PRODUCT, UNPROVEN};
 use ledgermq_sim::{Options, Outcome, run_seed};
 
 #[derive(Parser)]
@@ -130,6 +130,7 @@ fn parse_defect(text: &str) -> Result<Defect, String> {
         "apply-diverges" => Ok(Defect::ApplyDiverges),
         other => PRODUCT
             .into_iter()
+            .chain(UNPROVEN)
             .find(|broken| format!("{broken:?}") == other)
             .map(Defect::Product)
             .ok_or_else(|| format!("no defect is called {other}")),
