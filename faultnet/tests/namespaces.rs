@@ -115,7 +115,7 @@ fn bytes_arrive_whole_and_in_order_over_a_link_that_loses_repeats_reorders_and_c
     let bad = Link {
         loss: 50_000,
         duplicates: 100_000,
-        corruption: 30_000,
+        corruption: 60_000,
         reordering: 200_000,
         reordered_by: Duration::from_millis(3),
         ..Link::default()
@@ -125,9 +125,14 @@ fn bytes_arrive_whole_and_in_order_over_a_link_that_loses_repeats_reorders_and_c
     for byte in 0..100 {
         round_trip(&mut stream, byte).expect("answered");
     }
-    let counters = network.counters(1, 2);
-    let seen = [counters.lost, counters.duplicated, counters.corrupted, counters.reordered];
-    assert!(seen.iter().all(|count| *count > 0), "{counters:?}");
+    let (there, back) = (network.counters(1, 2), network.counters(2, 1));
+    let seen = [
+        there.lost + back.lost,
+        there.duplicated + back.duplicated,
+        there.corrupted + back.corrupted,
+        there.reordered + back.reordered,
+    ];
+    assert!(seen.iter().all(|count| *count > 0), "{there:?} {back:?}");
 }
 
 #[test]

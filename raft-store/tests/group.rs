@@ -220,7 +220,7 @@ fn leadership_is_handed_over_on_request_without_an_election_timeout() {
 
 #[test]
 fn leadership_goes_to_the_follower_that_is_named_and_to_nobody_who_cannot_lead() {
-    let mut cluster = Cluster::start();
+    let cluster = Cluster::start();
     cluster.propose("before");
     for _ in 0..3 {
         let leader = cluster.leader();

@@ -499,3 +499,25 @@ fn resident_bytes() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
+
+#[test]
+fn retention_keeps_the_log_for_lite_topics_and_lets_their_old_messages_go() {
+    let mut bed = Bed::new();
+    bed.subscribe("a", &["lobby"]);
+    let kept = bed.send("lobby");
+    bed.replica.log.skip(8 << 20);
+    bed.replica.group("filler");
+    let place = bed.replica.state.locate(bed.topic, kept.queue, kept.offset).expect("stored").physical;
+    assert!(bed.replica.state.log_pins().edge() <= place, "the only reference to it is a lite topic's");
+
+    bed.replica.pass_ms(2 * MINUTE);
+    for plan in bed.replica.state.expiry_plan(bed.replica.now, MINUTE, None) {
+        bed.replica.propose(&Command::ExpireMessages(plan));
+    }
+    assert_eq!(bed.replica.state.locate(bed.topic, kept.queue, kept.offset), None);
+    assert!(bed.replica.state.log_pins().edge() > place, "what expired holds nothing up");
+    assert!(bed.receive("a", 10).is_empty());
+    let next = bed.send("lobby");
+    assert_eq!(next.offset, QueueOffset(kept.offset.get() + 1), "offsets go on");
+    assert_eq!(bed.receive("a", 10).len(), 1);
+}
