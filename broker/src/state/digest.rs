@@ -81,6 +81,10 @@ impl BrokerState {
                         hash.update(&entry.tag_code.to_le_bytes());
                         hash.update(&entry.stored_at.get().to_le_bytes());
                     }
+                    // A queue that claims more than the index has: no use in looking for all of it.
+                    if entries.is_empty() {
+                        break;
+                    }
                     at += STRETCH;
                 }
             }
