@@ -70,7 +70,7 @@ impl BrokerState {
                 let key = QueueKey::new(topic.id, QueueId(queue));
                 let mut at = range.start;
                 while at < range.end {
-                    let view = self.index_view(key, at, range.end.min(at + STRETCH));
+                    let view = self.index_view(key, at, range.end.min(at.saturating_add(STRETCH)));
                     let entries = view.read();
                     hash.update(&key.get().to_le_bytes());
                     hash.update(&at.to_le_bytes());
@@ -85,7 +85,7 @@ impl BrokerState {
                     if entries.is_empty() {
                         break;
                     }
-                    at += STRETCH;
+                    at = at.saturating_add(STRETCH);
                 }
             }
         }
