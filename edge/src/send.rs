@@ -1,20 +1,16 @@
 //! SendMessage: checked, bound to one broker group, handed to its leader.
 //!
-//! The group is chosen by a hash of the first message id over the groups that carry the topic, in
-//! the order of their names: a repeat, through whichever node, meets the message-id window that
-//! remembers its first try.
+//! The group is chosen by the first message id ([`Edge::carrier`]).
 
 use ledgermq_common::limits::SEND_BATCH_MESSAGES_MAX;
 use ledgermq_proto::rocketmq::{
     Code, Message, MessageType, SendMessageRequest, SendMessageResponse, SendResultEntry, Status,
 };
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::codes::{CallFailed, not_implemented};
 use crate::context::CallContext;
 use crate::edge::Edge;
 use crate::group_call::{GroupRequest, GroupResponse, Refused, SendRequest};
-use crate::topics::HostedTopic;
 use crate::validate;
 
 impl Edge {
@@ -49,8 +45,7 @@ impl Edge {
         request: SendMessageRequest,
     ) -> Result<SendMessageResponse, Refused> {
         let topic = validate::messages(&request.messages, self.now().get())?;
-        let hosted = self.locate(context, &topic).await?;
-        let chosen = choose(&hosted, request.messages.first().map_or("", id_of));
+        let chosen = self.carrier(context, &topic, request.messages.first().map_or("", id_of)).await?;
         let accepted = chosen.description.message_type;
         validate::message_type_fits(&topic, accepted, &request.messages)?;
         match accepted {
@@ -79,13 +74,6 @@ impl Edge {
             _ => Err(CallFailed::WrongAnswer { group: group.clone() }.into()),
         }
     }
-}
-
-fn choose<'a>(hosted: &'a [HostedTopic], first_message_id: &str) -> &'a HostedTopic {
-    assert!(!hosted.is_empty(), "a located topic is somewhere");
-    let groups = hosted.len() as u64;
-    let index = xxh3_64(first_message_id.as_bytes()) % groups;
-    &hosted[index as usize]
 }
 
 fn id_of(message: &Message) -> &str {

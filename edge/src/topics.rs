@@ -10,6 +10,11 @@
 //! | known nowhere here | every group's leader is asked, and creates it where that is wanted and allowed |
 //! | asked everywhere, found nowhere | TOPIC_NOT_FOUND |
 //! | not found, and a group could not be asked | held, then a "not now" code: never TOPIC_NOT_FOUND |
+//!
+//! Routes may be made of a part of the groups. Where a message is *stored* may not: a replica that has
+//! just started has not applied its last entries and knows nothing of a topic that its group carries,
+//! and a send that passes that group over stores a repeat of what the group holds a second time. So
+//! "not there" is believed of a leader only ([`Edge::carrier`], [`Edge::locate_every`]).
 
 use std::time::Duration;
 
@@ -17,6 +22,7 @@ use futures_util::future::join_all;
 use ledgermq_common::{GroupName, TopicName};
 use ledgermq_proto::rocketmq::Code;
 use tokio::time::Instant;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::codes::{CallFailed, topic_not_found};
 use crate::context::CallContext;
@@ -129,6 +135,49 @@ impl Edge {
         Ok(found)
     }
 
+    /// The group that takes a message with this id: of those that carry the topic, the first in an order
+    /// that the id alone decides. A repeat, through whichever node, meets the message-id window that
+    /// remembers its first try; and a group without a leader keeps nobody from the groups before it.
+    ///
+    /// A group that gets the topic later takes over its share of the ids from then on: a repeat of a
+    /// message sent before that may be stored there again.
+    pub(crate) async fn carrier(
+        &self,
+        context: &CallContext,
+        topic: &TopicName,
+        message_id: &str,
+    ) -> Result<HostedTopic, Refused> {
+        let cluster = self.shared.caller.cluster(answer_by(context)).await?;
+        let order = order_for(message_id, cluster.groups.keys());
+        for group in &order {
+            let known = match self.shared.topology.topic(group, topic) {
+                TopicKnowledge::Known(description) => Some(description),
+                TopicKnowledge::Absent | TopicKnowledge::Unknown => {
+                    match self.remembered(context, group, topic) {
+                        Some(known) => known,
+                        None => self.ask(context, group, topic, false).await?,
+                    }
+                }
+            };
+            if let Some(description) = known {
+                return Ok(HostedTopic { group: group.clone(), description });
+            }
+        }
+        if !self.shared.topology.auto_create_topics() {
+            return Err(topic_not_found(topic.as_str()));
+        }
+        // Everywhere before the first message is stored: with a part of the groups its repeat could go
+        // to another one.
+        let asked = order.iter().map(|group| self.ask(context, group, topic, true));
+        let mut first = None;
+        for (group, answer) in order.iter().zip(join_all(asked).await) {
+            if let (Some(description), None) = (answer?, &first) {
+                first = Some(HostedTopic { group: group.clone(), description });
+            }
+        }
+        first.ok_or_else(|| topic_not_found(topic.as_str()))
+    }
+
     /// The groups that are known here to carry `topic`, by name, without asking anybody; those about
     /// which nothing is known are asked in the background.
     pub(crate) fn located(&self, context: &CallContext, topic: &TopicName) -> Vec<HostedTopic> {
@@ -209,5 +258,38 @@ impl Edge {
         let cached = CachedTopic { description: description.clone(), asked_at: Instant::now() };
         topics.insert((topic.clone(), group.clone()), cached);
         Ok(description)
+    }
+}
+
+/// Rendezvous hashing: with one group more or less, the ids of the others stay where they are.
+fn order_for<'a>(message_id: &str, groups: impl Iterator<Item = &'a GroupName>) -> Vec<GroupName> {
+    let mut weighed: Vec<_> = groups
+        .map(|group| {
+            let seed = xxh3_64(group.as_str().as_bytes());
+            (xxh3_64_with_seed(message_id.as_bytes(), seed), group)
+        })
+        .collect();
+    weighed.sort_unstable();
+    weighed.into_iter().rev().map(|(_, group)| group.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_spread_over_the_groups_and_stay_when_one_is_added() {
+        let names: Vec<_> =
+            (1..=4).map(|number| GroupName::parse(&format!("group-{number}")).expect("a name")).collect();
+        let first = |id: &str, groups: &[GroupName]| order_for(id, groups.iter())[0].clone();
+        let ids: Vec<_> = (0..4_000).map(|number| format!("message {number}")).collect();
+        for name in &names {
+            let share = ids.iter().filter(|id| first(id, &names) == *name).count();
+            assert!((850..1_150).contains(&share), "{name} takes {share} of {}", ids.len());
+        }
+        for id in &ids {
+            let (three, four) = (first(id, &names[..3]), first(id, &names));
+            assert!(four == three || four == names[3], "{id} moved from {three} to {four}");
+        }
     }
 }

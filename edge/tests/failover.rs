@@ -27,6 +27,43 @@ async fn any_node_takes_a_send_and_the_leader_stores_it_once() {
     assert!(context.remaining() <= SDK_TIMEOUT);
 }
 
+/// A node that has just started knows of a topic in the group whose log it has applied, and not yet in
+/// the other. Which group takes a message must not depend on that: the other may hold its first try.
+#[tokio::test]
+async fn a_repeat_through_a_node_that_is_behind_goes_to_the_group_of_its_first_try() {
+    let first = Cluster::start(1).await;
+    let second = Cluster::start_beside(&first, "group-2").await;
+    first.elect(Some(1));
+    second.elect(Some(1));
+    let mut through = client(second.node(1).client_addr).await;
+    for number in 0..40 {
+        let answer = through.send_message(java(send(&format!("m{number}")))).await.expect("gRPC OK");
+        assert_eq!(code_of(&answer.into_inner().status), Code::Ok);
+    }
+    let stored = |cluster: &Cluster| cluster.agreed.stored.lock().len();
+    let (there, here) = (stored(&first), stored(&second));
+    assert!(there >= 8 && here >= 8 && there + here == 40, "shares {there} and {here}");
+    // Without a leader that could say that it has the topic, nothing is placed past it.
+    let fresh = Cluster::start_beside(&first, "group-2").await;
+    fresh.elect(Some(1));
+    first.elect(None);
+    let mut through = client(fresh.node(1).client_addr).await;
+    let mut held = 0;
+    for number in 0..8 {
+        let request = request("JAVA", Duration::from_millis(600), send(&format!("m{number}")));
+        let answer = through.send_message(request).await.expect("gRPC OK").into_inner();
+        match code_of(&answer.status) {
+            Code::Ok => {}
+            code => {
+                assert_eq!(code, Code::HaNotAvailable);
+                held += 1;
+            }
+        }
+    }
+    assert_eq!(held, 8 - stored(&fresh));
+    assert!(held > 0, "some of the messages are the other group's");
+}
+
 #[tokio::test]
 async fn a_send_during_an_election_waits_for_the_new_leader() {
     let cluster = Cluster::start(3).await;

@@ -78,10 +78,22 @@ fn asking_for_the_status_all_the_time_stops_nobody() {
 #[test]
 fn a_follower_refuses_a_command_and_names_the_leader() {
     let cluster = Cluster::start();
-    let (leader, follower) = (cluster.leader(), cluster.follower());
-    let refused = cluster.driver.block_on(cluster.group(follower).propose(Bytes::from_static(b"x")));
-    assert_eq!(refused, Err(ProposeError::NotLeader { leader: Some(cluster.replicas[leader].node) }));
-    assert!(cluster.driver.block_on(cluster.group(follower).read_barrier()).is_err());
+    // The leader may be elected before a follower has heard of it, and another one at any time after.
+    cluster.wait_for("a refusal that names the leader", || {
+        let follower = cluster.follower();
+        let refused = cluster.driver.block_on(cluster.group(follower).propose(Bytes::from_static(b"x")));
+        match refused {
+            Err(ProposeError::NotLeader { leader: Some(named) }) => {
+                (named == cluster.replicas[cluster.leader()].node).then_some(())
+            }
+            Err(ProposeError::NotLeader { leader: None }) => None,
+            other if cluster.leader() != follower => panic!("a follower answered {other:?}"),
+            _ => None,
+        }
+    });
+    cluster.wait_for("a refused barrier", || {
+        cluster.driver.block_on(cluster.group(cluster.follower()).read_barrier()).err()
+    });
 }
 
 #[test]

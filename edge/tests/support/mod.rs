@@ -47,6 +47,7 @@ pub struct Agreed {
 
 /// One member of the group.
 pub struct Member {
+    pub group: GroupName,
     pub node: NodeId,
     pub agreed: Arc<Agreed>,
     pub leadership: watch::Sender<Leadership>,
@@ -74,11 +75,11 @@ impl LocalGroups for Member {
     }
 
     fn hosted(&self) -> Vec<GroupName> {
-        vec![group()]
+        vec![self.group.clone()]
     }
 
     fn leadership(&self, asked: &GroupName) -> Option<watch::Receiver<Leadership>> {
-        (*asked == group()).then(|| self.leadership.subscribe())
+        (*asked == self.group).then(|| self.leadership.subscribe())
     }
 
     async fn execute(
@@ -196,6 +197,7 @@ impl Member {
 
 /// Configured members and topics, as a broker knows them.
 pub struct FixedTopology {
+    pub group: GroupName,
     pub cluster: Arc<ClusterView>,
     pub agreed: Arc<Agreed>,
     pub auto_create: bool,
@@ -207,7 +209,11 @@ impl Topology for FixedTopology {
         Some(self.cluster.clone())
     }
 
-    fn topic(&self, _group: &GroupName, topic: &TopicName) -> TopicKnowledge {
+    /// Of other groups it knows no topic, as a replica that has started and not applied its log.
+    fn topic(&self, group: &GroupName, topic: &TopicName) -> TopicKnowledge {
+        if *group != self.group {
+            return TopicKnowledge::Absent;
+        }
         self.agreed.topics.lock().get(topic).cloned().map_or(TopicKnowledge::Absent, TopicKnowledge::Known)
     }
 
@@ -244,6 +250,16 @@ impl Cluster {
     }
 
     pub async fn start_with(size: u64, auto_create: bool) -> Self {
+        Self::start_group(group(), size, auto_create, None).await
+    }
+
+    /// A second group, whose nodes know of both.
+    pub async fn start_beside(other: &Self, name: &str) -> Self {
+        let name = GroupName::parse(name).expect("group name");
+        Self::start_group(name, 1, false, Some(&other.view)).await
+    }
+
+    async fn start_group(group: GroupName, size: u64, auto_create: bool, beside: Option<&GroupView>) -> Self {
         let agreed = Arc::new(Agreed::default());
         for (name, message_type) in [
             (TOPIC, MessageType::Normal),
@@ -267,12 +283,16 @@ impl Cluster {
                 client_address: client.local_addr().expect("bound").to_string(),
             })
             .collect();
-        let view = GroupView { id: GroupId(1), name: group(), members, leader_hint: None };
-        let cluster = Arc::new(ClusterView { groups: [(group(), view.clone())].into() });
+        let id = GroupId(1 + beside.iter().count() as u32);
+        let view = GroupView { id, name: group.clone(), members, leader_hint: None };
+        let views = [Some(&view), beside].into_iter().flatten();
+        let groups = views.map(|view| (view.name.clone(), view.clone())).collect();
+        let cluster = Arc::new(ClusterView { groups });
         let nodes = (1..=size)
             .zip(ports)
             .map(|(node, (peer, client))| {
                 let member = Arc::new(Member {
+                    group: group.clone(),
                     node: NodeId(node),
                     agreed: agreed.clone(),
                     leadership: watch::Sender::new(Leadership::default()),
@@ -289,6 +309,7 @@ impl Cluster {
                 );
                 let client_addr = client.local_addr().expect("bound");
                 let topology = FixedTopology {
+                    group: group.clone(),
                     cluster: cluster.clone(),
                     agreed: agreed.clone(),
                     auto_create,
