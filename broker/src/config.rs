@@ -33,6 +33,7 @@ pub const SEGMENT_SIZE_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
 /// A hundred years.
 pub const RETENTION_S_MAX: u64 = 100 * 366 * 24 * 3600;
 pub const WORKER_THREADS_MAX: usize = 256;
+pub const RAFT_THREADS_MAX: usize = 16;
 /// The text of this module, from whose comments the manual is made.
 pub const SOURCE: &str = include_str!("config.rs");
 
@@ -179,6 +180,9 @@ pub struct RaftSection {
     pub election_timeout_min_ms: u64,
     /// The greatest of that random time, and the length of the leader's lease.
     pub election_timeout_max_ms: u64,
+    /// Threads of the replicas alone, so that no number of requests can keep a heartbeat waiting; 0
+    /// shares those that run requests.
+    pub threads: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -303,7 +307,7 @@ impl Default for RaftSection {
     fn default() -> Self {
         // openraft waits for the lease (the maximum) and then a random timeout on top: a stopped
         // leader is replaced after 650 to 800 ms.
-        Self { heartbeat_ms: 100, election_timeout_min_ms: 250, election_timeout_max_ms: 400 }
+        Self { heartbeat_ms: 100, election_timeout_min_ms: 250, election_timeout_max_ms: 400, threads: 1 }
     }
 }
 
@@ -319,6 +323,7 @@ pub struct InvalidValue {
 impl BrokerConfig {
     /// Checks what the types cannot: limits, and references between sections.
     pub fn validate(&self) -> Result<(), InvalidValue> {
+        within("raft.threads", self.raft.threads as u64, 0, RAFT_THREADS_MAX as u64)?;
         within("worker_threads", self.worker_threads as u64, 0, WORKER_THREADS_MAX as u64)?;
         for (i, address) in self.nameservers.iter().enumerate() {
             host_and_port(&format!("nameservers[{i}]"), address)?;

@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::StartError;
 use super::data_dir::DataDir;
+use super::raft_runtime::RaftRuntime;
 use crate::config::{BrokerConfig, GroupEntry};
 use crate::execution::{
     HostedGroup, Parts, RetentionSettings, Settings, TransactionSettings, WaiterCount, Waiters, WakeLongPolls,
@@ -34,6 +35,7 @@ pub async fn open(
     data_dir: &DataDir,
     entry: &GroupEntry,
     shared: &Shared,
+    raft: &RaftRuntime,
 ) -> Result<Arc<HostedGroup>, StartError> {
     let refused = |reason: String| StartError::Group { name: entry.name.clone(), reason };
     let id = GroupId(entry.id);
@@ -81,8 +83,9 @@ pub async fn open(
         seed: election_seed(config.node_id(), id),
     };
     let machine: Arc<BrokerState> = Arc::clone(&state);
-    let group =
-        Group::open(group_config, machine, environment).await.map_err(|e| refused(with_causes(&e)))?;
+    let opening = raft.spawn(Group::open(group_config, machine, environment));
+    let opened = opening.await.map_err(|e| refused(with_causes(&e)))?;
+    let group = opened.map_err(|e| refused(with_causes(&e)))?;
     Ok(HostedGroup::new(Parts {
         name,
         group,

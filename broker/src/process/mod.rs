@@ -20,6 +20,7 @@ mod data_dir;
 mod groups;
 mod node;
 mod ports;
+mod raft_runtime;
 mod topology;
 
 use std::net::SocketAddr;
@@ -48,6 +49,7 @@ use crate::metrics::Metrics;
 use crate::{admin, http};
 use data_dir::DataDir;
 pub use node::Node;
+use raft_runtime::RaftRuntime;
 use topology::BrokerTopology;
 
 /// `EX_SOFTWARE`: told apart from a refused configuration (1) and from a signal.
@@ -77,6 +79,8 @@ pub enum StartError {
     Port { key: &'static str, address: String, reason: String },
     #[error("tls: {0}")]
     Tls(String),
+    #[error("the threads for Raft: {0}")]
+    RaftThreads(std::io::Error),
     #[error("group {name}: {reason}")]
     Group { name: String, reason: String },
 }
@@ -110,6 +114,9 @@ pub struct Broker {
     /// The client port; ends when what was in progress is answered.
     clients: tokio::task::JoinHandle<()>,
     tasks: JoinSet<()>,
+    peers: tokio::task::JoinHandle<()>,
+    // Ends before the data directory is another's.
+    _raft: RaftRuntime,
     _data_dir: DataDir,
 }
 
@@ -149,10 +156,11 @@ impl Broker {
             metrics: Arc::new(Metrics::default()),
             stopping: signals.handed_over.subscribe(),
         };
+        let raft = RaftRuntime::start(config.raft.threads).map_err(StartError::RaftThreads)?;
         let peers = PeerServer::new();
         let mut hosted = Vec::new();
         for entry in config.hosted_groups() {
-            let group = groups::open(&config, &data_dir, entry, &shared).await?;
+            let group = groups::open(&config, &data_dir, entry, &shared, &raft).await?;
             peers.add(group.group());
             hosted.push(group);
         }
@@ -181,8 +189,20 @@ impl Broker {
             .add_service(admin::service(edge.clone(), Arc::clone(&node)));
         // The server's own setting does not reach a listener it is given. Without it an answer that
         // goes out in two small writes waits for the other side's delayed acknowledgement, 40 ms.
-        let incoming = TcpIncoming::from(ports.peer).with_nodelay(Some(true));
-        tasks.spawn(async move {
+        let peer_port = ports.peer.into_std().map_err(|e| StartError::Port {
+            key: "listen.peer",
+            address: addrs.peer.to_string(),
+            reason: e.to_string(),
+        })?;
+        let peers = raft.spawn(async move {
+            // Its readiness has to come to the runtime that serves it.
+            let incoming = match tokio::net::TcpListener::from_std(peer_port) {
+                Ok(listener) => TcpIncoming::from(listener).with_nodelay(Some(true)),
+                Err(error) => {
+                    tracing::error!(%error, "the peer port cannot be served");
+                    return;
+                }
+            };
             if let Err(error) = peer_routes.serve_with_incoming(incoming).await {
                 tracing::error!(error = %groups::with_causes(&error), "the peer port stopped");
             }
@@ -217,7 +237,7 @@ impl Broker {
         }
         tracing::info!(node = config.node.id, client = %addrs.client, peer = %addrs.peer, http = %addrs.http,
             "broker started");
-        Ok(Self { addrs, node, edge, signals, clients, tasks, _data_dir: data_dir })
+        Ok(Self { addrs, node, edge, signals, clients, tasks, peers, _raft: raft, _data_dir: data_dir })
     }
 
     pub fn addrs(&self) -> BrokerAddrs {
@@ -252,12 +272,14 @@ impl Broker {
             tracing::warn!("a group did not close in time; it will recover at the next start");
         }
         self.tasks.shutdown().await;
+        self.peers.abort();
     }
 }
 
 impl Drop for Broker {
     fn drop(&mut self) {
         self.clients.abort();
+        self.peers.abort();
         self.tasks.abort_all();
     }
 }

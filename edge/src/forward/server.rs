@@ -11,6 +11,7 @@ use ledgermq_proto::forward as pb;
 use ledgermq_proto::forward::forward_frame::Content;
 use ledgermq_proto::forward::forward_server::{Forward, ForwardServer};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -18,15 +19,17 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{FRAME_BYTES_MAX, FRAMES_QUEUED_MAX, IN_FLIGHT_PER_LINK_MAX, batches, wire};
 use crate::group_call::{GroupRequest, LocalGroups, NotExecuted};
 
-/// Add `forward_service(groups)` to the router of the peer port.
+/// Add `forward_service(groups)` to the router of the peer port. The requests it takes run on the runtime
+/// it is made in, whichever serves the port: there may be more of them than heartbeats can wait for.
 pub fn forward_service(local: Arc<dyn LocalGroups>) -> ForwardServer<ForwardService> {
-    ForwardServer::new(ForwardService { local })
+    ForwardServer::new(ForwardService { local, runtime: Handle::current() })
         .max_decoding_message_size(FRAME_BYTES_MAX)
         .max_encoding_message_size(FRAME_BYTES_MAX)
 }
 
 pub struct ForwardService {
     local: Arc<dyn LocalGroups>,
+    runtime: Handle,
 }
 
 #[async_trait]
@@ -46,7 +49,7 @@ impl Forward for ForwardService {
             cancels: Mutex::new(HashMap::new()),
         });
         let closed = CancellationToken::new();
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             // The peer has gone: its long polls must not take messages for nobody.
             let _cancel_all = closed.clone().drop_guard();
             while let Some(Ok(batch)) = incoming.next().await {
