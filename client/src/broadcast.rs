@@ -15,6 +15,7 @@
 //! | leader or node dies | the readers repeat their pulls; nothing is skipped |
 //! | the instance dies | it receives again what it had received since its last commit |
 //! | what it has not read expired, or the topic was made again | it goes on at the beginning of the queue, and logs that |
+//! | the topic has more than [`BROADCAST_QUEUES_MAX`] queues | not started; one that grows beyond: receive says so, and the new queues are not read |
 //! | the topic is gone, the filter is wrong, … | [`BroadcastConsumer::receive`] says so; the readers try again |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,8 @@ use crate::error::PullError;
 use crate::message::PulledMessage;
 use crate::pull::{Position, PullConsumer, Pulled, Queue};
 
+/// Queues of one topic: each has a pull under way at all times. A leader lets no more of one group wait.
+pub const BROADCAST_QUEUES_MAX: usize = 1024;
 /// After an error that is not of the moment.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -125,7 +128,7 @@ impl BroadcastConsumer {
     /// When it returns, the instance has its place in every queue.
     pub(crate) async fn start(pull: PullConsumer, options: BroadcastOptions) -> Result<Self, PullError> {
         let options = Arc::new(options);
-        let queues = pull.queues(&options.topic).await?;
+        let queues = queues_of(&pull, &options.topic).await?;
         let committed = try_join_all(queues.iter().map(|queue| pull.committed(queue))).await?;
         let is_new = committed.iter().all(Option::is_none);
         let start = if is_new { options.start } else { start_of_a_new_queue(&options) };
@@ -231,6 +234,15 @@ fn start_of_a_new_queue(options: &BroadcastOptions) -> Position {
     }
 }
 
+async fn queues_of(pull: &PullConsumer, topic: &str) -> Result<Vec<Queue>, PullError> {
+    let queues = pull.queues(topic).await?;
+    if queues.len() > BROADCAST_QUEUES_MAX {
+        let (topic, queues) = (topic.to_owned(), queues.len());
+        return Err(PullError::TooManyQueues { topic, queues, queues_max: BROADCAST_QUEUES_MAX });
+    }
+    Ok(queues)
+}
+
 /// Keeps a reader for every queue of the topic. Ends, and all readers with it, when it is aborted.
 async fn read_all(
     pull: PullConsumer,
@@ -245,8 +257,17 @@ async fn read_all(
     }
     loop {
         tokio::time::sleep(options.route_refresh).await;
-        // While nobody answers there are no new messages either.
-        let Ok(queues) = pull.queues(&options.topic).await else { continue };
+        let queues = match queues_of(&pull, &options.topic).await {
+            Ok(queues) => queues,
+            Err(error @ PullError::TooManyQueues { .. }) => {
+                if batches.send(Err(error)).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            // While nobody answers there are no new messages either.
+            Err(_) => continue,
+        };
         for queue in queues {
             if known.contains(&queue) {
                 continue;

@@ -119,6 +119,8 @@ pub enum PullError {
     NoAnswer(#[from] NoAnswerInTime),
     #[error(transparent)]
     OutOfRange(#[from] OffsetOutOfRange),
+    #[error("topic {topic} has {queues} queues; the limit of a broadcast consumer is {queues_max}")]
+    TooManyQueues { topic: String, queues: usize, queues_max: usize },
     #[error(transparent)]
     Refused(#[from] Refused),
     #[error(transparent)]

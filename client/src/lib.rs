@@ -62,7 +62,7 @@ mod transaction;
 pub use access_point::{AccessPoint, AccessPoints};
 pub use admin::Admin;
 pub use batch::{Batch, BatchReceipt, BatchedReceipt};
-pub use broadcast::{BroadcastConsumer, BroadcastOptions};
+pub use broadcast::{BROADCAST_QUEUES_MAX, BroadcastConsumer, BroadcastOptions};
 pub use client::Client;
 pub use consumer::{ConsumerOptions, Filter, SimpleConsumer};
 pub use error::{

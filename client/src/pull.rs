@@ -242,7 +242,8 @@ impl PullConsumer {
         }
     }
 
-    /// Up to `count` messages from the queue's position on, which moves behind them.
+    /// Up to `count` messages from the queue's position on, which moves behind them. Two at a time of one
+    /// queue bring the same messages.
     pub async fn receive(&self, queue: &Queue, count: u32) -> Result<Vec<PulledMessage>, PullError> {
         let from = match self.position(queue) {
             Some(offset) => offset,

@@ -46,11 +46,6 @@ fn history() -> Vec<Bytes> {
         create_topic(),
         create_group(),
         encode_append(STAMP, TOPIC, &[message("a"), message("b")]),
-        encode_batch(
-            STAMP,
-            &[BatchTopic { topic: TOPIC, generation: Generation(0) }],
-            &[(TOPIC, message("c")), (TOPIC, message("d"))],
-        ),
         encode_halves(STAMP, TOPIC, &[half]),
         encode_delayed(STAMP, TOPIC, &[(UnixMillis(STAMP.get() + 60_000), message("later"))]),
     ]
@@ -59,6 +54,9 @@ fn history() -> Vec<Bytes> {
 pub(crate) fn commands() -> Vec<Vec<u8>> {
     let mut all: Vec<Vec<u8>> = history().iter().map(|command| command.to_vec()).collect();
     all.push(Command::DeleteTopic(DeleteTopic { name: "orders".to_owned() }).encode(STAMP).to_vec());
+    let of = BatchTopic { topic: TOPIC, generation: Generation(0) };
+    let messages = [(TOPIC, message("c")), (TOPIC, message("d"))];
+    all.push(encode_batch(STAMP, &[of], &messages).to_vec());
     all
 }
 

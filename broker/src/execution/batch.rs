@@ -73,7 +73,10 @@ pub async fn store(
         Answer::BatchPartlyStored(partly) => return Err(partly_stored(&placed, partly).into()),
         // It ended between the look at the state and this entry.
         Answer::Refused(Refusal::GenerationEnded) => return Ok(GroupResponse::Moved),
-        Answer::Refused(refusal) => return Err(refused(refusal, "").into()),
+        Answer::Refused(refusal) => {
+            let gone = targets.keys().find(|name| hosted.state.topic(name).is_none());
+            return Err(refused(refusal, gone.copied().unwrap_or("")).into());
+        }
         other => return Err(unexpected("StoreBatch", &other)),
     };
     assert_eq!(stored.len(), messages.len(), "apply answers once for each message");
