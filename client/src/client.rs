@@ -8,11 +8,13 @@ use tokio::time::Instant;
 
 use crate::access_point::AccessPoints;
 use crate::admin::Admin;
+use crate::broadcast::{BroadcastConsumer, BroadcastOptions};
 use crate::connection::Connections;
-use crate::consumer::{ConsumerOptions, SimpleConsumer};
-use crate::error::{ConnectError, NoAnswerInTime};
+use crate::consumer::{ConsumerOptions, Filter, SimpleConsumer};
+use crate::error::{ConnectError, NoAnswerInTime, PullError};
 use crate::options::ClientOptions;
 use crate::producer::Producer;
+use crate::pull::{PullConsumer, PullOptions};
 use crate::session::{Role, Session};
 use crate::transaction::{TransactionChecker, TransactionalProducer};
 
@@ -95,6 +97,37 @@ impl Client {
         };
         let session = Session::start(self.connections.clone(), self.options.clone(), role);
         SimpleConsumer::new(session, options)
+    }
+
+    /// Reads queues by offset.
+    pub fn pull_consumer(&self, options: PullOptions) -> PullConsumer {
+        self.puller(options, Vec::new())
+    }
+
+    /// Reads every message of a topic, as every other instance of the group does.
+    pub async fn broadcast_consumer(
+        &self,
+        options: BroadcastOptions,
+    ) -> Result<BroadcastConsumer, PullError> {
+        let pull = PullOptions::new(options.consumer_group())
+            .filter(options.filter.clone())
+            .await_duration(options.await_duration)
+            .start(options.start);
+        let subscriptions = vec![(options.topic.clone(), options.filter.clone())];
+        BroadcastConsumer::start(self.puller(pull, subscriptions), options).await
+    }
+
+    fn puller(&self, options: PullOptions, subscriptions: Vec<(String, Filter)>) -> PullConsumer {
+        let role = Role {
+            client_type: ClientType::PullConsumer,
+            group: Some(options.group.clone()),
+            subscriptions,
+            long_polling: options.await_duration,
+            topics: Vec::new(),
+            checker: None,
+        };
+        let session = Session::start(self.connections.clone(), self.options.clone(), role);
+        PullConsumer::new(session, options)
     }
 
     pub fn admin(&self) -> Admin {

@@ -17,7 +17,7 @@ use crate::retry::{Budget, CallFailure, Verdict, call, judge, may_pass};
 use crate::session::{Session, messaging};
 
 /// A poll is given this much longer than it may wait, for the way there and back.
-const POLL_MARGIN: Duration = Duration::from_secs(3);
+pub(crate) const POLL_MARGIN: Duration = Duration::from_secs(3);
 const ROUTE_REFRESH: Duration = Duration::from_secs(30);
 
 /// Which messages of a topic a consumer wants.

@@ -56,6 +56,19 @@ pub struct CorruptBody {
     pub digest: &'static str,
 }
 
+/// An offset that its queue does not have: expired, or of a topic that was made again.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "offset {offset} is outside queue {} of topic {} in broker group {}, which has {beginning}..={end}",
+    .queue.id, .queue.topic, .queue.broker
+)]
+pub struct OffsetOutOfRange {
+    pub queue: crate::pull::Queue,
+    pub offset: u64,
+    pub beginning: u64,
+    pub end: u64,
+}
+
 /// A batch that cannot be one request.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("batch of {messages} messages: {reason}")]
@@ -98,6 +111,20 @@ pub enum ReceiveError {
     Malformed(#[from] MalformedAnswer),
     #[error(transparent)]
     Corrupt(#[from] CorruptBody),
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PullError {
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswerInTime),
+    #[error(transparent)]
+    OutOfRange(#[from] OffsetOutOfRange),
+    #[error("topic {topic} has {queues} queues; the limit of a broadcast consumer is {queues_max}")]
+    TooManyQueues { topic: String, queues: usize, queues_max: usize },
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Malformed(#[from] MalformedAnswer),
 }
 
 #[derive(Debug, Clone, thiserror::Error)]

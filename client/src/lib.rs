@@ -16,6 +16,25 @@
 //! # Ok(()) }
 //! ```
 //!
+//! Messages of several topics that belong together, and a topic that every instance reads in full:
+//!
+//! ```no_run
+//! # async fn example(client: ledgermq_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! use ledgermq_client::{Batch, BroadcastOptions, Message};
+//!
+//! let batch = Batch::new()
+//!     .message(Message::new("debits", "alice 5"))
+//!     .message(Message::new("credits", "bob 5"));
+//! client.producer().send_batch(batch).await?;
+//!
+//! let prices = client.broadcast_consumer(BroadcastOptions::new("caches", "host-1", "prices")).await?;
+//! for message in prices.receive().await? {
+//!     println!("{:?}", message.body);
+//! }
+//! prices.close().await?;
+//! # Ok(()) }
+//! ```
+//!
 //! What must hold:
 //! * a send is repeated under its one message id until an answer or the deadline, so a repeat can
 //!   never store a second message;
@@ -24,6 +43,8 @@
 
 mod access_point;
 mod admin;
+mod batch;
+mod broadcast;
 mod client;
 mod connection;
 mod consumer;
@@ -32,6 +53,7 @@ mod message;
 mod message_id;
 mod options;
 mod producer;
+mod pull;
 mod retry;
 mod session;
 mod tls;
@@ -39,14 +61,18 @@ mod transaction;
 
 pub use access_point::{AccessPoint, AccessPoints};
 pub use admin::Admin;
+pub use batch::{Batch, BatchReceipt, BatchedReceipt};
+pub use broadcast::{BROADCAST_QUEUES_MAX, BroadcastConsumer, BroadcastOptions};
 pub use client::Client;
 pub use consumer::{ConsumerOptions, Filter, SimpleConsumer};
 pub use error::{
     AccessPointSyntaxError, AckError, AdminError, BatchError, ConnectError, CorruptBody, EndTransactionError,
-    MalformedAnswer, NoAnswerInTime, ReceiveError, Refused, SendError, TlsSetupError, UnreachableAccessPoint,
+    MalformedAnswer, NoAnswerInTime, OffsetOutOfRange, PullError, ReceiveError, Refused, SendError,
+    TlsSetupError, UnreachableAccessPoint,
 };
-pub use message::{Message, ReceivedHalf, ReceivedMessage, SendReceipt};
+pub use message::{Message, PulledMessage, ReceivedHalf, ReceivedMessage, SendReceipt};
 pub use message_id::MessageIdSource;
 pub use options::{ClientOptions, TlsMode};
 pub use producer::Producer;
+pub use pull::{Position, PullConsumer, PullOptions, Pulled, Queue};
 pub use transaction::{Outcome, Transaction, TransactionChecker, TransactionalProducer};

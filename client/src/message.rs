@@ -170,6 +170,52 @@ pub struct ReceivedMessage {
     pub store_timestamp_ms: u64,
 }
 
+/// A message read by offset: nobody waits for its acknowledgement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PulledMessage {
+    pub message_id: String,
+    pub topic: String,
+    pub body: Bytes,
+    pub tag: Option<String>,
+    pub keys: Vec<String>,
+    pub properties: BTreeMap<String, String>,
+    pub message_group: Option<String>,
+    pub priority: Option<i32>,
+    /// The broker group it lies in.
+    pub broker: String,
+    pub queue_id: i32,
+    pub queue_offset: i64,
+    pub born_timestamp_ms: u64,
+    pub store_timestamp_ms: u64,
+}
+
+impl PulledMessage {
+    pub(crate) fn from_wire(message: wire::Message, broker: &str) -> Result<Self, Unusable> {
+        let malformed =
+            |what: &str| Unusable::Malformed(MalformedAnswer { operation: "pull", what: what.to_owned() });
+        let topic = message.topic.ok_or_else(|| malformed("a message without a topic"))?;
+        let system = message.system_properties.ok_or_else(|| malformed("a message without an envelope"))?;
+        if let Some(digest) = &system.body_digest {
+            check_digest(digest, &message.body, &system.message_id).map_err(Unusable::Corrupt)?;
+        }
+        Ok(Self {
+            message_id: system.message_id,
+            topic: topic.name,
+            body: message.body,
+            tag: system.tag,
+            keys: system.keys,
+            properties: message.user_properties,
+            message_group: system.message_group,
+            priority: system.priority,
+            broker: broker.to_owned(),
+            queue_id: system.queue_id,
+            queue_offset: system.queue_offset.unwrap_or(-1),
+            born_timestamp_ms: system.born_timestamp.as_ref().map_or(0, millis),
+            store_timestamp_ms: system.store_timestamp.as_ref().map_or(0, millis),
+        })
+    }
+}
+
 /// A half message whose outcome the cluster asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceivedHalf {

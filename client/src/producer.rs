@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use ledgermq_common::clock::{Clock, SystemClock};
 use ledgermq_common::limits::{COMMAND_BYTES_MAX, SEND_BATCH_MESSAGES_MAX};
+use ledgermq_proto::messaging::StoreBatchRequest;
 use ledgermq_proto::rocketmq as wire;
 
+use crate::batch::{Batch, BatchReceipt, BatchedReceipt, store};
 use crate::error::{BatchError, SendError};
 use crate::message::{Message, SendReceipt, timestamp};
 use crate::message_id::MessageIdSource;
@@ -45,6 +47,27 @@ impl Producer {
         Ok(stored.into_iter().map(|(receipt, _)| receipt).collect())
     }
 
+    /// Sends messages of any topics of one broker group in one request, which is stored as a whole or not
+    /// at all. A request without an answer is repeated under the same ids and gets the first places.
+    pub async fn send_batch(&self, batch: Batch) -> Result<BatchReceipt, SendError> {
+        batch.check()?;
+        let request = StoreBatchRequest {
+            messages: self.to_wire(batch.messages, wire::MessageType::Normal),
+            broker_group: batch.broker_group,
+        };
+        let count = request.messages.len();
+        let (stored, attempts) =
+            call(&self.session.connections, self.session.budget("send batch"), |live, time| {
+                store(live, self.session.request(request.clone(), time), count)
+            })
+            .await?;
+        Ok(BatchReceipt {
+            broker_group: stored.broker_group,
+            messages: stored.places.into_iter().map(BatchedReceipt::from).collect(),
+            attempts,
+        })
+    }
+
     /// The receipt of a half message, and its transaction id.
     pub(crate) async fn send_half(&self, message: Message) -> Result<(SendReceipt, String), SendError> {
         let malformed =
@@ -68,15 +91,7 @@ impl Producer {
         message_type: wire::MessageType,
     ) -> Result<Vec<(SendReceipt, Option<wire::SendResultEntry>)>, SendError> {
         check_batch(&messages)?;
-        let born = timestamp(SystemClock.now().get());
-        let namespace = &self.session.options.namespace;
-        let messages: Vec<wire::Message> = messages
-            .into_iter()
-            .map(|mut message| {
-                let id = message.id.take().unwrap_or_else(|| self.ids.next_id());
-                message.into_wire(id, namespace, born, &self.born_host, message_type)
-            })
-            .collect();
+        let messages = self.to_wire(messages, message_type);
         let ids: Vec<String> = messages
             .iter()
             .map(|message| {
@@ -103,6 +118,19 @@ impl Producer {
                 (SendReceipt { message_id, queue_offset, attempts, recall_handle }, entry)
             })
             .collect())
+    }
+
+    /// Every message gets the id under which it is repeated.
+    fn to_wire(&self, messages: Vec<Message>, message_type: wire::MessageType) -> Vec<wire::Message> {
+        let born = timestamp(SystemClock.now().get());
+        let namespace = &self.session.options.namespace;
+        messages
+            .into_iter()
+            .map(|mut message| {
+                let id = message.id.take().unwrap_or_else(|| self.ids.next_id());
+                message.into_wire(id, namespace, born, &self.born_host, message_type)
+            })
+            .collect()
     }
 
     /// Takes a delayed message out before its time; answers its message id.

@@ -305,6 +305,7 @@ macro_rules! into_operation_error {
 
 into_operation_error!(crate::error::SendError);
 into_operation_error!(crate::error::ReceiveError);
+into_operation_error!(crate::error::PullError);
 into_operation_error!(crate::error::AckError);
 into_operation_error!(crate::error::EndTransactionError);
 

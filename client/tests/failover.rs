@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Mood, Seen, Server};
 use ledgermq_client::{
-    Client, ClientOptions, ConnectError, ConsumerOptions, Message, ReceiveError, SendError,
+    Client, ClientOptions, ConnectError, ConsumerOptions, Message, PullOptions, ReceiveError, SendError,
 };
 use ledgermq_proto::rocketmq as wire;
 use parking_lot::Mutex;
@@ -180,6 +180,32 @@ async fn received_messages_arrive_whole_and_corrupt_ones_are_withheld() {
     assert!(consumer.receive(10).await.unwrap().is_empty());
     let consumer = client.simple_consumer(ConsumerOptions::new("g"));
     assert!(matches!(consumer.receive(1).await, Err(ReceiveError::NoSubscription)));
+}
+
+#[tokio::test]
+async fn a_pull_that_is_cut_is_repeated_from_where_it_was_and_corrupt_messages_are_withheld() {
+    let server = Server::start(&[]).await;
+    {
+        let mut seen = server.seen.lock();
+        seen.queue = vec![
+            delivery("one", "", "5EB63BBBE01EEED093CB22BB8F5ACDC3"),
+            delivery("two", "", "00000000000000000000000000000000"),
+            delivery("three", "", "5eb63bbbe01eeed093cb22bb8f5acdc3"),
+        ];
+        seen.pulls_to_cut = 1;
+    }
+    let client = Client::connect(&server.address.to_string(), options()).await.unwrap();
+    let consumer = client.pull_consumer(PullOptions::new("g"));
+    let queue = consumer.queues("t").await.unwrap().remove(0);
+    assert_eq!((queue.broker.as_str(), queue.id), ("group-1", 0));
+    let messages = consumer.receive(&queue, 10).await.unwrap();
+    let ids: Vec<_> = messages.iter().map(|message| message.message_id.as_str()).collect();
+    assert_eq!(ids, ["one", "three"]);
+    assert_eq!(server.seen.lock().pulls_from, [0, 0], "nothing was skipped by the cut answer");
+    assert_eq!(consumer.position(&queue), Some(3), "what cannot be used is passed over");
+    consumer.seek(&queue, 2);
+    assert_eq!(consumer.receive(&queue, 10).await.unwrap().len(), 1);
+    assert_eq!(server.seen.lock().pulls_from, [0, 0, 2]);
 }
 
 fn delivery(id: &str, handle: &str, md5: &str) -> wire::Message {

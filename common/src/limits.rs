@@ -13,6 +13,8 @@ pub const MESSAGE_ID_BYTES_MAX: usize = 255;
 pub const MESSAGE_GROUP_BYTES_MAX: usize = 63;
 /// Messages in one SendMessage request.
 pub const SEND_BATCH_MESSAGES_MAX: usize = 1024;
+/// Topics in one StoreBatch request.
+pub const BATCH_TOPICS_MAX: usize = 64;
 /// One command in the Raft log; a batch of the largest messages must be split by its sender.
 pub const COMMAND_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// One gRPC request on the client port.

@@ -56,6 +56,7 @@ impl From<Invalid> for Refused {
             Invalid::ConsumerGroup(_) => Code::IllegalConsumerGroup,
             Invalid::NoMessages | Invalid::MixedTopics { .. } => Code::MessageCorrupted,
             Invalid::TooManyMessages { .. }
+            | Invalid::TooManyBatchTopics { .. }
             | Invalid::RequestTooLarge { .. }
             | Invalid::TooManyAckEntries { .. } => Code::PayloadTooLarge,
             Invalid::BodyEmpty { .. } => Code::MessageBodyEmpty,
@@ -70,12 +71,15 @@ impl From<Invalid> for Refused {
             Invalid::Key { .. } => Code::IllegalMessageKey,
             Invalid::MessageIdBlank { .. }
             | Invalid::MessageIdTooLong { .. }
+            | Invalid::MessageIdTwice { .. }
             | Invalid::MessageIdControlCharacter { .. } => Code::IllegalMessageId,
             Invalid::MessageGroupTooLong { .. }
             | Invalid::MessageGroup { .. }
-            | Invalid::MixedMessageGroups { .. } => Code::IllegalMessageGroup,
+            | Invalid::MixedMessageGroups { .. }
+            | Invalid::BatchSplit { .. } => Code::IllegalMessageGroup,
             Invalid::DeliveryTooFar { .. } => Code::IllegalDeliveryTime,
             Invalid::TypeConflict { .. }
+            | Invalid::BatchType { .. }
             | Invalid::TransactionWith { .. }
             | Invalid::RecallFromType { .. } => Code::MessagePropertyConflictWithType,
             Invalid::TransactionId(_) | Invalid::TransactionGroup { .. } => Code::InvalidTransactionId,
@@ -87,6 +91,9 @@ impl From<Invalid> for Refused {
             Invalid::TooManyLiteTopics { .. } => Code::LiteSubscriptionQuotaExceeded,
             Invalid::Offset { .. } => Code::IllegalOffset,
             Invalid::OrphanRecovery { .. }
+            | Invalid::BatchGroup { .. }
+            | Invalid::BatchSpread { .. }
+            | Invalid::BatchTopicElsewhere { .. }
             | Invalid::Priority { .. }
             | Invalid::NotLite { .. }
             | Invalid::LiteVersion { .. }

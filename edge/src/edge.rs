@@ -7,6 +7,7 @@ use std::time::Duration;
 use ledgermq_common::clock::{Clock, UnixMillis};
 use ledgermq_common::limits::{CLIENT_REQUEST_BYTES_MAX, DEADLINE_MARGIN_MS};
 use ledgermq_common::{GroupName, TopicName};
+use ledgermq_proto::messaging::batch_server::BatchServer;
 use ledgermq_proto::rocketmq::messaging_service_server::MessagingServiceServer;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -83,6 +84,13 @@ impl Edge {
     /// For the router of the client port.
     pub fn messaging_service(&self) -> MessagingServiceServer<Messaging> {
         MessagingServiceServer::new(Messaging::new(self.clone()))
+            .max_decoding_message_size(CLIENT_REQUEST_BYTES_MAX)
+            .max_encoding_message_size(CLIENT_REQUEST_BYTES_MAX)
+    }
+
+    /// For the router of the client port: what our own clients may ask beyond RocketMQ's protocol.
+    pub fn batch_service(&self) -> BatchServer<Messaging> {
+        BatchServer::new(Messaging::new(self.clone()))
             .max_decoding_message_size(CLIENT_REQUEST_BYTES_MAX)
             .max_encoding_message_size(CLIENT_REQUEST_BYTES_MAX)
     }

@@ -1,7 +1,7 @@
 //! What the fuzz targets call: requests as a client or another node sends them, up to the point
 //! where they are understood or refused. Not part of the public interface.
 
-use ledgermq_proto::rocketmq;
+use ledgermq_proto::{messaging, rocketmq};
 use prost::Message as _;
 
 use crate::forward;
@@ -13,7 +13,7 @@ const NOW_MS: u64 = 1_700_000_000_000;
 /// A request of a client.
 pub fn client_request(bytes: &[u8]) {
     let Some((kind, rest)) = bytes.split_first() else { return };
-    match kind % 6 {
+    match kind % 7 {
         0 => {
             if let Ok(request) = rocketmq::SendMessageRequest::decode(rest) {
                 let checked = validate::messages(&request.messages, NOW_MS);
@@ -63,10 +63,17 @@ pub fn client_request(bytes: &[u8]) {
                 }
             }
         }
-        _ => {
+        5 => {
             if let Ok(request) = rocketmq::EndTransactionRequest::decode(rest) {
                 let _ = validate::topic(request.topic.as_ref());
                 let _ = validate::message_id(&request.message_id);
+            }
+        }
+        _ => {
+            if let Ok(request) = messaging::StoreBatchRequest::decode(rest)
+                && let Ok(topics) = validate::batch(&request.messages, NOW_MS)
+            {
+                assert!(!topics.is_empty() && topics.len() <= request.messages.len(), "topics of a batch");
             }
         }
     }

@@ -102,6 +102,7 @@ pub enum GroupRequest {
     Offset(OffsetRequest),
     SyncLite(SyncLite),
     AwaitTakenLite(AwaitTakenLite),
+    StoreBatch(StoreBatch),
     /// An administrator's, for this group.
     Operation(GroupOperation),
 }
@@ -122,6 +123,31 @@ pub struct SendRequest {
     pub request: SendMessageRequest,
     /// By which generation of queues the messages were placed; 0 for a topic without order.
     pub generation: u32,
+}
+
+/// Messages of several topics for one log entry. At least one message; every one is of a topic in `topics`,
+/// which are distinct, and of a kind a batch takes; the ids of a topic differ. A message of a topic with
+/// order carries its queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoreBatch {
+    pub topics: Vec<BatchTopic>,
+    pub messages: Vec<Message>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchTopic {
+    pub name: TopicName,
+    /// By which generation of queues its messages were placed; 0 for a topic without order.
+    pub generation: u32,
+}
+
+/// Where a message of a batch is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchPlace {
+    pub queue: QueueId,
+    pub offset: QueueOffset,
+    /// It was stored before; this is where.
+    pub is_repeat: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -250,6 +276,8 @@ pub enum GroupResponse {
     /// As it is after the request.
     Offset(QueueOffset),
     TakenLite(Vec<TakenLite>),
+    /// One for each message of the batch, in their order.
+    BatchStored(Vec<BatchPlace>),
     Operation(GroupOperationResult),
     /// DeleteTopic, SyncLite, ClientHeartbeat, ClientTermination, DeadLetter, EndTransaction, TransactionsAsked.
     Done,

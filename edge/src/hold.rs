@@ -240,7 +240,7 @@ impl GroupCaller {
         news: &mut News,
     ) -> Option<Result<GroupResponse, Attempt>> {
         let (lane, suspect_after) = match request {
-            GroupRequest::Send(_) => (Lane::Produce, SUSPECT_AFTER),
+            GroupRequest::Send(_) | GroupRequest::StoreBatch(_) => (Lane::Produce, SUSPECT_AFTER),
             poll if poll.is_long_poll() => (Lane::Consume, SUSPECT_LONG_POLL_AFTER),
             _ => (Lane::Consume, SUSPECT_AFTER),
         };

@@ -18,11 +18,13 @@
 //! | [`forward`] | the way to another node |
 //! | [`transactions`], [`producers`], [`check_back`] | ending transactions; asking producers for the outcome of those left open |
 //! | [`order`], [`placement`] | the queue of a message group |
+//! | [`batch`] | messages of several topics in one log entry |
 //! | [`lite`], [`lite_streams`] | lite topics: where they are, who reads them, telling a client that one was taken from it |
 //! | [`registry_client`] | announcing led groups to nameservers |
 //!
 //! Nothing here is durable, and nothing here must be: an edge that starts anew serves at once.
 
+mod batch;
 mod check_back;
 mod clients;
 pub mod codes;

@@ -1,4 +1,4 @@
-//! `apache.rocketmq.v2.MessagingService`: headers in, the RPC's own module, status out.
+//! `apache.rocketmq.v2.MessagingService`, and our own `Batch` beside it: headers in, the RPC's own module, status out.
 //!
 //! An error of the application is a gRPC-OK answer whose `status` says so; a gRPC error would make
 //! SDKs tear the connection down.
@@ -9,6 +9,8 @@ use async_trait::async_trait;
 use futures_util::{Stream, StreamExt as _};
 use ledgermq_common::QueueOffset;
 use ledgermq_listener::ClientConnectInfo;
+use ledgermq_proto::messaging::batch_server::Batch;
+use ledgermq_proto::messaging::{StoreBatchRequest, StoreBatchResponse};
 use ledgermq_proto::rocketmq::messaging_service_server::MessagingService;
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
@@ -263,6 +265,21 @@ impl MessagingService for Messaging {
         let answer = async { self.edge.sync_lite_subscription(&context.clone()?, request).await }.await;
         let status = Some(answer.map_or_else(|refused| status(&context, refused), |()| ok()));
         Ok(Response::new(SyncLiteSubscriptionResponse { status }))
+    }
+}
+
+#[async_trait]
+impl Batch for Messaging {
+    async fn store_batch(
+        &self,
+        request: Request<StoreBatchRequest>,
+    ) -> Result<Response<StoreBatchResponse>, Status> {
+        let (context, request) = open(request);
+        let answer = async { self.edge.store_batch(&context.clone()?, request).await }.await;
+        Ok(Response::new(answer.unwrap_or_else(|refused| StoreBatchResponse {
+            status: Some(status(&context, refused)),
+            ..StoreBatchResponse::default()
+        })))
     }
 }
 

@@ -31,14 +31,14 @@ use crate::topics::HostedTopic;
 use crate::validate::{self, Invalid};
 
 /// Between two attempts while no generation is served: a growth is a few commits.
-const MOVED_PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const MOVED_PAUSE: Duration = Duration::from_millis(10);
 
 /// The place a generation gives to a message group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    group: GroupName,
-    queue: QueueId,
-    generation: u32,
+pub(crate) struct Place {
+    pub(crate) group: GroupName,
+    pub(crate) queue: QueueId,
+    pub(crate) generation: u32,
 }
 
 impl Edge {
@@ -102,7 +102,7 @@ impl Edge {
     }
 
     /// What the leaders of the topic's broker groups say of it now.
-    async fn ask_every(
+    pub(crate) async fn ask_every(
         &self,
         context: &CallContext,
         topic: &TopicName,
@@ -131,7 +131,7 @@ fn one_message_group(messages: &[Message]) -> Result<String, Invalid> {
     }
 }
 
-fn group_of(message: &Message) -> &str {
+pub(crate) fn group_of(message: &Message) -> &str {
     message.system_properties.as_ref().and_then(|system| system.message_group.as_deref()).unwrap_or("")
 }
 
@@ -140,7 +140,7 @@ fn group_of(message: &Message) -> &str {
 ///
 /// A broker group answers for its own message-id window, so one that has the new place needs no
 /// question, and any other only one: about the newest former generation that placed the group there.
-fn places(hosted: &[HostedTopic], hash: u64) -> Result<Vec<Place>, Refused> {
+pub(crate) fn places(hosted: &[HostedTopic], hash: u64) -> Result<Vec<Place>, Refused> {
     let (generation, layout) = newest(hosted)?;
     let place = |generation: u32, layout: &QueueLayout| {
         let (group, queue) = layout.place(hash);

@@ -76,7 +76,7 @@ impl Edge {
     }
 }
 
-fn id_of(message: &Message) -> &str {
+pub(crate) fn id_of(message: &Message) -> &str {
     message.system_properties.as_ref().map_or("", |system| &system.message_id)
 }
 

@@ -150,32 +150,53 @@ impl Edge {
         let cluster = self.shared.caller.cluster(answer_by(context)).await?;
         let order = order_for(message_id, cluster.groups.keys());
         for group in &order {
-            let known = match self.shared.topology.topic(group, topic) {
-                TopicKnowledge::Known(description) => Some(description),
-                TopicKnowledge::Absent | TopicKnowledge::Unknown => {
-                    match self.remembered(context, group, topic) {
-                        Some(known) => known,
-                        None => self.ask(context, group, topic, false).await?,
-                    }
-                }
-            };
-            if let Some(description) = known {
+            if let Some(description) = self.described_by(context, group, topic).await? {
                 return Ok(HostedTopic { group: group.clone(), description });
             }
         }
+        let made = self.create_everywhere(context, &order, topic).await?;
+        made.into_iter().next().ok_or_else(|| topic_not_found(topic.as_str()))
+    }
+
+    /// The topic as `group` has it; what is not known here its leader says.
+    pub(crate) async fn described_by(
+        &self,
+        context: &CallContext,
+        group: &GroupName,
+        topic: &TopicName,
+    ) -> Result<Option<TopicDescription>, Refused> {
+        match self.shared.topology.topic(group, topic) {
+            TopicKnowledge::Known(description) => Ok(Some(description)),
+            TopicKnowledge::Absent | TopicKnowledge::Unknown => {
+                match self.remembered(context, group, topic) {
+                    Some(known) => Ok(known),
+                    None => self.ask(context, group, topic, false).await,
+                }
+            }
+        }
+    }
+
+    /// Makes a topic that is nowhere, where that is allowed; in the order of `groups`.
+    ///
+    /// In all of them before the first message is stored: with a part of the groups its repeat could go
+    /// to another one.
+    pub(crate) async fn create_everywhere(
+        &self,
+        context: &CallContext,
+        groups: &[GroupName],
+        topic: &TopicName,
+    ) -> Result<Vec<HostedTopic>, Refused> {
         if !self.shared.topology.auto_create_topics() {
             return Err(topic_not_found(topic.as_str()));
         }
-        // Everywhere before the first message is stored: with a part of the groups its repeat could go
-        // to another one.
-        let asked = order.iter().map(|group| self.ask(context, group, topic, true));
-        let mut first = None;
-        for (group, answer) in order.iter().zip(join_all(asked).await) {
-            if let (Some(description), None) = (answer?, &first) {
-                first = Some(HostedTopic { group: group.clone(), description });
+        let asked = groups.iter().map(|group| self.ask(context, group, topic, true));
+        let mut made = Vec::new();
+        for (group, answer) in groups.iter().zip(join_all(asked).await) {
+            if let Some(description) = answer? {
+                made.push(HostedTopic { group: group.clone(), description });
             }
         }
-        first.ok_or_else(|| topic_not_found(topic.as_str()))
+        Ok(made)
     }
 
     /// The groups that are known here to carry `topic`, by name, without asking anybody; those about
@@ -262,7 +283,7 @@ impl Edge {
 }
 
 /// Rendezvous hashing: with one group more or less, the ids of the others stay where they are.
-fn order_for<'a>(message_id: &str, groups: impl Iterator<Item = &'a GroupName>) -> Vec<GroupName> {
+pub(crate) fn order_for<'a>(message_id: &str, groups: impl Iterator<Item = &'a GroupName>) -> Vec<GroupName> {
     let mut weighed: Vec<_> = groups
         .map(|group| {
             let seed = xxh3_64(group.as_str().as_bytes());

@@ -3,11 +3,13 @@
 //! The order of the checks of a message is RocketMQ's, because a request with several faults must
 //! get the code its SDK expects. The code of each condition stands in [`crate::codes`].
 
+use std::collections::BTreeMap;
+
 use ledgermq_common::limits::{
-    ACK_ENTRIES_MAX, COMMAND_BYTES_MAX, INVISIBLE_DURATION_MS_MAX, INVISIBLE_DURATION_RECEIVE_MS_MIN,
-    LITE_SUBSCRIPTIONS_PER_CLIENT_MAX, LITE_TOPIC_BYTES_MAX, MESSAGE_BODY_BYTES_MAX, MESSAGE_GROUP_BYTES_MAX,
-    MESSAGE_ID_BYTES_MAX, MESSAGE_PROPERTIES_BYTES_MAX, MESSAGE_USER_PROPERTIES_MAX,
-    RECEIVE_BATCH_MESSAGES_MAX, SEND_BATCH_MESSAGES_MAX,
+    ACK_ENTRIES_MAX, BATCH_TOPICS_MAX, COMMAND_BYTES_MAX, INVISIBLE_DURATION_MS_MAX,
+    INVISIBLE_DURATION_RECEIVE_MS_MIN, LITE_SUBSCRIPTIONS_PER_CLIENT_MAX, LITE_TOPIC_BYTES_MAX,
+    MESSAGE_BODY_BYTES_MAX, MESSAGE_GROUP_BYTES_MAX, MESSAGE_ID_BYTES_MAX, MESSAGE_PROPERTIES_BYTES_MAX,
+    MESSAGE_USER_PROPERTIES_MAX, RECEIVE_BATCH_MESSAGES_MAX, SEND_BATCH_MESSAGES_MAX,
 };
 use ledgermq_common::names::{NameError, excerpt};
 use ledgermq_common::recall_handle::RecallHandleError;
@@ -57,6 +59,24 @@ pub enum Invalid {
         "messages of one request must have one topic: message 0 is for \"{first}\", message {index} for \"{other}\""
     )]
     MixedTopics { first: String, index: usize, other: String },
+    #[error("messages of one batch have {count} topics; the limit is {BATCH_TOPICS_MAX}")]
+    TooManyBatchTopics { count: usize },
+    #[error("message {index}: message_id \"{id}\" is that of message {first} of the same topic, too")]
+    MessageIdTwice { index: usize, first: usize, id: String },
+    #[error(
+        "message {index}: {field} makes it a message of type {derived}; a batch takes NORMAL, FIFO and PRIORITY"
+    )]
+    BatchType { index: usize, field: &'static str, derived: &'static str },
+    #[error("broker_group is \"{name}\", which this cluster does not have")]
+    BatchGroup { name: String },
+    #[error("no broker group has all topics of the batch: {places}")]
+    BatchSpread { places: String },
+    #[error("broker_group \"{group}\" does not have topic \"{topic}\" of the batch")]
+    BatchTopicElsewhere { group: String, topic: String },
+    #[error(
+        "message {index}: message_group \"{message_group}\" has its queue in broker group {group}; the batch is for {of}"
+    )]
+    BatchSplit { index: usize, message_group: String, group: String, of: String },
     #[error("message {index}: body is empty")]
     BodyEmpty { index: usize },
     #[error("message {index}: body has {bytes} bytes; the limit is {MESSAGE_BODY_BYTES_MAX}")]
@@ -226,6 +246,52 @@ pub fn messages(messages: &[Message], now_ms: u64) -> Result<TopicName, Invalid>
         return Err(Invalid::RequestTooLarge { bytes: bytes_total });
     }
     Ok(topic_name)
+}
+
+/// Checks all messages of a batch and returns their topics, in the order of their first message.
+pub fn batch(messages: &[Message], now_ms: u64) -> Result<Vec<TopicName>, Invalid> {
+    if messages.is_empty() {
+        return Err(Invalid::NoMessages);
+    }
+    if messages.len() > SEND_BATCH_MESSAGES_MAX {
+        return Err(Invalid::TooManyMessages { count: messages.len() });
+    }
+    let mut topics = Vec::new();
+    let mut ids: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    let mut bytes_total = 0usize;
+    for (index, message) in messages.iter().enumerate() {
+        let name = message.topic.as_ref().map_or("", |topic| topic.name.as_str());
+        if !topics.iter().any(|known: &TopicName| known.as_str() == name) {
+            topics.push(topic(message.topic.as_ref())?);
+        }
+        bytes_total += check_message(index, message, now_ms)?;
+        batch_type(index, message)?;
+        let id = message.system_properties.as_ref().map_or("", |system| system.message_id.as_str());
+        if let Some(first) = ids.insert((name, id), index) {
+            return Err(Invalid::MessageIdTwice { index, first, id: excerpt(id) });
+        }
+    }
+    if topics.len() > BATCH_TOPICS_MAX {
+        return Err(Invalid::TooManyBatchTopics { count: topics.len() });
+    }
+    if bytes_total > COMMAND_BYTES_MAX {
+        return Err(Invalid::RequestTooLarge { bytes: bytes_total });
+    }
+    Ok(topics)
+}
+
+/// A batch is visible as a whole by its one entry: what becomes visible later, or lies in a queue made by
+/// its first message, is no part of one.
+fn batch_type(index: usize, message: &Message) -> Result<(), Invalid> {
+    let derived = derived_type(message);
+    let field = match derived {
+        MessageType::Normal | MessageType::Fifo | MessageType::Priority => return Ok(()),
+        MessageType::Delay if delay_level(message).is_some() => "property DELAY",
+        MessageType::Delay => "delivery_timestamp",
+        MessageType::Lite => "lite_topic",
+        MessageType::Transaction | MessageType::Unspecified => "message_type",
+    };
+    Err(Invalid::BatchType { index, field, derived: derived.as_str_name() })
 }
 
 /// The type a message has by its fields; the client's own word counts for TRANSACTION only.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ledgermq_common::{GroupId, QueueId, QueueOffset, ReceiptHandle};
 use ledgermq_edge::group_call::GroupRequest;
+use ledgermq_proto::messaging::StoreBatchRequest;
 use ledgermq_proto::rocketmq::{self as rmq, Code, FilterType, MessageType};
 use support::*;
 
@@ -27,6 +28,110 @@ fn handle(group: u32) -> String {
         renewal: 0,
     }
     .encode()
+}
+
+#[tokio::test]
+async fn each_wrong_batch_gets_its_code_and_stores_nothing() {
+    let cluster = Cluster::start(1).await;
+    cluster.elect(Some(1));
+    let mut client = batch_client(cluster.node(1).client_addr).await;
+    let second = |change: fn(&mut rmq::Message)| -> Change<StoreBatchRequest> {
+        Box::new(move |request| change(&mut request.messages[1]))
+    };
+    let many = |topics: usize| -> Vec<rmq::Message> {
+        let of = |number: usize| format!("t{}", number % topics);
+        let made =
+            |number: usize| rmq::Message { topic: resource(&of(number)), ..message(&format!("m{number}")) };
+        (0..1025).map(made).collect()
+    };
+    let (too_many, too_many_topics) = (many(1), many(1025)[..65].to_vec());
+    let rows: Vec<(&str, Code, &str, Change<StoreBatchRequest>)> = vec![
+        ("no message", Code::MessageCorrupted, "messages", Box::new(|r| r.messages.clear())),
+        ("1025 messages", Code::PayloadTooLarge, "1024", Box::new(move |r| r.messages = too_many.clone())),
+        (
+            "65 topics",
+            Code::PayloadTooLarge,
+            "65 topics; the limit is 64",
+            Box::new(move |r| r.messages = too_many_topics.clone()),
+        ),
+        (
+            "too much together",
+            Code::PayloadTooLarge,
+            "16777216",
+            Box::new(|r| {
+                r.messages = (0..5)
+                    .map(|i| rmq::Message { body: vec![1; 3_400_000].into(), ..message(&format!("b{i}")) })
+                    .collect();
+            }),
+        ),
+        ("no topic", Code::IllegalTopic, "topic", second(|m| m.topic = None)),
+        ("unknown topic", Code::TopicNotFound, "nowhere", second(|m| m.topic = resource("nowhere"))),
+        ("empty body", Code::MessageBodyEmpty, "message 1", second(|m| m.body.clear())),
+        (
+            "an id twice in a topic",
+            Code::IllegalMessageId,
+            "that of message 0",
+            second(|m| system(m).message_id = "a".to_owned()),
+        ),
+        (
+            "a transaction",
+            Code::MessagePropertyConflictWithType,
+            "message 1: message_type",
+            second(|m| system(m).set_message_type(MessageType::Transaction)),
+        ),
+        (
+            "a delay",
+            Code::MessagePropertyConflictWithType,
+            "delivery_timestamp",
+            second(|m| {
+                system(m).delivery_timestamp = Some(prost_types::Timestamp { seconds: 1, nanos: 0 });
+            }),
+        ),
+        (
+            "a delay level",
+            Code::MessagePropertyConflictWithType,
+            "property DELAY",
+            second(|m| {
+                m.user_properties.insert("DELAY".to_owned(), "3".to_owned());
+            }),
+        ),
+        (
+            "a lite topic",
+            Code::MessagePropertyConflictWithType,
+            "lite_topic",
+            second(|m| system(m).lite_topic = Some("room".to_owned())),
+        ),
+        (
+            "a normal message for a topic of delays",
+            Code::MessagePropertyConflictWithType,
+            "takes DELAY",
+            second(|m| m.topic = resource("delays")),
+        ),
+        (
+            "an ordered message for a normal topic",
+            Code::MessagePropertyConflictWithType,
+            "FIFO",
+            second(|m| system(m).message_group = Some("g".to_owned())),
+        ),
+        (
+            "a broker group that is not there",
+            Code::BadRequest,
+            "broker_group is \"group-9\"",
+            Box::new(|r| r.broker_group = "group-9".to_owned()),
+        ),
+    ];
+    for (name, code, told, change) in rows {
+        let mut request = batch(&[(TOPIC, "a"), (TOPIC, "b")]);
+        change(&mut request);
+        let answer = client.store_batch(java(request)).await.expect("gRPC OK").into_inner();
+        let status = answer.status.expect("a status");
+        assert_eq!(status.code(), code, "{name}: {}", status.message);
+        assert!(status.message.contains(told), "{name}: {}", status.message);
+        assert!(answer.places.is_empty(), "{name}");
+    }
+    assert_eq!(cluster.agreed.stored.lock().len(), 0);
+    let fine = client.store_batch(java(batch(&[(TOPIC, "a"), (TOPIC, "b")]))).await.expect("gRPC OK");
+    assert_eq!(code_of(&fine.into_inner().status), Code::Ok);
 }
 
 #[tokio::test]

@@ -65,6 +65,80 @@ async fn a_repeat_through_a_node_that_is_behind_goes_to_the_group_of_its_first_t
 }
 
 #[tokio::test]
+async fn a_batch_goes_to_a_broker_group_that_has_all_of_its_topics() {
+    let first = Cluster::start(1).await;
+    let second = Cluster::start_beside(&first, "group-2").await;
+    first.elect(Some(1));
+    second.elect(Some(2));
+    for (cluster, names) in [(&first, ["audit", "here"]), (&second, ["audit", "there"])] {
+        for name in names {
+            let made = topic(name, rmq::MessageType::Normal);
+            cluster.agreed.topics.lock().insert(made.name.clone(), made);
+        }
+    }
+    let mut through = batch_client(second.node(2).client_addr).await;
+    let mut store = async |request| through.store_batch(java(request)).await.expect("gRPC OK").into_inner();
+    let stored = |cluster: &Cluster| cluster.agreed.stored.lock().len();
+    let mut answers = Vec::new();
+    for number in 0..40 {
+        let (one, two) = (format!("o{number}"), format!("a{number}"));
+        let request = batch(&[(TOPIC, &one), ("audit", &two)]);
+        let answer = store(request.clone()).await;
+        assert_eq!((code_of(&answer.status), answer.places.len()), (Code::Ok, 2), "{answer:?}");
+        assert_eq!((&*answer.places[1].topic, &answer.places[1].message_id), ("audit", &two));
+        answers.push((request, answer));
+    }
+    let (there, here) = (stored(&first), stored(&second));
+    assert!(there >= 16 && here >= 16 && there + here == 80, "shares {there} and {here}");
+    for (request, first) in answers {
+        let again = store(request).await;
+        assert_eq!(again.broker_group, first.broker_group);
+        assert!(again.places.iter().all(|place| place.is_repeat));
+    }
+    for number in 0..10 {
+        let answer = store(batch(&[(TOPIC, &format!("p{number}")), ("here", "x")])).await;
+        assert_eq!((code_of(&answer.status), &*answer.broker_group), (Code::Ok, GROUP));
+    }
+    let mut named = batch(&[(TOPIC, "q")]);
+    named.broker_group = "group-2".to_owned();
+    assert_eq!(store(named).await.broker_group, "group-2");
+
+    let before = (stored(&first), stored(&second));
+    let apart = store(batch(&[("here", "r"), (TOPIC, "s"), ("there", "t")])).await.status.expect("a status");
+    assert_eq!(apart.code(), Code::BadRequest);
+    assert_eq!(
+        apart.message,
+        "no broker group has all topics of the batch: here is in group-1; orders is in group-1, group-2; \
+         there is in group-2"
+    );
+    let mut elsewhere = batch(&[(TOPIC, "r"), ("here", "s")]);
+    elsewhere.broker_group = "group-2".to_owned();
+    let elsewhere = store(elsewhere).await.status.expect("a status");
+    assert_eq!(elsewhere.code(), Code::BadRequest);
+    assert_eq!(elsewhere.message, "broker_group \"group-2\" does not have topic \"here\" of the batch");
+    assert_eq!((stored(&first), stored(&second)), before);
+}
+
+#[tokio::test]
+async fn a_batch_during_an_election_waits_for_the_new_leader_and_makes_topics_that_are_nowhere() {
+    let cluster = Cluster::start_with(3, true).await;
+    cluster.elect(None);
+    let mut client = batch_client(cluster.node(1).client_addr).await;
+    let request = batch(&[(TOPIC, "m"), ("fresh", "n")]);
+    let again = request.clone();
+    let sending = tokio::spawn(async move { client.store_batch(java(request)).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!sending.is_finished(), "held");
+    cluster.elect(Some(3));
+    let answer = sending.await.expect("task").expect("gRPC OK").into_inner();
+    assert_eq!(code_of(&answer.status), Code::Ok, "{answer:?}");
+    let mut other = batch_client(cluster.node(2).client_addr).await;
+    let repeat = other.store_batch(java(again)).await.expect("gRPC OK").into_inner();
+    assert!(repeat.places.iter().all(|place| place.is_repeat));
+    assert_eq!(cluster.agreed.stored.lock().len(), 2);
+}
+
+#[tokio::test]
 async fn a_send_during_an_election_waits_for_the_new_leader() {
     let cluster = Cluster::start(3).await;
     cluster.elect(None);

@@ -2,15 +2,15 @@
 
 use bytes::Bytes;
 use ledgermq_broker::state::{
-    BodyEncoding, Command, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteTopic,
-    MessageProperties, MessageType, NewHalf, NewMessage, TopicId, TopicSettings, encode_append,
-    encode_delayed, encode_halves,
+    BatchTopic, BodyEncoding, Command, ConsumerGroupSettings, CreateConsumerGroup, CreateTopic, DeleteTopic,
+    Generation, MessageProperties, MessageType, NewHalf, NewMessage, TopicId, TopicSettings, encode_append,
+    encode_batch, encode_delayed, encode_halves,
 };
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::recall_handle::RecallHandle;
 use ledgermq_common::transaction_id::TransactionId;
 use ledgermq_common::{GroupId, PhysicalOffset, QueueId, QueueOffset, ReceiptHandle};
-use ledgermq_proto::{forward, raft, rocketmq};
+use ledgermq_proto::{forward, messaging, raft, rocketmq};
 use prost::Message as _;
 
 const STAMP: UnixMillis = UnixMillis(1_700_000_000_000);
@@ -54,6 +54,9 @@ fn history() -> Vec<Bytes> {
 pub(crate) fn commands() -> Vec<Vec<u8>> {
     let mut all: Vec<Vec<u8>> = history().iter().map(|command| command.to_vec()).collect();
     all.push(Command::DeleteTopic(DeleteTopic { name: "orders".to_owned() }).encode(STAMP).to_vec());
+    let of = BatchTopic { topic: TOPIC, generation: Generation(0) };
+    let messages = [(TOPIC, message("c")), (TOPIC, message("d"))];
+    all.push(encode_batch(STAMP, &[of], &messages).to_vec());
     all
 }
 
@@ -229,6 +232,7 @@ pub(crate) fn client_requests() -> Vec<Vec<u8>> {
         of_kind(3, &change),
         of_kind(4, &pull),
         of_kind(5, &end),
+        of_kind(6, &messaging::StoreBatchRequest { messages: send_request().messages, ..Default::default() }),
     ]
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | Port | Who | What |
 //! |---|---|---|
-//! | client | SDKs; brokers | `MessagingService`; `Registry.Register`; `Admin` |
+//! | client | SDKs; brokers | `MessagingService`, `Batch`; `Registry.Register`; `Admin` |
 //! | http | probes, Prometheus | `/livez`, `/readyz`, `/metrics` |
 //!
 //! Brokers register on the client port: they know a nameserver by one address only.
@@ -116,6 +116,7 @@ impl Nameserver {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .add_service(edge.messaging_service())
+            .add_service(edge.batch_service())
             .add_service(register)
             .add_service(crate::admin::service(registry.clone()))
             .serve_with_incoming_shutdown(incoming, leaving.clone().cancelled_owned());

@@ -7,6 +7,7 @@
 //! | [`forward`] | `ledgermq.forward.v1` | a node and the leader of a group |
 //! | [`registry`] | `ledgermq.registry.v1` | brokers and the name server |
 //! | [`admin`] | `ledgermq.admin.v1` | the command line and any node |
+//! | [`messaging`] | `ledgermq.messaging.v1` | our own clients and any node |
 //!
 //! Invariants:
 //! * names, numbers and types in `apache.rocketmq.v2` belong to RocketMQ and never change here;
@@ -55,11 +56,17 @@ mod ledgermq {
             tonic::include_proto!("ledgermq.admin.v1");
         }
     }
+    pub mod messaging {
+        pub mod v1 {
+            tonic::include_proto!("ledgermq.messaging.v1");
+        }
+    }
 }
 
 pub use apache::rocketmq::v2 as rocketmq;
 pub use ledgermq::admin::v1 as admin;
 pub use ledgermq::forward::v1 as forward;
+pub use ledgermq::messaging::v1 as messaging;
 pub use ledgermq::raft::v1 as raft;
 pub use ledgermq::registry::v1 as registry;
 

@@ -97,6 +97,17 @@ impl Model {
                 }
                 Ok(())
             }
+            (Command::StoreBatch(batch), Answer::Stored(places)) => {
+                let is_repeat: std::collections::BTreeSet<bool> =
+                    places.iter().map(|at| at.repeated).collect();
+                if batch.messages.len() != places.len() || is_repeat.len() > 1 {
+                    return Err(format!("entry {index}: a batch is stored in part: {places:?}"));
+                }
+                for ((_, message), at) in batch.messages.iter().zip(&places) {
+                    self.store(index, &String::from_utf8_lossy(&message.id), *at)?;
+                }
+                Ok(())
+            }
             (Command::LeaseMessages(lease), Answer::Leased(granted)) => {
                 granted.iter().try_for_each(|grant| self.grant(index, grant, lease.invisible_ms))
             }

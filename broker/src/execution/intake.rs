@@ -1,4 +1,4 @@
-//! From a message of a SendMessage request to the record that goes into the log.
+//! From a message of a SendMessage or StoreBatch request to the record that goes into the log.
 //!
 //! The edge has checked names, sizes and characters; nothing is refused here.
 
@@ -18,26 +18,29 @@ pub fn new_messages(
     now: UnixMillis,
     peer: Option<SocketAddr>,
 ) -> Vec<NewMessage> {
-    request
-        .messages
-        .iter()
-        .map(|message| {
-            let system = message.system_properties.as_ref().unwrap_or(no_properties());
-            NewMessage {
-                queue,
-                id: system.message_id.clone(),
-                message_type: stored_type(validate::derived_type(message)),
-                body_encoding: if system.body_encoding == Encoding::Gzip as i32 {
-                    BodyEncoding::Gzip
-                } else {
-                    BodyEncoding::Identity
-                },
-                born_at: system.born_timestamp.as_ref().and_then(millis).unwrap_or(now),
-                properties: properties(message, system, peer),
-                body: message.body.clone(),
-            }
-        })
-        .collect()
+    request.messages.iter().map(|message| new_message(message, queue, now, peer)).collect()
+}
+
+pub fn new_message(
+    message: &wire::Message,
+    queue: QueueId,
+    now: UnixMillis,
+    peer: Option<SocketAddr>,
+) -> NewMessage {
+    let system = message.system_properties.as_ref().unwrap_or(no_properties());
+    NewMessage {
+        queue,
+        id: system.message_id.clone(),
+        message_type: stored_type(validate::derived_type(message)),
+        body_encoding: if system.body_encoding == Encoding::Gzip as i32 {
+            BodyEncoding::Gzip
+        } else {
+            BodyEncoding::Identity
+        },
+        born_at: system.born_timestamp.as_ref().and_then(millis).unwrap_or(now),
+        properties: properties(message, system, peer),
+        body: message.body.clone(),
+    }
 }
 
 fn properties(

@@ -3,6 +3,7 @@
 //! | Module | Request |
 //! |---|---|
 //! | [`produce`] | Send |
+//! | [`batch`] | StoreBatch |
 //! | [`receive`] | Receive; [`waiters`] holds the long polls, [`order_keys`] what is to be delivered in order |
 //! | [`acknowledge`] | Ack, ChangeInvisible |
 //! | [`transaction`] | half messages, EndTransaction; [`check_back`] asks for those left open |
@@ -21,6 +22,7 @@
 //! state this leader has applied in its own term.
 
 mod acknowledge;
+mod batch;
 mod check_back;
 mod clients;
 mod dead_letters;
@@ -160,6 +162,7 @@ async fn execute(
         GroupRequest::Offset(offset) => offsets::offset(hosted, offset).await,
         GroupRequest::SyncLite(sync) => lite::sync(hosted, context, sync).await,
         GroupRequest::AwaitTakenLite(wait) => lite::await_taken(hosted, wait).await,
+        GroupRequest::StoreBatch(batch) => batch::store(hosted, context, batch).await,
         GroupRequest::Operation(operation) => operations::execute(hosted, operation).await,
     }
 }
@@ -229,6 +232,7 @@ fn name_of(request: &GroupRequest) -> &'static str {
         GroupRequest::Offset(_) => "offset",
         GroupRequest::SyncLite(_) => "sync_lite_subscription",
         GroupRequest::AwaitTakenLite(_) => "await_taken_lite",
+        GroupRequest::StoreBatch(_) => "store_batch",
         GroupRequest::Operation(_) => "admin_operation",
     }
 }

@@ -84,13 +84,13 @@ pub async fn send(
 }
 
 /// The queue is the priority; whatever is above the last queue shares it.
-fn queue_of_priority(message: &NewMessage, topic: &TopicView) -> QueueId {
+pub(super) fn queue_of_priority(message: &NewMessage, topic: &TopicView) -> QueueId {
     let priority = message.properties.priority.and_then(|priority| u32::try_from(priority).ok()).unwrap_or(0);
     QueueId(priority.min(topic.settings.queues.saturating_sub(1)))
 }
 
 /// Whether sends placed by this generation are stored now, as far as this replica has applied.
-fn serves(topic: &TopicView, generation: Generation) -> bool {
+pub(super) fn serves(topic: &TopicView, generation: Generation) -> bool {
     match &topic.placement {
         None => generation == Generation(0),
         Some(placement) => placement.generation == generation && !placement.is_closed,

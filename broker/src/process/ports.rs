@@ -2,7 +2,7 @@
 //!
 //! | Port | Who | What |
 //! |---|---|---|
-//! | client | SDKs, the command line | `MessagingService`, `Admin`; TLS and plaintext |
+//! | client | SDKs, the command line | `MessagingService`, `Batch`, `Admin`; TLS and plaintext |
 //! | peer | the nodes of the cluster | Raft, forwarded requests, `Admin.NodeStatus` |
 //! | http | probes, Prometheus | see [`crate::http`] |
 

@@ -3,7 +3,7 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 45 offsets set, 50 generation, 51 drained, 62 lite synced, 63 lite expired, 70 expired, 71 retention set, 72 carried, 73 log released, 255 refused |
+//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 45 offsets set, 50 generation, 51 drained, 62 lite synced, 63 lite expired, 70 expired, 71 retention set, 72 carried, 73 log released, 90 batch partly stored, 255 refused |
 //! | 1 | … | by kind, in the order of the fields below |
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -77,6 +77,7 @@ pub enum Answer {
     Generation(Generation),
     /// Whether the generation counts as drained now.
     Drained(bool),
+    BatchPartlyStored(BatchPartlyStored),
     Refused(Refusal),
 }
 
@@ -87,6 +88,14 @@ pub struct LiteSynced {
     pub removed: u32,
     /// Other clients' subscriptions that were taken over.
     pub evicted: u32,
+}
+
+/// A batch that cannot be one entry any more: other entries stored a part of it. Nothing was stored now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchPartlyStored {
+    pub stored: u32,
+    /// Position in the batch.
+    pub first: u32,
 }
 
 /// Where a half message lies; that is its transaction.
@@ -379,6 +388,11 @@ impl Answer {
                 out.put_u8(51);
                 out.put_u8(u8::from(*is_drained));
             }
+            Self::BatchPartlyStored(partly) => {
+                out.put_u8(90);
+                out.put_u32_le(partly.stored);
+                out.put_u32_le(partly.first);
+            }
             Self::Refused(refusal) => {
                 out.put_u8(255);
                 out.put_u8(*refusal as u8);
@@ -472,6 +486,10 @@ impl Answer {
             63 => Self::LiteExpired(reader.u32("lite topics")?),
             50 => Self::Generation(Generation(reader.u32("generation")?)),
             51 => Self::Drained(reader.bool("drained")?),
+            90 => Self::BatchPartlyStored(BatchPartlyStored {
+                stored: reader.u32("stored")?,
+                first: reader.u32("first")?,
+            }),
             255 => {
                 let number = reader.u8("refusal")?;
                 Self::Refused(Refusal::from_number(number).ok_or_else(|| reader.malformed("refusal"))?)

@@ -44,8 +44,8 @@ mod timers;
 mod transaction_questions;
 
 pub use answer::{
-    Answer, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, LiteSynced, Placed, RecallOutcome, Refusal,
-    Scheduled, StoredAt, TransactionEnd,
+    Answer, BatchPartlyStored, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, LiteSynced, Placed,
+    RecallOutcome, Refusal, Scheduled, StoredAt, TransactionEnd,
 };
 pub use applied::QueueRange;
 pub use applied::generations::GENERATIONS_MAX;
@@ -65,6 +65,7 @@ pub use command::{
     SyncLite, TopicRetention, encode_append_in_order, encode_carried, encode_lite,
     encoded_append_in_order_bytes, encoded_lite_bytes,
 };
+pub use command::{BatchTopic, StoreBatch, encode_batch, encoded_batch_bytes};
 pub use command::{
     CountTransactionChecks, DecisionSource, EndTransaction, LeaseInOrder, NewHalf, OrderedMessage,
     OrderedPart, ParkTransactions, TransactionCheck, encode_halves, encoded_halves_bytes,

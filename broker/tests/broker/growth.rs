@@ -18,7 +18,7 @@ use crate::order::{admin, group_of, number_of, short, start, step, stop, take};
 use crate::support::client::{code, id, system};
 use crate::support::{Client, Cluster, PATIENCE};
 
-async fn update(cluster: &Cluster, name: &str, queues: u32) -> Result<(Topic, bool), Status> {
+pub async fn update(cluster: &Cluster, name: &str, queues: u32) -> Result<(Topic, bool), Status> {
     let request = UpdateTopicRequest { name: name.to_owned(), queues };
     let answer = admin(cluster).await.update_topic(request).await?.into_inner();
     Ok((answer.topic.expect("a topic"), answer.changed))

@@ -1,6 +1,7 @@
 //! Brokers as a client and an operator see them: real logs, real ports, one process.
 
 mod admin;
+mod batches;
 mod dead_letters;
 mod delayed;
 mod growth;

@@ -179,7 +179,7 @@ impl Load {
 }
 
 /// Receives and acknowledges until `count` messages came; each may come once.
-async fn drain(client: &Client, topic: &str, group: &str, count: usize) -> BTreeSet<String> {
+pub async fn drain(client: &Client, topic: &str, group: &str, count: usize) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     let began = Instant::now();
     while ids.len() < count {
@@ -197,17 +197,17 @@ async fn drain(client: &Client, topic: &str, group: &str, count: usize) -> BTree
     ids
 }
 
-async fn start() -> Cluster {
+pub async fn start() -> Cluster {
     tokio::task::spawn_blocking(|| Cluster::start(3)).await.expect("a cluster")
 }
 
-async fn stop(cluster: Cluster) {
+pub async fn stop(cluster: Cluster) {
     // A runtime must not be dropped inside another one.
     tokio::task::spawn_blocking(move || drop(cluster)).await.expect("the end of the cluster");
 }
 
 /// The leader and another node.
-async fn roles(cluster: &mut Cluster) -> (usize, usize) {
+pub async fn roles(cluster: &mut Cluster) -> (usize, usize) {
     let moved = std::mem::replace(cluster, Cluster::none());
     let (moved, roles) = tokio::task::spawn_blocking(move || {
         let roles = (moved.leader(), moved.follower());
@@ -219,7 +219,7 @@ async fn roles(cluster: &mut Cluster) -> (usize, usize) {
     roles
 }
 
-async fn blocking(mut cluster: Cluster, work: impl FnOnce(&mut Cluster) + Send + 'static) -> Cluster {
+pub async fn blocking(mut cluster: Cluster, work: impl FnOnce(&mut Cluster) + Send + 'static) -> Cluster {
     tokio::task::spawn_blocking(move || {
         work(&mut cluster);
         cluster

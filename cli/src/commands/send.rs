@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
-use ledgermq_client::Message;
+use ledgermq_client::{Batch, Message, Producer};
 use ledgermq_common::clock::{Clock as _, SystemClock};
 
 use super::connection::ConnectionArgs;
@@ -13,8 +13,10 @@ use super::connection::ConnectionArgs;
 pub struct SendArgs {
     #[command(flatten)]
     connection: ConnectionArgs,
-    #[arg(long)]
-    topic: String,
+    /// May be repeated: the message then goes to each of the topics, in one batch that is stored as a
+    /// whole or not at all.
+    #[arg(long = "topic", required = true)]
+    topics: Vec<String>,
     /// The text to send; `-` reads it from standard input.
     #[arg(long)]
     body: String,
@@ -55,7 +57,8 @@ pub async fn run(arguments: SendArgs) -> anyhow::Result<ExitCode> {
         }
         text => text.as_bytes().to_vec(),
     };
-    let mut message = Message::new(&arguments.topic, body);
+    let first = arguments.topics.first().context("--topic is missing")?;
+    let mut message = Message::new(first, body);
     message.tag = arguments.tag;
     message.keys = arguments.keys;
     message.message_group = arguments.message_group;
@@ -72,6 +75,10 @@ pub async fn run(arguments: SendArgs) -> anyhow::Result<ExitCode> {
     }
     let producer = arguments.connection.connect().await?.producer();
     for _ in 0..arguments.count {
+        if arguments.topics.len() > 1 {
+            send_to_all(&producer, &message, &arguments.topics, arguments.json).await?;
+            continue;
+        }
         let receipt = producer.send(message.clone()).await?;
         if arguments.json {
             let line = serde_json::json!({
@@ -87,4 +94,31 @@ pub async fn run(arguments: SendArgs) -> anyhow::Result<ExitCode> {
     }
     producer.close().await;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn send_to_all(
+    producer: &Producer,
+    message: &Message,
+    topics: &[String],
+    json: bool,
+) -> anyhow::Result<()> {
+    let batch: Batch =
+        topics.iter().map(|topic| Message { topic: topic.clone(), ..message.clone() }).collect();
+    let receipt = producer.send_batch(batch).await?;
+    for stored in receipt.messages {
+        if json {
+            let line = serde_json::json!({
+                "message_id": stored.message_id,
+                "topic": stored.topic,
+                "broker": receipt.broker_group,
+                "queue_id": stored.queue_id,
+                "queue_offset": stored.queue_offset,
+                "attempts": receipt.attempts,
+            });
+            println!("{line}");
+        } else {
+            println!("{}", stored.message_id);
+        }
+    }
+    Ok(())
 }

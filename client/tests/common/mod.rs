@@ -33,6 +33,11 @@ pub struct Seen {
     pub terminations: usize,
     pub deliveries: Vec<wire::Message>,
     pub acked: Vec<String>,
+    /// What lies in the one queue, by offset.
+    pub queue: Vec<wire::Message>,
+    pub pulls_from: Vec<i64>,
+    /// So many pulls are cut after their first message.
+    pub pulls_to_cut: usize,
 }
 
 pub struct Server {
@@ -244,9 +249,25 @@ impl MessagingService for Node {
 
     async fn pull_message(
         &self,
-        _: Request<wire::PullMessageRequest>,
+        request: Request<wire::PullMessageRequest>,
     ) -> Result<Response<Self::PullMessageStream>, Status> {
-        not_here()
+        use wire::pull_message_response::Content;
+        let from = request.into_inner().offset;
+        let mut seen = self.seen.lock();
+        seen.pulls_from.push(from);
+        let mut items = vec![Content::Status(status(wire::Code::Ok).unwrap())];
+        items.extend(seen.queue.iter().skip(from.try_into().unwrap()).cloned().map(Content::Message));
+        items.push(Content::NextOffset(seen.queue.len().try_into().unwrap()));
+        let mut items: Vec<_> = items
+            .into_iter()
+            .map(|content| Ok(wire::PullMessageResponse { content: Some(content) }))
+            .collect();
+        if seen.pulls_to_cut > 0 {
+            seen.pulls_to_cut -= 1;
+            items.truncate(2);
+            items.push(Err(Status::unavailable("said the test")));
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(items))))
     }
 
     async fn update_offset(
@@ -260,14 +281,14 @@ impl MessagingService for Node {
         &self,
         _: Request<wire::GetOffsetRequest>,
     ) -> Result<Response<wire::GetOffsetResponse>, Status> {
-        not_here()
+        Ok(Response::new(wire::GetOffsetResponse { status: status(wire::Code::OffsetNotFound), offset: 0 }))
     }
 
     async fn query_offset(
         &self,
         _: Request<wire::QueryOffsetRequest>,
     ) -> Result<Response<wire::QueryOffsetResponse>, Status> {
-        not_here()
+        Ok(Response::new(wire::QueryOffsetResponse { status: status(wire::Code::Ok), offset: 0 }))
     }
 
     async fn end_transaction(

@@ -5,7 +5,7 @@
 //!
 //! | Lane | Carries | Why apart |
 //! |---|---|---|
-//! | produce | SendMessage | bodies flow towards the leader |
+//! | produce | SendMessage, StoreBatch | bodies flow towards the leader |
 //! | consume | everything else | bodies flow from the leader; long polls wait here |
 //!
 //! | Failure | What the caller sees |

@@ -15,9 +15,10 @@ use tokio::time::Instant;
 use super::wire_transactions as transactions;
 use crate::context::{CallContext, ClientLanguage};
 use crate::group_call::{
-    AwaitTakenLite, ClientHeartbeat, ClientTermination, ConsumerGroupDescription, CreateTopic, DescribeTopic,
-    Filter, GroupRequest, GroupResponse, NotExecuted, OffsetQuery, OffsetRequest, PullRequest, Pulled,
-    ReceiveRequest, Received, Refused, SendRequest, SyncLite, TakenLite, TopicDescription,
+    AwaitTakenLite, BatchPlace, BatchTopic, ClientHeartbeat, ClientTermination, ConsumerGroupDescription,
+    CreateTopic, DescribeTopic, Filter, GroupRequest, GroupResponse, NotExecuted, OffsetQuery, OffsetRequest,
+    PullRequest, Pulled, ReceiveRequest, Received, Refused, SendRequest, StoreBatch, SyncLite, TakenLite,
+    TopicDescription,
 };
 use crate::placement;
 
@@ -136,6 +137,17 @@ fn write_content(request: &GroupRequest, now: Instant) -> Request {
             client_ids: wait.client_ids.clone(),
             poll_ms: millis(wait.poll_until.saturating_duration_since(now)),
         }),
+        GroupRequest::StoreBatch(batch) => Request::StoreBatch(pb::StoreBatch {
+            topics: batch
+                .topics
+                .iter()
+                .map(|topic| pb::store_batch::Topic {
+                    name: topic.name.as_str().to_owned(),
+                    generation: topic.generation,
+                })
+                .collect(),
+            messages: batch.messages.clone(),
+        }),
         GroupRequest::Operation(operation) => Request::Operation(operation.clone()),
     }
 }
@@ -250,6 +262,14 @@ fn read_content(content: Request, now: Instant) -> Result<GroupRequest, Refused>
             client_ids: wait.client_ids,
             poll_until: now + bounded(wait.poll_ms),
         }),
+        Request::StoreBatch(batch) => GroupRequest::StoreBatch(StoreBatch {
+            topics: batch
+                .topics
+                .into_iter()
+                .map(|of| Ok(BatchTopic { name: topic(&of.name)?, generation: of.generation }))
+                .collect::<Result<_, Refused>>()?,
+            messages: batch.messages,
+        }),
         Request::Operation(operation) => GroupRequest::Operation(operation),
     })
 }
@@ -327,6 +347,16 @@ pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardRe
                 })
                 .collect(),
         }),
+        Ok(GroupResponse::BatchStored(places)) => Reply::BatchStored(pb::BatchStored {
+            places: places
+                .into_iter()
+                .map(|place| pb::batch_stored::Place {
+                    queue: place.queue.get(),
+                    queue_offset: place.offset.get(),
+                    is_repeat: place.is_repeat,
+                })
+                .collect(),
+        }),
         Ok(GroupResponse::Operation(result)) => Reply::Operation(result),
         Ok(GroupResponse::Done) => Reply::Done(pb::Done {}),
         Ok(GroupResponse::Moved) => Reply::Moved(pb::Done {}),
@@ -385,6 +415,17 @@ pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotEx
                 .taken
                 .into_iter()
                 .map(|taken| TakenLite { client_id: taken.client_id, lite_topic: taken.lite_topic })
+                .collect(),
+        ),
+        Reply::BatchStored(stored) => GroupResponse::BatchStored(
+            stored
+                .places
+                .into_iter()
+                .map(|place| BatchPlace {
+                    queue: QueueId(place.queue),
+                    offset: QueueOffset(place.queue_offset),
+                    is_repeat: place.is_repeat,
+                })
                 .collect(),
         ),
         Reply::Operation(result) => GroupResponse::Operation(result),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ledgermq_common::clock::{SystemClock, UnixMillis};
-use ledgermq_common::{ConsumerGroupName, GroupId, GroupName, NodeId, Term, TopicName};
+use ledgermq_common::{ConsumerGroupName, GroupId, GroupName, NodeId, QueueId, QueueOffset, Term, TopicName};
 use ledgermq_edge::context::CallContext;
 use ledgermq_edge::forward::connect::TcpConnect;
 use ledgermq_edge::forward::server::forward_service;
@@ -19,6 +19,8 @@ use ledgermq_edge::group_call::*;
 use ledgermq_edge::route::{AdvertisedAddress, RouteEndpoints};
 use ledgermq_edge::topology::{ClusterView, GroupView, MemberView, TopicKnowledge, Topology};
 use ledgermq_edge::{Edge, EdgeConfig};
+use ledgermq_proto::messaging::StoreBatchRequest;
+use ledgermq_proto::messaging::batch_client::BatchClient;
 use ledgermq_proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use ledgermq_proto::rocketmq::{self as rmq, Code, MessageType};
 use parking_lot::Mutex;
@@ -122,6 +124,16 @@ impl LocalGroups for Member {
                         }
                     }
                 }
+            }
+            GroupRequest::StoreBatch(batch) => {
+                let before = self.agreed.stored.lock().len();
+                let stored = self.store(&rmq::SendMessageRequest { messages: batch.messages.clone() });
+                let place = |entry: rmq::SendResultEntry| BatchPlace {
+                    queue: QueueId(0),
+                    offset: QueueOffset(entry.offset as u64),
+                    is_repeat: (entry.offset as usize) < before,
+                };
+                GroupResponse::BatchStored(stored.entries.into_iter().map(place).collect())
             }
             GroupRequest::Ack(ack) => GroupResponse::Ack(rmq::AckMessageResponse {
                 status: Some(status(Code::Ok)),
@@ -330,6 +342,7 @@ impl Cluster {
                 tokio::spawn(
                     tonic::transport::Server::builder()
                         .add_service(edge.messaging_service())
+                        .add_service(edge.batch_service())
                         .serve_with_incoming(TcpListenerStream::new(client)),
                 );
                 Node { member, edge, client_addr }
@@ -361,6 +374,12 @@ pub async fn client(addr: SocketAddr) -> MessagingServiceClient<Channel> {
         .max_encoding_message_size(64 << 20)
 }
 
+pub async fn batch_client(addr: SocketAddr) -> BatchClient<Channel> {
+    let channel =
+        Channel::from_shared(format!("http://{addr}")).expect("URI").connect().await.expect("connects");
+    BatchClient::new(channel).max_encoding_message_size(64 << 20)
+}
+
 /// A request with the headers of an SDK.
 pub fn request<T>(language: &'static str, timeout: Duration, message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
@@ -390,6 +409,13 @@ pub fn message(id: &str) -> rmq::Message {
 
 pub fn send(id: &str) -> rmq::SendMessageRequest {
     rmq::SendMessageRequest { messages: vec![message(id)] }
+}
+
+/// Messages by topic and id.
+pub fn batch(messages: &[(&str, &str)]) -> StoreBatchRequest {
+    let messages = messages.iter();
+    let messages = messages.map(|(topic, id)| rmq::Message { topic: resource(topic), ..message(id) });
+    StoreBatchRequest { messages: messages.collect(), broker_group: String::new() }
 }
 
 pub fn receive(poll: Option<Duration>) -> rmq::ReceiveMessageRequest {

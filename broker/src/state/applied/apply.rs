@@ -123,6 +123,7 @@ impl Applied {
             Command::OpenGeneration(command) => self.open_generation(command),
             Command::DrainGeneration(command) => self.drain_generation(command, effects),
             Command::AppendInOrder(command) => self.append_in_order(&command, payload_at, effects),
+            Command::StoreBatch(command) => self.store_batch(&command, payload_at, effects),
         };
         result.unwrap_or_else(Answer::Refused)
     }

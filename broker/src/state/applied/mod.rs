@@ -7,6 +7,7 @@
 //! - Every change marks the records it touches as dirty, so that a checkpoint writes them.
 
 pub(crate) mod apply;
+mod batch;
 pub(crate) mod dead_letters;
 pub(crate) mod generations;
 pub(crate) mod leases;

@@ -84,9 +84,17 @@ impl AppendMessages {
 
 impl AppendedMessage {
     pub(super) fn read(reader: &mut FieldReader<'_>, topic: TopicId) -> Result<Self, CommandError> {
+        Self::read_of(reader, |of| of == topic).map(|(_, message)| message)
+    }
+
+    /// A message of one of the topics that the command is about.
+    pub(super) fn read_of(
+        reader: &mut FieldReader<'_>,
+        is_expected: impl FnOnce(TopicId) -> bool,
+    ) -> Result<(TopicId, Self), CommandError> {
         let record_at = reader.position();
         let head = RecordHead::read(reader).map_err(CommandError::Record)?;
-        if head.topic != topic {
+        if !is_expected(head.topic) {
             return Err(reader.malformed("topic of a message").into());
         }
         let id = reader.bytes(head.id_bytes, "message id")?;
@@ -97,6 +105,7 @@ impl AppendedMessage {
         let record_at = u32::try_from(record_at).map_err(|_| reader.malformed("record position"))?;
         let properties_at = RECORD_HEADER_BYTES + head.id_bytes;
         let properties = properties_at..properties_at + head.properties_bytes;
-        Ok(Self { queue: head.queue, tag_code: head.tag_code, id, record_at, record, properties })
+        let message = Self { queue: head.queue, tag_code: head.tag_code, id, record_at, record, properties };
+        Ok((head.topic, message))
     }
 }

@@ -19,6 +19,7 @@
 //! Persisted numbers (version, kinds, enum values) never change their meaning.
 
 mod append;
+mod batch;
 mod dead_letter;
 mod delivery;
 mod generation;
@@ -36,6 +37,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_common::clock::UnixMillis;
 
 pub use append::{AppendMessages, AppendedMessage, encode_append, encoded_append_bytes};
+pub use batch::{BatchTopic, StoreBatch, encode_batch, encoded_batch_bytes};
 pub use dead_letter::{
     DeadLetter, DeadLetterReason, DeadLetterRecord, Letter, RedriveDeadLetters, RedrivenLetter,
 };
@@ -117,6 +119,7 @@ enum Kind {
     OpenGeneration = 52,
     DrainGeneration = 53,
     AppendInOrder = 54,
+    StoreBatch = 90,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -160,6 +163,7 @@ pub enum Command {
     OpenGeneration(OpenGeneration),
     DrainGeneration(DrainGeneration),
     AppendInOrder(AppendInOrder),
+    StoreBatch(StoreBatch),
 }
 
 /// Why bytes are no command.
@@ -231,6 +235,7 @@ impl Command {
             Self::OpenGeneration(body) => body.put(&mut out),
             Self::DrainGeneration(body) => body.put(&mut out),
             Self::AppendInOrder(body) => body.put(&mut out),
+            Self::StoreBatch(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -291,6 +296,7 @@ impl Command {
             Kind::OpenGeneration => Self::OpenGeneration(OpenGeneration::read(reader)?),
             Kind::DrainGeneration => Self::DrainGeneration(DrainGeneration::read(reader)?),
             Kind::AppendInOrder => Self::AppendInOrder(AppendInOrder::read(reader)?),
+            Kind::StoreBatch => Self::StoreBatch(StoreBatch::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -343,6 +349,7 @@ impl Command {
             Self::OpenGeneration(_) => Kind::OpenGeneration,
             Self::DrainGeneration(_) => Kind::DrainGeneration,
             Self::AppendInOrder(_) => Kind::AppendInOrder,
+            Self::StoreBatch(_) => Kind::StoreBatch,
         }
     }
 }
@@ -389,6 +396,7 @@ impl Kind {
             52 => Self::OpenGeneration,
             53 => Self::DrainGeneration,
             54 => Self::AppendInOrder,
+            90 => Self::StoreBatch,
             _ => return None,
         })
     }

@@ -295,6 +295,33 @@ fn commands() -> impl Strategy<Value = Command> {
 
 proptest! {
     #[test]
+    fn a_batch_comes_back_with_every_message_in_its_topic(
+        messages in new_messages(), stamp: u64, of in vec(0usize..3, 4), generation: u32,
+    ) {
+        let topics: Vec<BatchTopic> = [7, 3, 9]
+            .map(|topic| BatchTopic { topic: TopicId(topic), generation: Generation(generation) })
+            .to_vec();
+        let messages: Vec<(TopicId, NewMessage)> =
+            of.iter().map(|of| topics[*of].topic).zip(messages).collect();
+        let bytes = encode_batch(UnixMillis(stamp), &topics, &messages);
+        prop_assert_eq!(bytes.len(), encoded_batch_bytes(topics.len(), &messages));
+        let (stamped_at, command) = Command::decode(&bytes).expect("our own encoding");
+        prop_assert_eq!(command.encode(stamped_at), bytes.clone());
+        let Command::StoreBatch(batch) = command else { panic!("kind") };
+        prop_assert_eq!(batch.topics, topics);
+        for ((topic, stored), (of, sent)) in batch.messages.iter().zip(&messages) {
+            let at = stored.record_at as usize;
+            let read = StoredMessage::decode(&bytes.slice(at..at + stored.record.len())).expect("our own record");
+            prop_assert_eq!((*topic, read.topic), (*of, *of));
+            prop_assert_eq!(&read.id, &sent.id);
+            prop_assert_eq!(&read.body, &sent.body);
+        }
+        for end in 0..bytes.len() {
+            prop_assert!(Command::decode(&bytes.slice(..end)).is_err());
+        }
+    }
+
+    #[test]
     fn messages_come_back_as_they_were_sent(messages in new_messages(), stamp: u64, topic: u32) {
         let bytes = encode_append(UnixMillis(stamp), TopicId(topic), &messages);
         prop_assert_eq!(bytes.len(), encoded_append_bytes(&messages));

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::dead_letters::letter;
@@ -70,6 +72,8 @@ pub(super) enum Step {
     /// One of the steps of a growth, and a generation near that of the topic.
     Grow(u32, u8, u32, u32),
     SendInOrder(u32, u32, Vec<(u32, u16)>),
+    /// Messages by topic, queue and id, and the generation of every topic.
+    StoreBatch(u32, Vec<(u32, u32, u16)>),
     Drain(u32, u32, u32),
     DeleteTopic(u8),
     CreateGroup(u8),
@@ -157,6 +161,8 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(topic, step, generation, queues)| Step::Grow(topic, step, generation, queues)),
         4 => (1u32..5, 0u32..3, proptest::collection::vec((0u32..6, any::<u16>()), 1..4))
             .prop_map(|(topic, generation, messages)| Step::SendInOrder(topic, generation, messages)),
+        6 => (0u32..3, proptest::collection::vec((1u32..5, 0u32..4, any::<u16>()), 1..5))
+            .prop_map(|(generation, messages)| Step::StoreBatch(generation, messages)),
         2 => (1u32..4, 1u32..5, 0u32..3).prop_map(|(group, topic, of)| Step::Drain(group, topic, of)),
         2 => (0u8..4, 1u32..4).prop_map(|(name, queues)| Step::CreateTopic(name, queues)),
         1 => (0u8..4, 1u32..90).prop_map(|(name, queues)| Step::GrowTopic(name, queues)),
@@ -468,6 +474,17 @@ impl Leader {
                     messages.iter().map(|(queue, id)| message(*queue, &format!("{}", id % 200))).collect();
                 let (topic, generation) = (TopicId(*topic), Generation(*generation));
                 self.propose(encode_append_in_order(self.replica.now, topic, generation, &messages));
+            }
+            Step::StoreBatch(generation, messages) => {
+                let messages: Vec<(TopicId, NewMessage)> = messages
+                    .iter()
+                    .map(|(topic, queue, id)| (TopicId(*topic), message(*queue, &format!("{}", id % 2_000))))
+                    .collect();
+                let listed: BTreeSet<TopicId> = messages.iter().map(|(topic, _)| *topic).collect();
+                let generation = Generation(generation / 2);
+                let topics: Vec<BatchTopic> =
+                    listed.into_iter().map(|topic| BatchTopic { topic, generation }).collect();
+                self.propose(encode_batch(self.replica.now, &topics, &messages));
             }
             Step::Drain(group, topic, generation) => {
                 self.propose_command(&Command::DrainGeneration(DrainGeneration {

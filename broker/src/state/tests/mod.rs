@@ -1,6 +1,7 @@
 //! A replica of a broker group without Raft: commands go into a log that the test keeps, and from
 //! there into the state, as they would after commit.
 
+mod batch;
 mod dead_letters;
 mod delivery;
 mod determinism;

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use ledgermq_proto::messaging::batch_client::BatchClient;
+use ledgermq_proto::messaging::{StoreBatchRequest, StoreBatchResponse};
 use ledgermq_proto::rocketmq::messaging_service_client::MessagingServiceClient;
 use ledgermq_proto::rocketmq::receive_message_response::Content;
 use ledgermq_proto::rocketmq::{
@@ -22,6 +24,7 @@ const UNARY_DEADLINE: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct Client {
     stub: MessagingServiceClient<Channel>,
+    batches: BatchClient<Channel>,
     id: String,
 }
 
@@ -70,7 +73,7 @@ impl Client {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
         let channel = endpoint.connect().await.expect("a broker that listens");
         let id = format!("test@{address}@{:p}", &raw const channel);
-        Self { stub: MessagingServiceClient::new(channel), id }
+        Self { batches: BatchClient::new(channel.clone()), stub: MessagingServiceClient::new(channel), id }
     }
 
     pub fn stub(&self) -> MessagingServiceClient<Channel> {
@@ -90,6 +93,19 @@ impl Client {
     pub async fn try_send(&self, messages: Vec<Message>) -> Result<SendMessageResponse, tonic::Status> {
         let request = self.request(SendMessageRequest { messages }, UNARY_DEADLINE);
         self.stub.clone().send_message(request).await.map(tonic::Response::into_inner)
+    }
+
+    pub async fn try_batch(&self, messages: Vec<Message>) -> Result<StoreBatchResponse, tonic::Status> {
+        let request = StoreBatchRequest { messages, broker_group: String::new() };
+        let request = self.request(request, UNARY_DEADLINE);
+        self.batches.clone().store_batch(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// Stores a batch and answers where.
+    pub async fn batch(&self, messages: Vec<Message>) -> StoreBatchResponse {
+        let response = self.try_batch(messages).await.expect("an answer");
+        assert_eq!(code(response.status.as_ref()), Code::Ok, "{response:?}");
+        response
     }
 
     /// Sends one message and answers its offset.
