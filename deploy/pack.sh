@@ -2,7 +2,9 @@
 # Makes the image without a registry: builds a static binary with the local toolchain and packs it.
 #
 #   deploy/pack.sh                      build, then pack as ledgermq:local
-#   BINARY=path/to/ledgermq deploy/pack.sh     pack this binary
+#   BINARY=path/to/ledgermq deploy/pack.sh     pack this binary; one that is linked dynamically (a debug
+#                                       build) takes the libraries it names along
+#   IMAGE=name:tag deploy/pack.sh       under another name
 #   BASE_IMAGE=debian:12-slim deploy/pack.sh   on another base than `scratch`
 #
 # Needs a Rust toolchain, a C compiler and libc.a (Debian: libc6-dev), and a docker daemon.
@@ -24,9 +26,13 @@ trap 'rm -rf "$context"' EXIT
 # Line tables are five times the program; they stay with the binary that was built.
 strip --strip-debug -o "$context/ledgermq" "$BINARY" 2>/dev/null || cp "$BINARY" "$context/ledgermq"
 mkdir "$context/state"
-if readelf -l "$context/ledgermq" 2>/dev/null | grep -q INTERP && [ "${BASE_IMAGE:-scratch}" = scratch ]; then
-  echo "$BINARY is linked dynamically and would not run on an empty image" >&2
-  exit 1
+mkdir "$context/libraries"
+if [ "${BASE_IMAGE:-scratch}" = scratch ]; then
+  # Nothing for a static binary. Each stands where the binary looks for it.
+  for library in $(ldd "$context/ledgermq" 2>/dev/null | sed -n 's/.*=> \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/[^ ]*\) .*/\1/p'); do
+    mkdir -p "$context/libraries$(dirname "$library")"
+    cp -L "$library" "$context/libraries$library"
+  done
 fi
 # The classic builder: it needs no plug-in and pulls nothing for `scratch`.
 DOCKER_BUILDKIT=${DOCKER_BUILDKIT:-0} docker build --quiet --file deploy/Dockerfile.prebuilt \

@@ -4,18 +4,26 @@
 #
 #   deploy/test.sh                 with the image ledgermq:local (deploy/pack.sh makes it)
 #   LEDGERMQ=path/to/ledgermq      the command line tool on the host; default: from the image's build
+#   LEDGERMQ_IMAGE=name:tag        another image
+#   FAULTS="kill-leader ..."       scenarios that `ledgermq chaos` runs on this cluster, one fault each
 #
 # Ends with status 0 only when every acknowledged message arrived and no send failed.
 set -eu
 cd "$(dirname "$0")"
 ledgermq=${LEDGERMQ:-../target/release/ledgermq}
 messages=${MESSAGES:-3000}
+# Links are cut by root only, on the machine of the docker daemon.
+if [ "$(id -u)" = 0 ] && command -v nft >/dev/null 2>&1; then can_cut=isolate-leader; else can_cut=; fi
+faults=${FAULTS-kill-leader stop-leader term-follower $can_cut}
+LEDGERMQ_IMAGE=${LEDGERMQ_IMAGE:-ledgermq:local}
+export LEDGERMQ_IMAGE
 project=ledgermq-test-$$
 work=$(mktemp -d)
-LEDGERMQ_PORT_NAMESERVER=${LEDGERMQ_PORT_NAMESERVER:-29876}
-LEDGERMQ_PORT_BROKER_1=${LEDGERMQ_PORT_BROKER_1:-28081}
-LEDGERMQ_PORT_BROKER_2=${LEDGERMQ_PORT_BROKER_2:-28181}
-LEDGERMQ_PORT_BROKER_3=${LEDGERMQ_PORT_BROKER_3:-28281}
+# Below the ports that clusters of child processes choose from.
+LEDGERMQ_PORT_NAMESERVER=${LEDGERMQ_PORT_NAMESERVER:-12876}
+LEDGERMQ_PORT_BROKER_1=${LEDGERMQ_PORT_BROKER_1:-12081}
+LEDGERMQ_PORT_BROKER_2=${LEDGERMQ_PORT_BROKER_2:-12181}
+LEDGERMQ_PORT_BROKER_3=${LEDGERMQ_PORT_BROKER_3:-12281}
 export LEDGERMQ_PORT_NAMESERVER LEDGERMQ_PORT_BROKER_1 LEDGERMQ_PORT_BROKER_2 LEDGERMQ_PORT_BROKER_3
 
 if docker compose version >/dev/null 2>&1; then
@@ -72,13 +80,14 @@ say "from the host, through the nameserver and through the brokers"
 [ "$("$ledgermq" receive --endpoint "$brokers" --topic orders --group first --wait-ms 20000)" = hello ] \
   || fail "receive"
 say "between containers, by service name"
-inside() { docker run --rm --network "${project}_default" ledgermq:local "$@"; }
+inside() { docker run --rm --network "${project}_default" "$LEDGERMQ_IMAGE" "$@"; }
 inside send --endpoint "nameserver:9876" --topic orders --body inside >/dev/null || fail "send inside"
 [ "$(inside receive --endpoint "broker-1:8081;broker-2:8081;broker-3:8081" --topic orders --group first \
   --wait-ms 20000)" = inside ] || fail "receive inside"
 
 say "$messages messages from the host while the leader's container is killed"
 "$ledgermq" admin --endpoint "$brokers" topic create load --queues 8 >/dev/null
+: >"$work/sent"
 "$ledgermq" send --endpoint "$brokers" --topic load --body payload --count "$messages" --timeout-ms 30000 \
   >"$work/sent" 2>"$work/send-errors" &
 sender=$!
@@ -101,10 +110,18 @@ cmp -s "$work/sent-ids" "$work/received-ids" \
 say "the killed broker comes back with its volume"
 docker start "$(container "broker-$leader")" >/dev/null
 wait_until "healthy containers" healthy
+for scenario in $faults; do
+  say "chaos: $scenario"
+  "$ledgermq" chaos run --cluster compose --project "$project" --scenario "$scenario" --injections 1 \
+    --duration 30 --fault-ms 2000 --pause-ms 1000 --rate 100 --out "$work/$scenario" >"$work/chaos" 2>&1 \
+    || fail "$(cat "$work/chaos")"
+  sed -n 's/^/    /p' "$work/$scenario/faults.txt"
+done
+wait_until "healthy containers" healthy
 say "orderly stop"
 compose stop --timeout 15 >/dev/null 2>&1
 for service in broker-1 broker-2 broker-3 nameserver; do
   code=$(docker inspect --format '{{.State.ExitCode}}' "$(compose ps -aq "$service" 2>/dev/null || container "$service")")
   [ "$code" = 0 ] || fail "$service ended with status $code"
 done
-say "passed: $messages sent, $messages received, 0 lost, 0 failed, broker-$leader killed and back"
+say "passed: $messages sent, $messages received, 0 lost, 0 failed, broker-$leader killed and back; chaos: $faults"

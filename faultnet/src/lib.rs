@@ -6,6 +6,9 @@
 //! and pair of hosts, drawn from a seed; and it counts what it did, which is the proof that a fault
 //! happened. Nothing of it needs `ip`, `tc`, `nft`, or a kernel with netem.
 //!
+//! Hosts that somebody else made (containers) have no switch of ours. Their links can only be cut,
+//! by packet filters in their namespaces: [`firewall`].
+//!
 //! ```text
 //! namespace 1          this process                                     namespace 2
 //! broker ── tun ══ fd ── read ─► rule 1→2 (drop? copy? when?) ─► heap ─► write ── fd ══ tun ── broker
@@ -18,6 +21,8 @@
 //! | [`rules`] | what a link does to a packet, and what it did |
 //! | [`tun`] | namespaces and their interfaces |
 //! | [`switch`] | the thread that moves packets |
+//! | [`firewall`] | cut links between hosts that are not ours, by `nft` |
+//! | [`dice`] | chance from a seed |
 //!
 //! | What must hold | By |
 //! |---|---|
@@ -31,6 +36,8 @@
 //! | more packets wait than [`switch::WAITING_PACKETS_MAX`] | the newest is dropped and counted |
 //! | a packet for no host of this network | dropped and counted |
 
+pub mod dice;
+pub mod firewall;
 pub mod rules;
 pub mod switch;
 pub mod tun;
@@ -41,6 +48,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+pub use dice::{Dice, Ppm};
+pub use firewall::{Firewalls, Walled};
 pub use rules::{Counters, Link};
 use switch::{Shared, Switch};
 use tun::{Namespace, Tun};

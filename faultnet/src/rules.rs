@@ -3,10 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// A share in millionths.
-pub type Ppm = u32;
-
-const MILLION: u64 = 1_000_000;
+use crate::dice::{Dice, Ppm};
 
 /// The link from one host to another, one direction. The default is a good one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,28 +64,6 @@ impl Counters {
             delayed: self.delayed - before.delayed,
             overflowed: self.overflowed - before.overflowed,
         }
-    }
-}
-
-/// Random numbers from a seed, the same on every machine.
-#[derive(Debug)]
-pub(crate) struct Dice(u64);
-
-impl Dice {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// SplitMix64.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound.max(1)
-    }
-
-    fn falls(&mut self, share: Ppm) -> bool {
-        share > 0 && self.below(MILLION) < u64::from(share)
     }
 }
 

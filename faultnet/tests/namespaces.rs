@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use ledgermq_faultnet::{Link, Network, THIS_HOST, enter};
+use ledgermq_faultnet::{Firewalls, Link, Network, THIS_HOST, Walled, enter};
 
 const PORT: u16 = 7000;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -159,4 +159,64 @@ fn nothing_of_a_network_is_left_when_it_ends() {
     assert!(device.exists());
     drop(network);
     assert!(!device.exists(), "the device of this host stays behind");
+}
+
+/// Hosts of a network of ours stand for those of somebody else: filters only need a namespace.
+fn walls(network: &Network) -> Option<Firewalls> {
+    if let Err(missing) = Firewalls::possible() {
+        eprintln!("left out: {missing}");
+        return None;
+    }
+    let host = |host: usize| {
+        let path = format!("/proc/self/fd/{}", network.namespace(host));
+        let namespace = std::fs::File::open(path).expect("the namespace is open");
+        Walled { host, namespace, addresses: vec![network.address(host)] }
+    };
+    let hosts = (1..=network.hosts()).map(host).collect();
+    Some(Firewalls::new(hosts, vec![network.address(THIS_HOST)]).expect("filters can be made"))
+}
+
+#[test]
+fn filters_cut_one_direction_count_what_they_stop_and_leave_nothing_behind() {
+    let Some(network) = network(3) else { return };
+    let Some(mut walls) = walls(&network) else { return };
+    let to = echo(&network, 2);
+    let mut from_host = connect(&network, 1, to, PATIENCE).expect("host 1 reaches host 2");
+    let mut from_here = connect(&network, THIS_HOST, to, PATIENCE).expect("this host reaches host 2");
+    let cut = Link { cut: true, ..Link::default() };
+
+    walls.set(&[(2, 1, cut)]).expect("set");
+    let refused = connect(&network, 1, to, Duration::from_millis(300));
+    assert!(refused.is_err(), "answers do not come back");
+    round_trip(&mut from_here, 1).expect("other links are as before");
+    let seen = walls.counters().expect("counters");
+    let of = |link| seen.get(&link).copied().unwrap_or_default();
+    assert!(of((2, 1)).cut > 0 && of((1, 2)).cut == 0 && of((1, 2)).passed > 0, "{seen:?}");
+    assert!(of((THIS_HOST, 2)).passed > 0 && of((2, THIS_HOST)).passed > 0, "{seen:?}");
+
+    walls.set(&[(2, 1, Link::default()), (2, THIS_HOST, cut)]).expect("set");
+    round_trip(&mut from_host, 2).expect("the connection that waited goes on");
+    let before = of((2, 1)).cut;
+    assert!(connect(&network, THIS_HOST, to, Duration::from_millis(300)).is_err(), "cut where it leaves");
+    assert!(walls.set(&[(1, 2, Link { loss: 1, ..Link::default() })]).is_err(), "it cannot lose a part");
+
+    walls.heal().expect("healed");
+    round_trip(&mut from_here, 3).expect("the connection that waited goes on");
+    let healed = walls.counters().expect("counters");
+    assert!(healed[&(2, 1)].cut >= before && healed[&(2, THIS_HOST)].cut > 0, "counts stay: {healed:?}");
+    assert_eq!(tables(&network, 1), "", "nothing is left");
+
+    walls.set(&[(2, 1, cut)]).expect("set");
+    assert!(tables(&network, 1).contains("ledgermq_faults"));
+    std::mem::forget(walls);
+    let again = self::walls(&network).expect("possible");
+    assert_eq!(tables(&network, 1), "", "what a killed one left is taken away");
+    drop(again);
+}
+
+fn tables(network: &Network, host: usize) -> String {
+    let listed = within(network.namespace(host), || {
+        std::process::Command::new("nft").args(["list", "tables"]).output().expect("nft")
+    });
+    String::from_utf8_lossy(&listed.join().expect("nft").stdout).trim().to_owned()
 }

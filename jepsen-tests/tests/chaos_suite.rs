@@ -26,5 +26,12 @@ fn the_set_for_every_change_is_valid() -> Result<()> {
         ensure!(run["workload"] == "registers" || run["acknowledged"].as_u64() > Some(0), "{run:#}");
     }
     ensure!(std::fs::metadata(folder.path().join("suite.json"))?.len() > 0, "the summary is left behind");
+    let page = std::fs::read_to_string(folder.path().join("suite.html"))?;
+    for run in runs {
+        let command = run["command"].as_str().context("a command")?;
+        ensure!(command.contains("--seed") && page.contains(command), "the page does not repeat {command}");
+        let report = run["folder"].as_str().context("a folder")?.to_owned() + "/report.html";
+        ensure!(page.contains(&report) && folder.path().join(&report).exists(), "no {report}");
+    }
     Ok(())
 }

@@ -10,6 +10,7 @@ use ledgermq_broker::BrokerConfig;
 use ledgermq_broker::config::{GroupEntry, NodeEntry};
 use ledgermq_nameserver::NameserverConfig;
 
+use super::compose::ComposePlan;
 use super::{Member, free_ports};
 
 /// Small, because a segment is prepared at its full size and these clusters live on laptops.
@@ -50,6 +51,8 @@ pub struct ClusterPlan {
     pub faulty_network: bool,
     /// Decides what bad links do.
     pub network_seed: u64,
+    /// Members are containers instead of children; of the rest only `dir` means something then.
+    pub compose: Option<ComposePlan>,
 }
 
 impl ClusterPlan {
@@ -72,6 +75,7 @@ impl ClusterPlan {
             skewed_clocks: false,
             faulty_network: false,
             network_seed: 0,
+            compose: None,
         }
     }
 
@@ -81,7 +85,7 @@ impl ClusterPlan {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct MemberPorts {
+pub(super) struct MemberPorts {
     pub client: u16,
     pub peer: u16,
     pub http: u16,

@@ -1,5 +1,6 @@
-//! A cluster of real child processes with real files: nameservers and brokers started from this
-//! very binary. `dev`, `demo`, `bench local` and the fault tests use it.
+//! A cluster of real processes with real files. Nameservers and brokers are children of this process,
+//! started from this very binary (`dev`, `demo`, `bench local` and the fault tests), or the containers
+//! of a compose project ([`ComposePlan`]).
 //!
 //! | File below the cluster's directory | Content |
 //! |---|---|
@@ -10,13 +11,20 @@
 //! | `broker-N.clock` | how wrong its wall clock is, where clocks are skewed |
 //!
 //! What must hold: only processes started here are signalled, by their id; a child dies when its
-//! parent does, however that ends; a port is never handed out twice.
+//! parent does, however that ends; a port is never handed out twice. Of containers only those with the
+//! project's label are touched, and what a killed parent leaves of a project of its own is removed by
+//! the next one.
 
 mod child;
 mod clock;
+mod compose;
+mod container;
+mod docker;
 mod layout;
+mod links;
 mod ports;
 mod probe;
+mod process;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -33,11 +41,18 @@ use tokio::time::Instant;
 
 use child::ChildProcess;
 pub use clock::SkewedClock;
-pub use layout::{ClusterPlan, MemberPorts};
+use compose::Project;
+pub use compose::{BROKERS as COMPOSE_BROKERS, ComposePlan};
+use container::Container;
+pub use layout::ClusterPlan;
+pub use links::Links;
 pub use ports::free_ports;
-pub use probe::{HttpAnswer, http_get};
+pub use probe::{HttpAnswer, http_get, process_state};
+use process::Process;
 
 const READY_POLL: Duration = Duration::from_millis(20);
+/// A container is asked by a command of its own.
+const CONTAINER_POLL: Duration = Duration::from_millis(200);
 
 /// One process of the cluster. Both kinds are numbered from 1; a broker's number is its node id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,14 +74,17 @@ impl std::fmt::Display for Member {
 pub struct Cluster {
     plan: ClusterPlan,
     members: BTreeMap<Member, Running>,
-    /// After the members: a host ends with its last process.
+    /// After the members: a host ends with its last process, and a project is taken down last.
     network: Option<Network>,
+    project: Option<Project>,
 }
 
 struct Running {
-    ports: MemberPorts,
-    address: Ipv4Addr,
-    process: ChildProcess,
+    /// `host:port` for clients.
+    access_point: String,
+    /// Where `/readyz` and `/metrics` are; none where nobody but the member itself reaches them.
+    http: Option<String>,
+    process: Process,
     paused: bool,
     clock: Option<SkewedClock>,
     disk: Option<DiskProcess>,
@@ -75,8 +93,10 @@ struct Running {
 impl Drop for Running {
     /// A process that waits for its disk ends only when the disk lets go of it.
     fn drop(&mut self) {
-        if let Err(error) = self.process.send_kill() {
-            tracing::warn!(pid = self.process.pid(), "child process not killed: {error:#}");
+        if let Process::Child(child) = &mut self.process
+            && let Err(error) = child.send_kill()
+        {
+            tracing::warn!(pid = child.pid(), "child process not killed: {error:#}");
         }
         self.disk = None;
     }
@@ -88,6 +108,9 @@ impl Cluster {
     pub fn start(plan: ClusterPlan) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&plan.dir)
             .with_context(|| format!("cannot create the cluster's directory {}", plan.dir.display()))?;
+        if let Some(compose) = plan.compose.clone() {
+            return Self::of_containers(plan, &compose);
+        }
         let ports = layout::assign_ports(&plan)?;
         let hosts = usize::try_from(plan.brokers + plan.nameservers)?;
         let network = plan.faulty_network.then(|| Network::start(hosts, plan.network_seed)).transpose()?;
@@ -109,9 +132,34 @@ impl Cluster {
                 .transpose()?;
             let address = addresses.get(&member).copied().unwrap_or(Ipv4Addr::LOCALHOST);
             let process = start_process(&plan, member, clock.as_ref(), network.as_ref())?;
-            members.insert(member, Running { ports, address, process, paused: false, clock, disk });
+            let running = Running {
+                access_point: format!("{address}:{}", ports.client),
+                http: Some(format!("{address}:{}", ports.http)),
+                process: Process::Child(process),
+                paused: false,
+                clock,
+                disk,
+            };
+            members.insert(member, running);
         }
-        Ok(Self { plan, members, network })
+        Ok(Self { plan, members, network, project: None })
+    }
+
+    fn of_containers(plan: ClusterPlan, compose: &ComposePlan) -> anyhow::Result<Self> {
+        let (project, joined) = Project::open(&plan, compose)?;
+        let mut members = BTreeMap::new();
+        for joined in joined {
+            let running = Running {
+                access_point: joined.access_point,
+                http: None,
+                process: Process::Container(joined.container),
+                paused: false,
+                clock: None,
+                disk: None,
+            };
+            members.insert(joined.member, running);
+        }
+        Ok(Self { plan, members, network: None, project: Some(project) })
     }
 
     pub fn members(&self) -> impl Iterator<Item = Member> + '_ {
@@ -128,36 +176,37 @@ impl Cluster {
 
     /// `host:port` of the member's client port.
     pub fn access_point(&self, member: Member) -> anyhow::Result<String> {
-        let running = self.member(member)?;
-        Ok(format!("{}:{}", running.address, running.ports.client))
+        Ok(self.member(member)?.access_point.clone())
     }
 
     /// All brokers, as a list that a client takes.
     pub fn broker_access_points(&self) -> String {
-        let ports = self.members.iter().filter(|(member, _)| matches!(member, Member::Broker(_)));
-        ports
-            .map(|(_, running)| format!("{}:{}", running.address, running.ports.client))
-            .collect::<Vec<_>>()
-            .join(";")
+        self.access_points(|member| matches!(member, Member::Broker(_)))
     }
 
     /// All nameservers, as a list that a client takes; all brokers where there is no nameserver.
     pub fn nameserver_access_points(&self) -> String {
-        let ports = self.members.iter().filter(|(member, _)| matches!(member, Member::Nameserver(_)));
-        let list = ports
-            .map(|(_, running)| format!("{}:{}", running.address, running.ports.client))
-            .collect::<Vec<_>>()
-            .join(";");
+        let list = self.access_points(|member| matches!(member, Member::Nameserver(_)));
         if list.is_empty() { self.broker_access_points() } else { list }
     }
 
+    fn access_points(&self, of: fn(Member) -> bool) -> String {
+        let members = self.members.iter().filter(|(member, _)| of(**member));
+        members.map(|(_, running)| running.access_point.as_str()).collect::<Vec<_>>().join(";")
+    }
+
     pub fn http_address(&self, member: Member) -> anyhow::Result<String> {
-        let running = self.member(member)?;
-        Ok(format!("{}:{}", running.address, running.ports.http))
+        let http = self.member(member)?.http.clone();
+        http.with_context(|| format!("the HTTP port of {member} is not reached from here"))
     }
 
     pub fn pid(&self, member: Member) -> anyhow::Result<u32> {
         Ok(self.member(member)?.process.pid())
+    }
+
+    /// What tells this process of the member from one that is started later.
+    pub fn incarnation(&self, member: Member) -> anyhow::Result<String> {
+        Ok(self.member(member)?.process.incarnation())
     }
 
     pub fn log_path(&self, member: Member) -> PathBuf {
@@ -184,21 +233,20 @@ impl Cluster {
 
     pub async fn wait_member_ready(&mut self, member: Member, within: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + within;
-        let address = self.http_address(member)?;
         let log = self.log_path(member);
         loop {
-            let last = match http_get(&address, "/readyz").await {
-                Ok(answer) if answer.status == 200 => return Ok(()),
-                Ok(answer) => format!("HTTP {}: {}", answer.status, answer.body.trim()),
-                Err(error) => error.to_string(),
+            let running = self.member_mut(member)?;
+            let last = match running.readiness().await {
+                Ok(()) => return Ok(()),
+                Err(last) => last,
             };
-            if let Some(status) = self.member_mut(member)?.process.exited()? {
+            if let Some(status) = running.process.exited()? {
                 bail!("{member} ended with {status}; its log is {}", log.display());
             }
             if Instant::now() >= deadline {
                 bail!("{member} is not ready ({last}); its log is {}", log.display());
             }
-            tokio::time::sleep(READY_POLL).await;
+            tokio::time::sleep(if running.http.is_some() { READY_POLL } else { CONTAINER_POLL }).await;
         }
     }
 
@@ -221,6 +269,11 @@ impl Cluster {
         Ok(Instant::now())
     }
 
+    /// SIGKILL to all of them, as much at once as may be.
+    pub fn kill_all(&mut self, members: &[Member]) -> anyhow::Result<()> {
+        process::to_all(self.processes(members, false)?, ChildProcess::kill, Container::kill)
+    }
+
     /// SIGKILL without waiting for the end, which comes when its disk lets it go.
     pub fn send_kill(&mut self, member: Member) -> anyhow::Result<()> {
         let running = self.member_mut(member)?;
@@ -238,14 +291,29 @@ impl Cluster {
         Ok(self.member_mut(member)?.process.exited()?.is_some())
     }
 
-    /// The links between the members; an error where they are not hosts of their own.
-    pub fn network(&self) -> anyhow::Result<&Network> {
-        self.network.as_ref().context("the members of this cluster are not hosts of their own")
+    /// The links between the members, for the time of a fault; an error where they have none of their
+    /// own.
+    pub fn links(&self) -> anyhow::Result<Links<'_>> {
+        if let Some(network) = &self.network {
+            return Ok(Links::Switch(network));
+        }
+        let mut containers = Vec::new();
+        for (member, running) in &self.members {
+            let Process::Container(container) = &running.process else {
+                bail!("the members of this cluster are not hosts of their own");
+            };
+            containers.push((self.host(*member)?, container));
+        }
+        Ok(Links::Filters(compose::firewalls(&containers)?))
     }
 
-    /// The member's number in [`Cluster::network`].
+    /// The member's number in [`Cluster::links`].
     pub fn host(&self, member: Member) -> anyhow::Result<usize> {
-        layout::host(&self.plan, member)
+        if self.project.is_none() {
+            return layout::host(&self.plan, member);
+        }
+        let position = self.members.keys().position(|known| *known == member);
+        Ok(position.with_context(|| format!("the cluster has no {member}"))? + 1)
     }
 
     /// The disk of a broker; an error where disks are not faulty.
@@ -258,62 +326,102 @@ impl Cluster {
         self.member_mut(member)?.clock.as_mut().with_context(|| format!("{member} has no skewed clock"))
     }
 
-    /// SIGSTOP: the process keeps its sockets and does nothing.
+    /// SIGSTOP or the freezer: the process keeps its sockets and does nothing.
     pub fn pause(&mut self, member: Member) -> anyhow::Result<()> {
         let running = self.member_mut(member)?;
-        running.process.signal(libc::SIGSTOP)?;
+        running.process.pause()?;
         running.paused = true;
         Ok(())
+    }
+
+    /// All of them, as much at once as may be.
+    pub fn pause_all(&mut self, members: &[Member]) -> anyhow::Result<()> {
+        let stop = |child: &mut ChildProcess| child.signal(libc::SIGSTOP);
+        process::to_all(self.processes(members, true)?, stop, Container::pause)
     }
 
     /// SIGCONT.
     pub fn resume(&mut self, member: Member) -> anyhow::Result<()> {
         let running = self.member_mut(member)?;
-        running.process.signal(libc::SIGCONT)?;
+        running.process.resume()?;
         running.paused = false;
         Ok(())
+    }
+
+    /// All of them, as much at once as may be.
+    pub fn resume_all(&mut self, members: &[Member]) -> anyhow::Result<()> {
+        let go_on = |child: &mut ChildProcess| child.signal(libc::SIGCONT);
+        process::to_all(self.processes(members, false)?, go_on, Container::resume)
+    }
+
+    /// Whether the member is stopped, as whoever runs it says.
+    pub fn stands_still(&self, member: Member) -> anyhow::Result<bool> {
+        self.member(member)?.process.stands_still().with_context(|| member.to_string())
     }
 
     /// SIGTERM, and waits for the end; an error if that takes longer than `within`.
     pub async fn terminate(&mut self, member: Member, within: Duration) -> anyhow::Result<ExitStatus> {
-        let running = self.member_mut(member)?;
-        running.process.signal(libc::SIGTERM)?;
-        running
-            .process
-            .wait(within)
-            .await?
-            .with_context(|| format!("{member} still runs {} ms after SIGTERM", within.as_millis()))
+        self.member_mut(member)?.process.terminate(within).await.with_context(|| member.to_string())
+    }
+
+    /// The processes of these members, which from now on count as paused or not.
+    fn processes(&mut self, members: &[Member], paused: bool) -> anyhow::Result<Vec<&mut Process>> {
+        let mut found = Vec::new();
+        for (member, running) in &mut self.members {
+            if members.contains(member) {
+                running.paused = paused;
+                found.push(&mut running.process);
+            }
+        }
+        anyhow::ensure!(found.len() == members.len(), "the cluster has not all of {members:?}");
+        Ok(found)
     }
 
     /// Starts a member that ended again, on its ports and its files.
     pub fn restart(&mut self, member: Member) -> anyhow::Result<()> {
-        let Self { plan, members, network } = self;
+        let Self { plan, members, network, .. } = self;
         let running = members.get_mut(&member).with_context(|| format!("the cluster has no {member}"))?;
         if running.process.exited()?.is_none() {
             bail!("{member} still runs");
         }
-        running.process = start_process(plan, member, running.clock.as_ref(), network.as_ref())?;
+        match &mut running.process {
+            Process::Container(container) => container.start()?,
+            Process::Child(child) => {
+                *child = start_process(plan, member, running.clock.as_ref(), network.as_ref())?;
+            }
+        }
         running.paused = false;
         Ok(())
     }
 
-    /// SIGTERM to all at once, then SIGKILL to those that are left after `within`.
+    /// SIGTERM to all at once, then SIGKILL to those that are left after `within`. Containers leave
+    /// their logs where those of children are; a project of ours is removed, another goes on.
     pub async fn stop(mut self, within: Duration) -> anyhow::Result<()> {
-        for running in self.members.values_mut() {
+        let mut children = Vec::new();
+        for (member, running) in &mut self.members {
             if let Some(disk) = &mut running.disk {
                 disk.ask(&ledgermq_faultfs::Command::ClearRules)?;
             }
-            if running.process.exited()?.is_none() {
-                // A stopped process does not see SIGTERM.
-                running.process.signal(libc::SIGCONT)?;
-                running.process.signal(libc::SIGTERM)?;
+            match &mut running.process {
+                Process::Child(child) => {
+                    if child.exited()?.is_none() {
+                        // A stopped process does not see SIGTERM.
+                        child.signal(libc::SIGCONT)?;
+                        child.signal(libc::SIGTERM)?;
+                    }
+                    children.push(child);
+                }
+                Process::Container(container) => {
+                    let since = self.project.as_ref().map_or(0, Project::began_unix);
+                    container.save_log(since, &layout::log_path(&self.plan, *member))?;
+                }
             }
         }
         let deadline = Instant::now() + within;
-        for running in self.members.values_mut() {
+        for child in children {
             let left = deadline.saturating_duration_since(Instant::now());
-            if running.process.wait(left).await?.is_none() {
-                running.process.send_kill()?;
+            if child.wait(left).await?.is_none() {
+                child.send_kill()?;
             }
         }
         Ok(())
@@ -372,8 +480,8 @@ impl Cluster {
     fn serving_brokers(&mut self) -> anyhow::Result<Vec<String>> {
         let mut points = Vec::new();
         for (member, running) in &mut self.members {
-            if matches!(member, Member::Broker(_)) && !running.paused && running.process.exited()?.is_none() {
-                points.push(format!("{}:{}", running.address, running.ports.client));
+            if matches!(member, Member::Broker(_)) && !running.paused && !running.process.is_down()? {
+                points.push(running.access_point.clone());
             }
         }
         Ok(points)
@@ -385,6 +493,21 @@ impl Cluster {
 
     fn member_mut(&mut self, member: Member) -> anyhow::Result<&mut Running> {
         self.members.get_mut(&member).with_context(|| format!("the cluster has no {member}"))
+    }
+}
+
+impl Running {
+    /// What keeps it from serving, where it does not.
+    async fn readiness(&self) -> Result<(), String> {
+        match (&self.process, &self.http) {
+            (Process::Container(container), _) => container.health().await,
+            (Process::Child(_), None) => Err("nobody can ask it".to_owned()),
+            (Process::Child(_), Some(address)) => match http_get(address, "/readyz").await {
+                Ok(answer) if answer.status == 200 => Ok(()),
+                Ok(answer) => Err(format!("HTTP {}: {}", answer.status, answer.body.trim())),
+                Err(error) => Err(error.to_string()),
+            },
+        }
     }
 }
 

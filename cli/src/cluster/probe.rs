@@ -1,4 +1,5 @@
-//! A GET to a child's HTTP port, enough for `/readyz` and `/metrics`.
+//! What a process says of itself (a GET to its HTTP port, enough for `/readyz` and `/metrics`), and
+//! what the kernel says of it.
 
 use std::time::Duration;
 
@@ -30,4 +31,12 @@ async fn get(address: &str, path: &str) -> anyhow::Result<HttpAnswer> {
     let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("not an HTTP answer") };
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("not an HTTP answer")?;
     Ok(HttpAnswer { status, body: body.to_owned() })
+}
+
+/// R, S, T and so on, as the kernel says.
+pub fn process_state(pid: u32) -> anyhow::Result<Option<char>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .with_context(|| format!("process {pid} is gone"))?;
+    // The name in parentheses may hold anything; the state follows the last of them.
+    Ok(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()))
 }

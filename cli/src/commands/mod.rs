@@ -90,7 +90,7 @@ impl Cli {
             Command::Config(command) => config::run(&command),
             Command::Dev(arguments) => block_on(dev::run(arguments)),
             Command::Demo(arguments) => block_on(demo::run(arguments)),
-            Command::Chaos(command) => block_on(chaos::run(command)),
+            Command::Chaos(command) => block_on_beside_one_thread(chaos::run(command)),
             Command::Faultfs(arguments) => faultfs::run(&arguments),
             Command::Admin(arguments) => block_on(admin::run(arguments)),
             Command::Send(arguments) => block_on(send::run(arguments)),
@@ -104,6 +104,17 @@ impl Cli {
 /// killed when the thread that started it ends.
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime could not be built")?
+        .block_on(work)
+}
+
+/// Likewise, with a thread of its own for all that is spawned: what this one waits for (a disk, a
+/// command) does not hold the spawned load up, which would look like an outage.
+fn block_on_beside_one_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .build()
         .context("the runtime could not be built")?

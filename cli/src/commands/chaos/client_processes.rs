@@ -28,6 +28,7 @@ use ledgermq_checkers::history::Event;
 use ledgermq_client::{Client, ClientOptions, ConsumerOptions};
 
 use super::workload::{LEASE, Receiver, Recorder, Sender};
+use crate::cluster::process_state;
 
 /// Numbers of messages and of processes that one client may use.
 const NUMBERS_EACH: u64 = 1 << 32;
@@ -187,7 +188,7 @@ impl ClientProcesses {
                 let time = time.max(LEASE + PAST_THE_LEASE);
                 client.signal(libc::SIGSTOP)?;
                 tokio::time::sleep(time / 2).await;
-                let state = state_of(pid)?;
+                let state = process_state(pid)?;
                 ensure!(state == Some('T'), "{role:?} {pid} is in state {state:?}, not stopped");
                 tokio::time::sleep(time / 2).await;
                 client.signal(libc::SIGCONT)?;
@@ -275,14 +276,6 @@ impl Drop for Running {
             let _ = reader.join();
         }
     }
-}
-
-/// R, S, T and so on.
-pub(super) fn state_of(pid: u32) -> anyhow::Result<Option<char>> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .with_context(|| format!("process {pid} is gone"))?;
-    // The name in parentheses may hold anything; the state follows the last of them.
-    Ok(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()))
 }
 
 /// An event as one line, written at once: what was printed is not lost with the process.

@@ -29,6 +29,7 @@ mod report;
 mod run;
 mod scenario;
 mod suite;
+mod summary;
 mod transactions;
 mod workload;
 
@@ -45,7 +46,7 @@ use report::Report;
 
 #[derive(Debug, Subcommand)]
 pub enum ChaosCommand {
-    /// List the scenarios.
+    /// List the scenarios, and the clusters each can run on.
     List,
     /// Run one: load and faults on a cluster of its own, then the verdict.
     Run(run::RunArgs),
@@ -88,6 +89,19 @@ pub enum ClusterKind {
     /// Child processes, each in a network namespace of its own: also where a scenario needs no bad
     /// links. Needs root and `/dev/net/tun`.
     Netns,
+    /// Containers of a compose project: one of its own, or with `--project` one that runs. Needs
+    /// docker; cutting links needs root and `nft` on the daemon's machine.
+    Compose,
+}
+
+impl ClusterKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Netns => "netns",
+            Self::Compose => "compose",
+        }
+    }
 }
 
 pub async fn run(command: ChaosCommand) -> anyhow::Result<ExitCode> {
@@ -95,8 +109,14 @@ pub async fn run(command: ChaosCommand) -> anyhow::Result<ExitCode> {
         ChaosCommand::List => {
             let mut table = Table::new();
             table.load_preset(presets::NOTHING);
+            table.set_header(["scenario", "clusters", "brokers", "what happens"]);
             for scenario in scenario::SCENARIOS {
-                table.add_row([scenario.name, scenario.about]);
+                let clusters: Vec<_> = scenario.clusters().iter().map(|cluster| cluster.name()).collect();
+                let brokers = match scenario.brokers_min() {
+                    0 | 1 => String::new(),
+                    least => format!("{least}+"),
+                };
+                table.add_row([scenario.name, &clusters.join(" "), &brokers, scenario.about]);
             }
             println!("{table}");
             Ok(ExitCode::SUCCESS)

@@ -2,9 +2,9 @@
 //!
 //! | Fault | Seen by |
 //! |---|---|
-//! | kill | the process was waited for and ended by SIGKILL; after the restart its id is another |
-//! | stop | `/proc/<id>/stat` says T (stopped), and after SIGCONT no longer |
-//! | term | the process ended with status 0 |
+//! | kill | the process was waited for and ended by SIGKILL; after the restart it is another |
+//! | stop | the kernel says T (stopped), docker says paused; after SIGCONT no longer |
+//! | term | the process ended with status 0; after the restart it is another |
 //! | transfer | each time another broker led and said so; the term rose as often |
 //! | overload | more sends began than were answered in the time before |
 //! | of disks, clocks and networks | see `disk_faults`, `clock_faults`, `network_faults` |
@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use ledgermq_checkers::history::{Kind, NEMESIS, Operation};
+use ledgermq_faultnet::Dice;
 
-use super::client_processes::{ClientProcesses, state_of};
+use super::client_processes::ClientProcesses;
 use super::overload::Flood;
 use super::scenario::{Fault, Scenario, Target};
 use super::workload::Recorder;
@@ -33,23 +34,6 @@ const TRANSFERS_REFUSED_MAX: u64 = 20;
 /// Between two transfers of a storm.
 const TRANSFER_EVERY: Duration = Duration::from_millis(100);
 const STATE_POLL: Duration = Duration::from_millis(2);
-
-/// Random numbers from a seed, the same on every machine.
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// SplitMix64.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound.max(1)
-    }
-}
 
 pub struct Nemesis<'a> {
     pub cluster: &'a mut Cluster,
@@ -91,39 +75,21 @@ impl Nemesis<'_> {
         record(true);
         match fault {
             Fault::None => tokio::time::sleep(self.fault_time).await,
-            Fault::Kill => {
-                let mut before = Vec::new();
-                for &member in &targets {
-                    before.push((member, self.cluster.pid(member)?));
-                    self.cluster.kill(member)?;
-                }
-                let fallen = self.cluster.fallen()?;
-                for (member, _) in &before {
-                    use std::os::unix::process::ExitStatusExt as _;
-                    let status = fallen.iter().find(|(of, _)| of == member).map(|(_, status)| *status);
-                    ensure!(
-                        status.and_then(|status| status.signal()) == Some(libc::SIGKILL),
-                        "{member} was not killed: {status:?}"
-                    );
-                }
-                tokio::time::sleep(self.fault_time).await;
-                for (member, pid) in before {
-                    self.cluster.restart(member)?;
-                    ensure!(self.cluster.pid(member)? != pid, "{member} is the same process as before");
-                }
-            }
+            Fault::Kill => self.kill(&targets).await?,
             Fault::Stop => {
-                for &member in &targets {
-                    self.cluster.pause(member)?;
-                }
+                self.cluster.pause_all(&targets)?;
                 for &member in &targets {
                     self.wait_state(member, true).await?;
                 }
                 tokio::time::sleep(self.fault_time).await;
                 for &member in &targets {
-                    self.cluster.resume(member)?;
+                    ensure!(self.cluster.stands_still(member)?, "{member} went on by itself");
+                }
+                self.cluster.resume_all(&targets)?;
+                for &member in &targets {
                     self.wait_state(member, false).await?;
                 }
+                self.recorder.prove(format!("stop {names}: stood still and went on"));
             }
             Fault::Disk(fault) => {
                 let seen = self.disk_fault(fault, &targets).await?;
@@ -153,13 +119,12 @@ impl Nemesis<'_> {
                 self.recorder.prove(format!("{}: {seen}", fault.name()));
             }
             Fault::Terminate => {
+                let before = self.incarnations(&targets)?;
                 for &member in &targets {
                     let status = self.cluster.terminate(member, TERMINATE_WITHIN).await?;
                     ensure!(status.success(), "{member} ended with {status} after SIGTERM");
                 }
-                for &member in &targets {
-                    self.cluster.restart(member)?;
-                }
+                self.start_again("term", "ended with status 0", before)?;
             }
         }
         self.cluster.wait_ready(READY_WITHIN).await.context("after a fault")?;
@@ -167,6 +132,39 @@ impl Nemesis<'_> {
         if let Some((member, status)) = self.cluster.fallen()?.into_iter().next() {
             bail!("{member} ended by itself: {status}");
         }
+        Ok(())
+    }
+
+    async fn kill(&mut self, targets: &[Member]) -> anyhow::Result<()> {
+        use std::os::unix::process::ExitStatusExt as _;
+        let before = self.incarnations(targets)?;
+        self.cluster.kill_all(targets)?;
+        let fallen = self.cluster.fallen()?;
+        for member in targets {
+            let status = fallen.iter().find(|(of, _)| of == member).map(|(_, status)| *status);
+            ensure!(
+                status.and_then(|status| status.signal()) == Some(libc::SIGKILL),
+                "{member} was not killed: {status:?}"
+            );
+        }
+        tokio::time::sleep(self.fault_time).await;
+        self.start_again("kill", "ended by SIGKILL", before)
+    }
+
+    fn incarnations(&self, members: &[Member]) -> anyhow::Result<Vec<(Member, String)>> {
+        members.iter().map(|member| Ok((*member, self.cluster.incarnation(*member)?))).collect()
+    }
+
+    /// Restarts members that ended, each of which must be another process than before.
+    fn start_again(&mut self, fault: &str, ended: &str, before: Vec<(Member, String)>) -> anyhow::Result<()> {
+        let mut seen = Vec::new();
+        for (member, before) in before {
+            self.cluster.restart(member)?;
+            let after = self.cluster.incarnation(member)?;
+            ensure!(after != before, "{member} is the same {before} as before");
+            seen.push(format!("{member}, {before}, {ended}; then {after}"));
+        }
+        self.recorder.prove(format!("{fault}: {}", seen.join("; ")));
         Ok(())
     }
 
@@ -217,12 +215,37 @@ impl Nemesis<'_> {
                 followers.get(chosen).copied().into_iter().collect()
             }
             Target::Majority => {
-                let leader = self.leader().await?;
                 let majority = brokers.len() / 2 + 1;
-                let others = brokers.into_iter().filter(|member| *member != leader);
-                std::iter::once(leader).chain(others).take(majority).collect()
+                self.some_with_leader(brokers, majority).await?
+            }
+            Target::Minority => {
+                let minority = brokers.len().saturating_sub(1) / 2;
+                self.some_with_leader(brokers, minority).await?
+            }
+            Target::Followers => {
+                let minority = brokers.len().saturating_sub(1) / 2;
+                let mut some = self.some_with_leader(brokers, minority + 1).await?;
+                some.remove(0);
+                some
             }
         })
+    }
+
+    /// The leader and others drawn by seed, so many in all.
+    async fn some_with_leader(&mut self, brokers: Vec<Member>, count: usize) -> anyhow::Result<Vec<Member>> {
+        let leader = self.leader().await?;
+        let others = brokers.into_iter().filter(|member| *member != leader).collect();
+        Ok(std::iter::once(leader).chain(self.shuffled(others)).take(count).collect())
+    }
+
+    /// All of them, in an order drawn from the seed.
+    pub(super) fn shuffled<T>(&mut self, mut all: Vec<T>) -> Vec<T> {
+        let mut drawn = Vec::with_capacity(all.len());
+        while !all.is_empty() {
+            let chosen = usize::try_from(self.dice.below(all.len() as u64)).unwrap_or(0);
+            drawn.push(all.swap_remove(chosen));
+        }
+        drawn
     }
 
     async fn leader(&mut self) -> anyhow::Result<Member> {
@@ -230,19 +253,15 @@ impl Nemesis<'_> {
     }
 
     async fn wait_state(&self, member: Member, stopped: bool) -> anyhow::Result<()> {
-        let pid = self.cluster.pid(member)?;
         let deadline = tokio::time::Instant::now() + STATE_WITHIN;
-        loop {
-            let state = state_of(pid).with_context(|| member.to_string())?;
-            if (state == Some('T')) == stopped {
-                return Ok(());
-            }
+        while self.cluster.stands_still(member)? != stopped {
             ensure!(
                 tokio::time::Instant::now() < deadline,
-                "{member} is in state {state:?}, not {}",
-                if stopped { "stopped" } else { "running" }
+                "{member} is {}",
+                if stopped { "not stopped" } else { "still stopped" }
             );
             tokio::time::sleep(STATE_POLL).await;
         }
+        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! `chaos run`: one scenario from the start of its cluster to the verdict.
 
+use std::cell::Cell;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,7 +13,10 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use ledgermq_checkers::History;
 use ledgermq_client::{Client, ClientOptions, ConsumerOptions};
-use ledgermq_proto::admin::{CreateTopicRequest, SetConsumerGroupRequest};
+use ledgermq_faultnet::Dice;
+use ledgermq_proto::admin::{
+    CreateTopicRequest, DeleteTopicRequest, ListTopicsRequest, SetConsumerGroupRequest,
+};
 use ledgermq_proto::rocketmq::MessageType;
 use tokio::time::Instant;
 
@@ -20,7 +24,7 @@ use super::client_processes::{ClientPlan, ClientProcesses, Role};
 use super::delay::DelaySender;
 use super::leases::{LeaseReceiver, OldHandles};
 use super::moments;
-use super::nemesis::{Dice, Nemesis};
+use super::nemesis::Nemesis;
 use super::overload::Flood;
 use super::registers::RegisterClient;
 use super::report::{self, Report};
@@ -28,7 +32,7 @@ use super::scenario::{self, Fault, Scenario};
 use super::transactions::{TransactionSender, checker};
 use super::workload::{LEASE, Receiver, Recorder, Sender};
 use super::{ClusterKind, exit_code, judge};
-use crate::cluster::{Cluster, ClusterPlan};
+use crate::cluster::{Cluster, ClusterPlan, ComposePlan};
 
 const TOPIC: &str = "chaos";
 const CONSUMER_GROUP: &str = "chaos-readers";
@@ -95,6 +99,12 @@ pub struct RunArgs {
     seed: Option<u64>,
     #[arg(long, value_enum, default_value_t = ClusterKind::Local)]
     cluster: ClusterKind,
+    /// With `--cluster compose`: a project that runs, and goes on afterwards.
+    #[arg(long, value_name = "NAME")]
+    project: Option<String>,
+    /// With `--cluster compose`: what a project of its own runs.
+    #[arg(long, default_value = "ledgermq:local")]
+    image: String,
     /// Brokers of the cluster, all in one group.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
     nodes: u64,
@@ -130,6 +140,14 @@ impl RunArgs {
 
 pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     let seed = arguments.seed.unwrap_or_else(random_seed);
+    let is_compose = arguments.cluster == ClusterKind::Compose;
+    ensure!(is_compose || arguments.project.is_none(), "--project means nothing without --cluster compose");
+    let nodes = arguments.project.is_none().then_some(arguments.nodes);
+    arguments.scenario.check(arguments.cluster, nodes).map_err(anyhow::Error::msg)?;
+    ensure!(
+        arguments.project.is_none() || arguments.workload != Workload::Registers,
+        "--workload registers leaves settings behind that nothing removes: not with --project"
+    );
     let out = arguments
         .out
         .clone()
@@ -141,14 +159,30 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
     plan.network_seed = seed;
     plan.faulty_network = arguments.cluster == ClusterKind::Netns;
     arguments.scenario.prepare(&mut plan);
+    plan.compose = is_compose
+        .then(|| ComposePlan { project: arguments.project.clone(), image: arguments.image.clone() });
     let mut cluster = Cluster::start(plan)?;
+    let brokers = u64::try_from(cluster.brokers().count())?;
+    ensure!(
+        brokers >= arguments.scenario.brokers_min(),
+        "{} needs {} brokers, this cluster has {brokers}",
+        arguments.scenario.name,
+        arguments.scenario.brokers_min()
+    );
     let recorder = Arc::new(Recorder::new());
+    let has_topic = Cell::new(false);
     let outcome = tokio::select! {
-        outcome = exercise(&mut cluster, &arguments, &recorder, seed) => outcome,
+        outcome = exercise(&mut cluster, &arguments, &recorder, &has_topic, seed) => outcome,
         _ = super::super::asked_to_stop() => Err(anyhow::anyhow!("interrupted")),
     };
+    let outcome = match &arguments.project {
+        Some(project) if has_topic.get() => outcome.and(clear(&cluster, project).await),
+        _ => outcome,
+    };
     let logs: Vec<PathBuf> = cluster.brokers().map(|member| cluster.log_path(member)).collect();
-    let _ = cluster.stop(STOP_WITHIN).await;
+    if let Err(error) = cluster.stop(STOP_WITHIN).await {
+        eprintln!("ledgermq: stopping the cluster: {error:#}");
+    }
 
     let scenario = format!("{}{}", arguments.scenario.name, arguments.workload.name());
     let history = History { scenario, seed, events: recorder.take() };
@@ -187,12 +221,17 @@ async fn exercise(
     cluster: &mut Cluster,
     arguments: &RunArgs,
     recorder: &Arc<Recorder>,
+    has_topic: &Cell<bool>,
     seed: u64,
 ) -> anyhow::Result<()> {
     cluster.wait_ready(READY_WITHIN).await?;
     let options = ClientOptions { total_deadline: SEND_DEADLINE, ..ClientOptions::default() };
     let producing = Client::connect(&cluster.broker_access_points(), options.clone()).await?;
     let consuming = Client::connect(&cluster.broker_access_points(), options).await?;
+    if arguments.project.is_some() {
+        must_be_free(&producing).await?;
+    }
+    has_topic.set(true);
     prepare(&producing, arguments.workload).await?;
     let stop_receiving = Arc::new(AtomicBool::new(false));
     let mut receivers = Vec::new();
@@ -380,6 +419,28 @@ async fn prepare(client: &Client, workload: Workload) -> anyhow::Result<()> {
         set.context("the consumer group could not be set in time")??;
     }
     Ok(())
+}
+
+/// Somebody's own cluster may have a topic of this name, or that of an earlier run with its messages.
+async fn must_be_free(client: &Client) -> anyhow::Result<()> {
+    let topics = client.admin().list_topics(ListTopicsRequest {}).await?.topics;
+    ensure!(
+        topics.iter().all(|topic| topic.name != TOPIC),
+        "this cluster has a topic {TOPIC} already; `ledgermq admin topic delete {TOPIC}` removes it with its messages"
+    );
+    Ok(())
+}
+
+/// Takes the topic of the run out of a cluster that goes on.
+async fn clear(cluster: &Cluster, project: &str) -> anyhow::Result<()> {
+    let client = Client::connect(&cluster.broker_access_points(), ClientOptions::default()).await?;
+    let request = DeleteTopicRequest { name: TOPIC.to_owned() };
+    client
+        .admin()
+        .delete_topic(request)
+        .await
+        .map(|_| ())
+        .with_context(|| format!("the topic {TOPIC} stays in project {project}"))
 }
 
 async fn show_progress(recorder: Arc<Recorder>, quiet: bool) {

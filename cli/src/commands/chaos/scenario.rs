@@ -1,10 +1,11 @@
 //! The scenarios: a fault and whom it meets.
 
+use super::ClusterKind;
 use super::client_processes::ClientFault;
 use super::clock_faults::ClockFault;
 use super::disk_faults::{DiskFault, Rotten};
 use super::network_faults::NetworkFault;
-use crate::cluster::ClusterPlan;
+use crate::cluster::{COMPOSE_BROKERS, ClusterPlan};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -32,6 +33,10 @@ pub enum Target {
     Follower,
     /// A majority, the leader among them.
     Majority,
+    /// As many as the others are still a majority without, the leader among them.
+    Minority,
+    /// As many, all of them followers.
+    Followers,
     /// All brokers at once.
     All,
     /// All brokers one after the other, each back before the next.
@@ -75,6 +80,18 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "kill -9 of the leader and half of the others at once",
     },
     Scenario {
+        name: "kill-minority",
+        fault: Fault::Kill,
+        target: Target::Minority,
+        about: "kill -9 of two brokers of five at once, the leader among them",
+    },
+    Scenario {
+        name: "kill-followers",
+        fault: Fault::Kill,
+        target: Target::Followers,
+        about: "kill -9 of two followers of five at once",
+    },
+    Scenario {
         name: "kill-all",
         fault: Fault::Kill,
         target: Target::All,
@@ -91,6 +108,24 @@ pub const SCENARIOS: &[Scenario] = &[
         fault: Fault::Stop,
         target: Target::Follower,
         about: "SIGSTOP of a follower for a while",
+    },
+    Scenario {
+        name: "stop-majority",
+        fault: Fault::Stop,
+        target: Target::Majority,
+        about: "SIGSTOP of the leader and half of the others for a while",
+    },
+    Scenario {
+        name: "stop-minority",
+        fault: Fault::Stop,
+        target: Target::Minority,
+        about: "SIGSTOP of two brokers of five for a while, the leader among them",
+    },
+    Scenario {
+        name: "stop-followers",
+        fault: Fault::Stop,
+        target: Target::Followers,
+        about: "SIGSTOP of two followers of five for a while",
     },
     Scenario {
         name: "stop-all",
@@ -333,6 +368,24 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "a follower and the others do not reach each other",
     },
     Scenario {
+        name: "isolate-majority",
+        fault: Fault::Network(NetworkFault::Isolated),
+        target: Target::Majority,
+        about: "the leader and half of the others reach no other member each",
+    },
+    Scenario {
+        name: "isolate-minority",
+        fault: Fault::Network(NetworkFault::Isolated),
+        target: Target::Minority,
+        about: "two brokers of five reach no other member each, the leader among them",
+    },
+    Scenario {
+        name: "isolate-followers",
+        fault: Fault::Network(NetworkFault::Isolated),
+        target: Target::Followers,
+        about: "two followers of five reach no other member each",
+    },
+    Scenario {
         name: "isolate-each",
         fault: Fault::Network(NetworkFault::Isolated),
         target: Target::EachInTurn,
@@ -366,13 +419,13 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "bridge",
         fault: Fault::Network(NetworkFault::Bridge),
         target: Target::Leader,
-        about: "two halves, and one broker that reaches both (five brokers)",
+        about: "two halves, and one broker that reaches both",
     },
     Scenario {
         name: "ring",
         fault: Fault::Network(NetworkFault::Ring),
         target: Target::Leader,
-        about: "each broker reaches a majority, no two the same (five brokers)",
+        about: "each broker reaches a majority, no two the same",
     },
     Scenario {
         name: "flapping-leader",
@@ -462,6 +515,71 @@ impl Scenario {
         if self.fault == Fault::Disk(DiskFault::Full) { FILLING_MESSAGE_BYTES } else { MESSAGE_BYTES }
     }
 
+    /// Fewer brokers make this no scenario of its own.
+    pub fn brokers_min(self) -> u64 {
+        let is_of_five = matches!(self.fault, Fault::Network(NetworkFault::Bridge | NetworkFault::Ring))
+            || matches!(self.target, Target::Minority | Target::Followers);
+        match self.fault {
+            _ if is_of_five => 5,
+            Fault::Transfer => 2,
+            _ => 1,
+        }
+    }
+
+    /// How many brokers a run of it has where so many are wanted.
+    pub fn brokers_on(self, cluster: ClusterKind, wanted: u64) -> u64 {
+        match cluster {
+            ClusterKind::Local | ClusterKind::Netns => wanted.max(self.brokers_min()),
+            ClusterKind::Compose => COMPOSE_BROKERS,
+        }
+    }
+
+    /// The clusters on which the fault can happen.
+    pub fn clusters(self) -> &'static [ClusterKind] {
+        use ClusterKind::{Compose, Local, Netns};
+        match self.fault {
+            Fault::None
+            | Fault::Kill
+            | Fault::Stop
+            | Fault::Terminate
+            | Fault::Transfer
+            | Fault::Overload
+            | Fault::Client(_) => &[Local, Netns, Compose],
+            Fault::Disk(_) | Fault::Clock(_) => &[Local, Netns],
+            // Such a run makes networks of its own either way.
+            Fault::Network(fault) if fault.is_cut() => &[Local, Netns, Compose],
+            Fault::Network(_) => &[Local, Netns],
+        }
+    }
+
+    /// An error that says why this scenario cannot run there. A project of somebody's own has as many
+    /// brokers as it has.
+    pub fn check(self, cluster: ClusterKind, brokers: Option<u64>) -> Result<(), String> {
+        if !self.clusters().contains(&cluster) {
+            let why = match self.fault {
+                Fault::Disk(_) => "the disks of containers are those of the machine",
+                Fault::Clock(_) => "the clock of containers is that of the machine",
+                _ => "links of containers can be cut, not made slow or lossy",
+            };
+            let name = self.name;
+            return Err(format!("{name} cannot run with --cluster compose: {why}; --cluster local can"));
+        }
+        let Some(brokers) = brokers else { return Ok(()) };
+        if brokers < self.brokers_min() {
+            let (name, least) = (self.name, self.brokers_min());
+            return Err(format!(
+                "{name} needs {least} brokers (--nodes {least}), this cluster has {brokers}"
+            ));
+        }
+        if cluster == ClusterKind::Compose && brokers != COMPOSE_BROKERS {
+            return Err(format!(
+                "--nodes {brokers}: the compose cluster of its own has {COMPOSE_BROKERS} brokers; \
+                 --project takes one of yours"
+            ));
+        }
+        Ok(())
+    }
+
     pub fn loses_power(self) -> bool {
         matches!(self.fault, Fault::Disk(DiskFault::PowerLoss | DiskFault::TornTail))
     }
@@ -503,5 +621,26 @@ mod tests {
             assert_eq!(parse(scenario.name), Ok(*scenario));
         }
         assert!(parse("kill-everything").is_err());
+    }
+
+    #[test]
+    fn a_scenario_that_cannot_run_somewhere_is_refused_with_the_reason() {
+        let refused =
+            |name: &str, cluster, brokers| parse(name).unwrap().check(cluster, brokers).unwrap_err();
+        let disks = refused("slow-disk-leader", ClusterKind::Compose, Some(3));
+        assert!(disks.contains("--cluster compose") && disks.contains("disks of containers"), "{disks}");
+        assert!(refused("clock-step-one", ClusterKind::Compose, None).contains("clock"));
+        assert!(refused("loss", ClusterKind::Compose, Some(3)).contains("cut, not made slow"));
+        let few = refused("kill-minority", ClusterKind::Local, Some(3));
+        assert!(few.contains("needs 5 brokers (--nodes 5)") && few.contains("has 3"), "{few}");
+        assert!(refused("ring", ClusterKind::Netns, Some(4)).contains("needs 5 brokers"));
+        assert!(refused("kill-leader", ClusterKind::Compose, Some(5)).contains("has 3 brokers"));
+        for scenario in SCENARIOS {
+            for cluster in scenario.clusters() {
+                let brokers = if *cluster == ClusterKind::Compose { None } else { Some(5) };
+                assert_eq!(scenario.check(*cluster, brokers), Ok(()), "{}", scenario.name);
+            }
+        }
+        assert_eq!(parse("isolate-leader").unwrap().check(ClusterKind::Compose, Some(3)), Ok(()));
     }
 }

@@ -1,9 +1,10 @@
-//! `chaos suite`: runs one after the other, each a process and a cluster of its own, and one summary.
+//! `chaos suite`: runs one after the other, each a process and a cluster of its own, and one summary
+//! ([`super::summary`]), written anew after each run.
 //!
 //! | Set | Rows | Meant for |
 //! |---|---|---|
 //! | `ci` | each workload under a fault of the kind it is most likely to feel, one injection | every change |
-//! | `full` | every scenario with every workload it knows, the injections as given | a release |
+//! | `full` | every scenario that can run on the cluster, with every workload it knows, the injections as given | a release |
 //!
 //! The exit status is the worst of the runs: 1 for an anomaly or a run that went wrong, 2 where
 //! something could not be judged.
@@ -14,13 +15,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use comfy_table::{Table, presets};
-use serde::Serialize;
+use ledgermq_faultnet::Dice;
 use tokio::time::Instant;
 
-use super::nemesis::Dice;
+use super::ClusterKind;
 use super::run::{Workload, random_seed};
 use super::scenario::{self, Fault};
+use super::summary::{Run, Seen, Summary};
 
 /// A run that takes longer is hung.
 const RUN_WITHIN: Duration = Duration::from_secs(3_600);
@@ -43,7 +44,16 @@ pub struct SuiteArgs {
     injections: u32,
     #[arg(long, default_value_t = 300)]
     rate: u32,
-    /// One folder for each run, and `suite.json`; `chaos-suite-SEED` unless given.
+    /// Where the runs are made; faults of networks make networks of their own on `local` as well.
+    #[arg(long, value_enum, default_value_t = ClusterKind::Local)]
+    cluster: ClusterKind,
+    /// Brokers of each run; more where a scenario needs more.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
+    nodes: u64,
+    /// Milliseconds that each fault lasts.
+    #[arg(long, default_value_t = 500, value_name = "MS")]
+    fault_ms: u64,
+    /// One folder for each run, `suite.json` and `suite.html`; `chaos-suite-SEED` unless given.
     #[arg(long)]
     out: Option<PathBuf>,
     /// Print the summary as JSON instead of a table.
@@ -80,35 +90,12 @@ static WORKLOADS: [Workload; 6] = [
     Workload::Registers,
 ];
 
-#[derive(Debug, Serialize)]
-struct Summary {
-    seed: u64,
-    valid: usize,
-    runs: Vec<Run>,
-}
-
-#[derive(Debug, Serialize)]
-struct Run {
-    scenario: String,
-    workload: String,
-    seed: u64,
-    /// Exit status of the run; none if it was killed or hung.
-    status: Option<i32>,
-    seconds: u64,
-    injections: u64,
-    acknowledged: u64,
-    gap_p99_ms: f64,
-    /// Fatal ones, by checker.
-    anomalies: Vec<String>,
-    /// What the run said when it went wrong.
-    error: Option<String>,
-}
-
-fn rows(set: Set, injections: u32) -> Vec<Row> {
+fn rows(set: Set, cluster: ClusterKind, injections: u32) -> Vec<Row> {
     match set {
         Set::Ci => CI.to_vec(),
         Set::Full => scenario::SCENARIOS
             .iter()
+            .filter(|scenario| scenario.check(cluster, Some(scenario.brokers_on(cluster, 1))).is_ok())
             .flat_map(|scenario| {
                 // Clients fail under this one only.
                 let is_of_clients = matches!(scenario.fault, Fault::Client(_));
@@ -129,20 +116,21 @@ pub async fn run(arguments: SuiteArgs) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let mut dice = Dice::new(seed);
     let mut summary = Summary { seed, valid: 0, runs: Vec::new() };
-    for row in rows(arguments.set, arguments.injections) {
+    for row in rows(arguments.set, arguments.cluster, arguments.injections) {
         let run = one(row, dice.below(1 << 32), &arguments, &out).await?;
         if !arguments.json {
-            eprintln!("{} {} seed {}: {}", run.scenario, run.workload, run.seed, said(run.status));
+            eprintln!("{} {} seed {}: {}", run.scenario, run.workload, run.seed, run.said());
         }
         summary.valid += usize::from(run.status == Some(0));
         summary.runs.push(run);
         let json = serde_json::to_string_pretty(&summary)?;
         std::fs::write(out.join("suite.json"), &json).context("cannot write suite.json")?;
+        std::fs::write(out.join("suite.html"), summary.as_page()).context("cannot write suite.html")?;
     }
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
     } else {
-        println!("{}\nhistories and reports: {}", as_text(&summary), out.display());
+        println!("{}\nhistories and reports: {}", summary.as_text(), out.join("suite.html").display());
     }
     Ok(worst(summary.runs.iter().map(|run| run.status)))
 }
@@ -150,21 +138,33 @@ pub async fn run(arguments: SuiteArgs) -> anyhow::Result<ExitCode> {
 async fn one(row: Row, seed: u64, arguments: &SuiteArgs, out: &std::path::Path) -> anyhow::Result<Run> {
     let workload = row.workload.to_possible_value().context("a workload without a name")?;
     let workload = workload.get_name().to_owned();
-    let folder = out.join(format!("{}-{workload}", row.scenario));
+    let scenario = scenario::parse(row.scenario).map_err(anyhow::Error::msg)?;
+    let folder = format!("{}-{workload}", row.scenario);
     // Under "none" there is nothing to wait for but the load.
     let duration = if row.scenario == "none" { 20 } else { 60 * u64::from(row.injections) };
-    let is_of_network = scenario::SCENARIOS
-        .iter()
-        .any(|known| known.name == row.scenario && matches!(known.fault, Fault::Network(_)));
-    let cluster = if is_of_network { "netns" } else { "local" };
+    let is_of_network = matches!(scenario.fault, Fault::Network(_));
+    let cluster = match arguments.cluster {
+        ClusterKind::Local if is_of_network => ClusterKind::Netns,
+        cluster => cluster,
+    };
+    let brokers = scenario.brokers_on(cluster, arguments.nodes);
+    let mut words = vec!["chaos".to_owned(), "run".to_owned()];
+    let mut option = |name: &str, value: String| words.extend([format!("--{name}"), value]);
+    option("scenario", row.scenario.to_owned());
+    option("workload", workload.clone());
+    option("seed", seed.to_string());
+    option("rate", arguments.rate.to_string());
+    option("injections", row.injections.to_string());
+    option("duration", duration.to_string());
+    option("fault-ms", arguments.fault_ms.to_string());
+    option("cluster", cluster.name().to_owned());
+    option("nodes", brokers.to_string());
     let binary = std::env::current_exe().context("cannot find this binary")?;
     let began = Instant::now();
     let output = tokio::process::Command::new(binary)
-        .args(["chaos", "run", "--json", "--scenario", row.scenario, "--workload", &workload])
-        .args(["--seed", &seed.to_string(), "--rate", &arguments.rate.to_string()])
-        .args(["--injections", &row.injections.to_string(), "--duration", &duration.to_string()])
-        .args(["--cluster", cluster, "--fault-ms", "500", "--out"])
-        .arg(&folder)
+        .args(&words)
+        .args(["--json", "--out"])
+        .arg(out.join(&folder))
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
@@ -179,44 +179,20 @@ async fn one(row: Row, seed: u64, arguments: &SuiteArgs, out: &std::path::Path) 
         }
         Err(_) => (None, serde_json::Value::Null, Some(format!("no end within {RUN_WITHIN:?}"))),
     };
-    let verdicts = report["verdicts"].as_array().cloned().unwrap_or_default();
-    let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
-    let anomalies = verdicts.iter().flat_map(|verdict| {
-        let checker = verdict["checker"].as_str().unwrap_or_default().to_owned();
-        list(&verdict["anomalies"]).into_iter().filter(|anomaly| anomaly["fatal"] == true).map(
-            move |anomaly| {
-                let name = anomaly["name"].as_str().unwrap_or_default();
-                format!("{checker}: {} {name}", anomaly["count"])
-            },
-        )
-    });
-    let acknowledged = verdicts.iter().find(|verdict| verdict["checker"] == "total-queue").map(|verdict| {
-        list(&verdict["counts"])
-            .iter()
-            .find(|count| count[0] == "acknowledged")
-            .and_then(|count| count[1].as_u64())
-            .unwrap_or(0)
-    });
     Ok(Run {
         scenario: row.scenario.to_owned(),
+        about: scenario.about.to_owned(),
         workload,
+        cluster: cluster.name().to_owned(),
+        brokers,
         seed,
+        command: format!("ledgermq {}", words.join(" ")),
+        folder,
         status,
         seconds,
-        injections: report["injections"].as_u64().unwrap_or(0),
-        acknowledged: acknowledged.unwrap_or(0),
-        gap_p99_ms: report["gap_ms"]["p99"].as_f64().unwrap_or(0.0),
-        anomalies: anomalies.collect(),
+        seen: Seen::of(&report),
         error: error.filter(|_| status != Some(0)),
     })
-}
-
-fn said(status: Option<i32>) -> &'static str {
-    match status {
-        Some(0) => "valid",
-        Some(2) => "unknown",
-        _ => "INVALID, or the run went wrong",
-    }
 }
 
 fn worst(statuses: impl Iterator<Item = Option<i32>>) -> ExitCode {
@@ -231,47 +207,19 @@ fn worst(statuses: impl Iterator<Item = Option<i32>>) -> ExitCode {
     ExitCode::from(worst)
 }
 
-fn as_text(summary: &Summary) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
-        "scenario",
-        "workload",
-        "seed",
-        "verdict",
-        "injections",
-        "acknowledged",
-        "gap p99 ms",
-        "s",
-    ]);
-    for run in &summary.runs {
-        table.add_row([
-            run.scenario.clone(),
-            run.workload.clone(),
-            run.seed.to_string(),
-            said(run.status).to_owned(),
-            run.injections.to_string(),
-            run.acknowledged.to_string(),
-            format!("{:.0}", run.gap_p99_ms),
-            run.seconds.to_string(),
-        ]);
-        for anomaly in run.anomalies.iter().chain(&run.error) {
-            table.add_row([format!("  {anomaly}")]);
-        }
-    }
-    format!("{table}\n{} of {} valid, seed {}", summary.valid, summary.runs.len(), summary.seed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_row_of_a_set_names_a_scenario_and_no_row_stands_twice() {
-        for set in [Set::Ci, Set::Full] {
-            let rows = rows(set, 1);
+        let kinds = [ClusterKind::Local, ClusterKind::Compose];
+        for (set, cluster) in [Set::Ci, Set::Full].into_iter().flat_map(|set| kinds.map(|kind| (set, kind))) {
+            let rows = rows(set, cluster, 1);
+            assert!(!rows.is_empty());
             for (position, row) in rows.iter().enumerate() {
-                assert!(scenario::parse(row.scenario).is_ok(), "{row:?}");
+                let scenario = scenario::parse(row.scenario).unwrap();
+                assert_eq!(scenario.check(cluster, Some(scenario.brokers_on(cluster, 3))), Ok(()), "{row:?}");
                 assert!(!rows[..position].contains(row), "{row:?}");
             }
         }
