@@ -7,3 +7,4 @@ pub mod kill;
 pub mod python;
 pub mod python_program;
 pub mod recorded;
+pub mod transactions;
