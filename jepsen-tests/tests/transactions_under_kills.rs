@@ -53,6 +53,8 @@ struct Producers<'a> {
     bed_dir: &'a std::path::Path,
     endpoints: &'a str,
     transactions: u64,
+    /// The producers go no further, so that they are not done before the last kill.
+    until: u64,
     running: Vec<RecordedProcess>,
     /// What killed ones had recorded.
     gone: Vec<Event>,
@@ -68,7 +70,16 @@ impl Producers<'_> {
         command
             .arg(self.endpoints)
             .args([first, PRODUCERS, self.transactions].map(|number| number.to_string()));
-        RecordedProcess::spawn(&mut command, &stderr)
+        let mut producer = RecordedProcess::spawn(&mut command, &stderr)?;
+        producer.say(&format!("until {}", self.until))?;
+        Ok(producer)
+    }
+
+    /// Numbers below `until` may be sent.
+    fn allow(&mut self, until: u64) -> Result<()> {
+        self.until = until.min(self.transactions);
+        let line = format!("until {}", self.until);
+        self.running.iter_mut().try_for_each(|producer| producer.say(&line))
     }
 
     fn start_all(&mut self) -> Result<()> {
@@ -143,6 +154,7 @@ async fn what_is_consumed_is_what_was_to_be_committed() -> Result<()> {
         bed_dir: &bed_dir,
         endpoints: &endpoints,
         transactions,
+        until: 0,
         running: Vec::new(),
         gone: Vec::new(),
         started: 0,
@@ -150,7 +162,10 @@ async fn what_is_consumed_is_what_was_to_be_committed() -> Result<()> {
     };
     producers.start_all()?;
     let mut leaders_killed = Vec::new();
+    // Enough to be busy while something is killed, and more than halves whose fate is not known.
+    let ahead = transactions / (leader_kills + producer_kills + 1) + 2 * producer_kills;
     for (after, kill) in plan(transactions, leader_kills, producer_kills) {
+        producers.allow(after + ahead)?;
         wait_until(STEP_WITHIN, 5, || producers.settled() >= after)
             .await
             .with_context(|| format!("{} of {after} transactions", producers.settled()))?;
@@ -160,6 +175,7 @@ async fn what_is_consumed_is_what_was_to_be_committed() -> Result<()> {
         }
     }
     let behind_the_kills = transactions - producers.settled().min(transactions);
+    producers.allow(transactions)?;
     let all_done = || producers.running.iter().all(|producer| producer.count(|event| event.e == "done") > 0);
     wait_until(SETTLE_WITHIN, 20, all_done).await.context("the producers do not end")?;
     let mut open = serde_json::Value::Null;

@@ -2,8 +2,13 @@
 //! other and stays, to answer for what it and others left open, until standard input ends.
 //!
 //! `transaction_producer ACCESS_POINTS FIRST STEP END` sends the numbers FIRST, FIRST + STEP, … below END.
-//! After a line `hold` on standard input it leaves its next half without an end and waits to be killed.
-//! One JSON line per event:
+//!
+//! | Line on standard input | Means |
+//! |---|---|
+//! | `until N` | numbers below N may be sent, none before the first such line |
+//! | `hold` | leave the next half without an end and wait to be killed |
+//!
+//! One JSON line per event on standard output:
 //!
 //! | `e` | Means |
 //! |---|---|
@@ -16,19 +21,38 @@
 //! | `done` | all are sent |
 
 use std::io::{BufRead as _, Write as _};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ledgermq_client::{Client, ClientOptions, Message};
 use ledgermq_jepsen_tests::transactions::{LEFT_OPEN_EVERY, TOPIC, decide, is_to_commit, name_of};
 use serde_json::json;
+use tokio::sync::watch;
 
 fn record(event: &str, name: &str, error: Option<String>) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", json!({ "e": event, "n": name, "error": error }))?;
     Ok(out.flush()?)
+}
+
+#[derive(Default)]
+struct Told {
+    until: u64,
+    hold: bool,
+}
+
+fn read_input() -> watch::Receiver<Told> {
+    let (teller, told) = watch::channel(Told::default());
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
+            let until = line.strip_prefix("until ").and_then(|number| number.parse().ok());
+            teller.send_modify(|told| {
+                told.until = until.unwrap_or(told.until);
+                told.hold |= line == "hold";
+            });
+        }
+    });
+    told
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -37,21 +61,14 @@ async fn main() -> Result<()> {
     let access_points = arguments.next().context("no access points")?;
     let numbers = arguments.map(|text| text.parse()).collect::<Result<Vec<u64>, _>>()?;
     let &[first, step, end] = numbers.as_slice() else { anyhow::bail!("expected FIRST STEP END") };
-    let hold = Arc::new(AtomicBool::new(false));
-    let input_ended = Arc::new(tokio::sync::Notify::new());
-    std::thread::spawn({
-        let (hold, input_ended) = (Arc::clone(&hold), Arc::clone(&input_ended));
-        move || {
-            for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
-                hold.fetch_or(line == "hold", Ordering::Relaxed);
-            }
-            input_ended.notify_one();
-        }
-    });
+    let mut told = read_input();
     let options = ClientOptions { total_deadline: Duration::from_secs(60), ..ClientOptions::default() };
     let client = Client::connect(&access_points, options).await?;
     let producer = client.transactional_producer([TOPIC], decide);
     for number in (first..end).step_by(usize::try_from(step)?) {
+        if told.wait_for(|told| told.hold || number < told.until).await.is_err() {
+            return Ok(());
+        }
         let name = name_of(number);
         record("invoke", &name, None)?;
         let transaction = match producer.send(Message::new(TOPIC, name.clone())).await {
@@ -62,7 +79,7 @@ async fn main() -> Result<()> {
             }
         };
         record("half", &name, None)?;
-        if hold.load(Ordering::Relaxed) {
+        if told.borrow().hold {
             record("held", &name, None)?;
             break;
         }
@@ -77,10 +94,11 @@ async fn main() -> Result<()> {
             Err(error) => record("fail", &name, Some(error.to_string()))?,
         }
     }
-    if !hold.load(Ordering::Relaxed) {
+    if !told.borrow().hold {
         record("done", "", None)?;
     }
-    input_ended.notified().await;
+    // An error is the end of the input.
+    while told.changed().await.is_ok() {}
     producer.close().await;
     Ok(())
 }
