@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
-use ledgermq_client::{Client, ClientOptions, ConsumerOptions, Message, Producer};
+use ledgermq_client::{Client, ClientOptions, ConsumerOptions, Message, Producer, SimpleConsumer};
 use ledgermq_common::clock::{Clock as _, SystemClock, UnixMillis};
 use ledgermq_proto::admin::{CreateTopicRequest, ShowTopicRequest};
 use ledgermq_proto::rocketmq::MessageType;
@@ -63,14 +63,14 @@ pub async fn run(spec: &DelayedSpec) -> anyhow::Result<DelayedReport> {
     let waiting_topic = create(&client, &format!("{}-waiting", spec.topic)).await?;
     let begun = Instant::now();
     let now = SystemClock.now();
-    store(&producer, &waiting_topic, spec.waiting, &body, move |number| {
-        now.saturating_add_ms(WAITING_AHEAD_MS + number * 7_919 % WAITING_SPREAD_MS)
+    store(&producer, &waiting_topic, spec.waiting, |number| {
+        (body.clone(), now.saturating_add_ms(WAITING_AHEAD_MS + number * 7_919 % WAITING_SPREAD_MS))
     })
     .await?;
     let stored_per_second = spec.waiting as f64 / begun.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
 
     let probe_topic = create(&client, &format!("{}-probes", spec.topic)).await?;
-    let (fired_late, arrived_late, early) = probe(spec, &client, &producer, &probe_topic).await?;
+    let received = probe(spec, &client, &producer, &probe_topic).await?;
 
     let storm_topic = create(&client, &format!("{}-storm", spec.topic)).await?;
     let storm_ms = storm(spec, &client, &producer, &storm_topic, &body).await?;
@@ -78,17 +78,17 @@ pub async fn run(spec: &DelayedSpec) -> anyhow::Result<DelayedReport> {
     Ok(DelayedReport {
         waiting: spec.waiting,
         stored_per_second,
-        probes: fired_late.count(),
-        early,
-        fired_late: fired_late.summary(),
-        arrived_late: arrived_late.summary(),
+        probes: received.fired_late.count(),
+        early: received.early,
+        fired_late: received.fired_late.summary(),
+        arrived_late: received.arrived_late.summary(),
         storm: spec.storm,
         storm_ms,
         storm_per_second: spec.storm as f64 * 1000.0 / storm_ms.max(f64::MIN_POSITIVE),
     })
 }
 
-async fn create(client: &Client, topic: &str) -> anyhow::Result<String> {
+pub(crate) async fn create(client: &Client, topic: &str) -> anyhow::Result<String> {
     let request = CreateTopicRequest {
         name: topic.to_owned(),
         queues: 8,
@@ -99,12 +99,12 @@ async fn create(client: &Client, topic: &str) -> anyhow::Result<String> {
     Ok(topic.to_owned())
 }
 
-async fn store(
+/// `content` gives each message its body and its delivery time.
+pub(crate) async fn store(
     producer: &Producer,
     topic: &str,
     count: u64,
-    body: &Bytes,
-    due: impl Fn(u64) -> UnixMillis,
+    content: impl Fn(u64) -> (Bytes, UnixMillis),
 ) -> anyhow::Result<()> {
     let mut requests = JoinSet::new();
     for from in (0..count).step_by(BATCH as usize) {
@@ -112,7 +112,10 @@ async fn store(
             requests.join_next().await.context("a request is in flight")???;
         }
         let messages: Vec<Message> = (from..count.min(from + BATCH))
-            .map(|number| Message::new(topic, body.clone()).deliver_at(due(number)))
+            .map(|number| {
+                let (body, due) = content(number);
+                Message::new(topic, body).deliver_at(due)
+            })
             .collect();
         let producer = producer.clone();
         requests.spawn(async move { producer.send_many(messages).await.map(drop) });
@@ -129,7 +132,7 @@ async fn probe(
     client: &Client,
     producer: &Producer,
     topic: &str,
-) -> anyhow::Result<(LatencyRecorder, LatencyRecorder, u64)> {
+) -> anyhow::Result<ReceivedDue> {
     let options = ConsumerOptions::new(format!("{topic}-readers")).subscribe(topic, "*");
     let consumer = client.simple_consumer(options);
     let sending = {
@@ -146,27 +149,44 @@ async fn probe(
             Ok::<_, ledgermq_client::SendError>(())
         })
     };
-    let (mut fired, mut arrived, mut early) = (LatencyRecorder::new()?, LatencyRecorder::new()?, 0);
-    let deadline = Instant::now() + ARRIVAL_WITHIN;
-    while fired.count() < u64::from(spec.probes) {
-        ensure!(Instant::now() < deadline, "{} of {} probes arrived", fired.count(), spec.probes);
+    let received = receive_due(&consumer, u64::from(spec.probes), Instant::now() + ARRIVAL_WITHIN).await?;
+    sending.await??;
+    consumer.close().await;
+    Ok(received)
+}
+
+/// How late messages came whose bodies are their delivery times.
+pub(crate) struct ReceivedDue {
+    pub fired_late: LatencyRecorder,
+    pub arrived_late: LatencyRecorder,
+    pub early: u64,
+}
+
+pub(crate) async fn receive_due(
+    consumer: &SimpleConsumer,
+    count: u64,
+    deadline: Instant,
+) -> anyhow::Result<ReceivedDue> {
+    let (fired_late, arrived_late) = (LatencyRecorder::new()?, LatencyRecorder::new()?);
+    let mut received = ReceivedDue { fired_late, arrived_late, early: 0 };
+    while received.fired_late.count() < count {
+        let arrived = received.fired_late.count();
+        ensure!(Instant::now() < deadline, "{arrived} of {count} messages arrived");
         let messages = consumer.receive(32).await?;
         let now = SystemClock.now();
         for message in &messages {
-            let due: u64 = std::str::from_utf8(&message.body)?.parse()?;
+            let due: u64 = std::str::from_utf8(&message.body)?.trim_end().parse()?;
             if message.store_timestamp_ms < due || now.get() < due {
-                early += 1;
+                received.early += 1;
             }
-            fired.record(Duration::from_millis(message.store_timestamp_ms.saturating_sub(due)));
-            arrived.record(Duration::from_millis(now.get().saturating_sub(due)));
+            received.fired_late.record(Duration::from_millis(message.store_timestamp_ms.saturating_sub(due)));
+            received.arrived_late.record(Duration::from_millis(now.get().saturating_sub(due)));
         }
         for acknowledged in consumer.ack_many(&messages).await {
             acknowledged?;
         }
     }
-    sending.await??;
-    consumer.close().await;
-    Ok((fired, arrived, early))
+    Ok(received)
 }
 
 async fn storm(
@@ -181,7 +201,7 @@ async fn storm(
     }
     // Ahead of what storing them takes at 10,000 per second.
     let due = SystemClock.now().saturating_add_ms(PROBE_AHEAD_MS + spec.storm / 10);
-    store(producer, topic, spec.storm, body, move |_| due).await?;
+    store(producer, topic, spec.storm, |_| (body.clone(), due)).await?;
     ensure!(SystemClock.now() < due, "storing the storm took longer than its delay");
     tokio::time::sleep(Duration::from_millis(due.saturating_ms_since(SystemClock.now()))).await;
     let deadline = Instant::now() + ARRIVAL_WITHIN;

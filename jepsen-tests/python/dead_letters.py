@@ -1,8 +1,8 @@
 """A push consumer of the unmodified Python SDK that fails on some messages until they are given up.
 
-Prints the word `failing` once the first delivery failed, so that a fault can be brought in, and then
-one JSON object: the attempts of each failing message, and what was read from the dead-letter topic.
-Exit status 0 only when exactly the failing messages are there, with their origin.
+Prints `half` once the first delivery failed (see `middle.py`); second attempts end when the fault is over, but
+for one. Then one JSON object: the attempts of each failing message, and what was read from the dead-letter
+topic. Exit status 0 only when exactly the failing messages are there, once each, with their origin.
 """
 
 import argparse
@@ -11,8 +11,12 @@ import sys
 import threading
 import time
 
+from middle import Middle
 from rocketmq import (ClientConfiguration, ConsumeResult, Credentials, FilterExpression, Message,
                       MessageListener, Producer, PushConsumer, SimpleConsumer)
+
+# Less than a lease.
+HOLD_S = 20
 
 
 def arguments():
@@ -27,22 +31,30 @@ def arguments():
 
 
 class FailsSome(MessageListener):
-    def __init__(self):
+    def __init__(self, middle):
         self.lock = threading.Lock()
+        self.middle = middle
         self.attempts = {}
         self.succeeded = set()
         self.told = False
+        self.after = 0
 
     def consume(self, message):
-        with self.lock:
-            if message.properties.get("fails") != "yes":
+        if message.properties.get("fails") != "yes":
+            with self.lock:
                 self.succeeded.add(message.message_id)
-                return ConsumeResult.SUCCESS
+            return ConsumeResult.SUCCESS
+        with self.lock:
             self.attempts.setdefault(message.message_id, []).append(message.delivery_attempt)
             if not self.told:
                 self.told = True
-                print("failing", flush=True)
-            return ConsumeResult.FAILURE
+                self.middle.reached()
+        # One goes its way while the fault lasts, so that it meets an attempt.
+        if message.delivery_attempt == 2 and bytes(message.body) != b"body-0":
+            self.middle.wait(HOLD_S)
+        with self.lock:
+            self.after += self.middle.is_over()
+        return ConsumeResult.FAILURE
 
 
 def main():
@@ -67,12 +79,12 @@ def main():
         else:
             good.add(message_id)
 
-    listener = FailsSome()
+    listener = FailsSome(Middle())
     consumer = PushConsumer(configuration, args.group, listener, {args.topic: FilterExpression()})
     consumer.startup()
 
     letters = {}
-    repeated = []
+    letter_attempts = {}
     undertaker = None
     errors = []
     while len(letters) < len(expected) and time.monotonic() < deadline:
@@ -83,8 +95,7 @@ def main():
                                             {topic: FilterExpression()}, await_duration=2)
                 undertaker.startup()
             for message in undertaker.receive(16, 30):
-                if message.message_id in letters:
-                    repeated.append(message.message_id)
+                letter_attempts.setdefault(message.message_id, []).append(message.delivery_attempt)
                 letters[message.message_id] = {
                     "body": bytes(message.body).decode(),
                     "tag": message.tag,
@@ -107,12 +118,14 @@ def main():
         or letter["reason"] != "attempts-exhausted" or letter["tag"] != "t"
     }
     with listener.lock:
-        too_often = {k: v for k, v in listener.attempts.items() if max(v) > args.attempts}
+        too_often = {k: v for k, v in listener.attempts.items()
+                     if max(v) > args.attempts or any(v.count(attempt) > 1 for attempt in v)}
         attempts = dict(listener.attempts)
         succeeded = set(listener.succeeded)
+    repeated = {key: tries for key, tries in letter_attempts.items() if tries.count(1) > 1}
     print(json.dumps({
-        "expected": len(expected), "letters": len(letters), "wrong": wrong, "repeated": repeated,
-        "too_often": too_often, "attempts": list(attempts.values()),
+        "after": listener.after, "expected": len(expected), "letters": len(letters), "wrong": wrong,
+        "repeated": repeated, "too_often": too_often, "attempts": list(attempts.values()),
         "missing": sorted(set(expected) - set(letters)), "not_consumed": sorted(good - succeeded),
         "errors": errors[-3:],
     }), flush=True)

@@ -1,9 +1,10 @@
 """Lite topics with the unmodified Python SDK.
 
 A lite consumer subscribes to some lite topics; a producer sends to these and to others. Prints `half`
-after half of the messages, so that a fault can be brought in. Then the consumer leaves one lite topic, and
-with `--exclusive` a second consumer takes another one over. Prints one JSON object. Exit status 0 only when
-every message of what was subscribed to came, in order per lite topic, and nothing else did.
+after half of the messages (see `middle.py`) and sends the last ones when the fault is over. Then the consumer
+leaves one lite topic, and with `--exclusive` a second consumer takes another one over. Prints one JSON object.
+Exit status 0 only when every message of what was subscribed to came, in order per lite topic, and nothing else
+did.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 
+from middle import Middle
 from rocketmq import (ClientConfiguration, ConsumeResult, Credentials, LitePushConsumer,
                       LiteSimpleConsumer, Message, MessageListener, Producer)
 
@@ -27,7 +29,7 @@ def arguments():
     parser.add_argument("--consumer", choices=("simple", "push"), required=True)
     parser.add_argument("--exclusive", action="store_true")
     parser.add_argument("--messages", type=int, default=6)
-    parser.add_argument("--deadline-s", type=float, default=60)
+    parser.add_argument("--deadline-s", type=float, default=90)
     return parser.parse_args()
 
 
@@ -39,6 +41,8 @@ class Seen(MessageListener):
         self.by_lite = {}
         self.failures = []
         self.errors = []
+        self.ids = set()
+        self.redelivered = 0
 
     def consume(self, message):
         name, number = message.body.decode().split("|")
@@ -47,6 +51,11 @@ class Seen(MessageListener):
                 self.failures.append(f"{name}|{number} came with lite_topic {message.lite_topic}")
             seen = self.by_lite.setdefault(name, [])
             number = int(number)
+            if message.message_id in self.ids:
+                self.redelivered += 1
+                if message.delivery_attempt <= 1:
+                    self.failures.append(f"{name}|{number} came twice as a first delivery")
+            self.ids.add(message.message_id)
             if number not in seen:
                 if seen and number < seen[-1]:
                     self.failures.append(f"{name}|{number} after {seen[-1]}")
@@ -120,11 +129,16 @@ def main():
         while not all(seen.has(name, number) for name in names) and time.monotonic() < deadline:
             time.sleep(0.05)
 
+    middle = Middle()
+    after = 0
     for number in range(args.messages):
+        if number == args.messages - 1:
+            middle.wait(deadline - time.monotonic())
         for name in READ + OTHERS:
+            after += middle.is_over()
             send(name, number)
         if number == args.messages // 2:
-            print("half", flush=True)
+            middle.reached()
     wait_for(seen, READ, args.messages - 1)
 
     last = args.messages
@@ -152,7 +166,7 @@ def main():
     if taker and taker_seen.by_lite != {"alpha": [last]}:
         failures.append(f"the one that took over has {taker_seen.by_lite}")
     result = {"arrived": {name: len(got) for name, got in seen.by_lite.items()}, "failures": failures,
-              "errors": seen.errors[-3:]}
+              "after": after, "redelivered": seen.redelivered, "errors": seen.errors[-3:]}
     print(json.dumps(result), flush=True)
     stop()
     if taker:

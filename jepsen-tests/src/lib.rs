@@ -3,5 +3,8 @@
 
 pub mod bed;
 pub mod history;
-pub mod load;
+pub mod kill;
 pub mod python;
+pub mod python_program;
+pub mod recorded;
+pub mod transactions;

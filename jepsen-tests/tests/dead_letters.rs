@@ -2,51 +2,23 @@
 //! allows, the message is read from the dead-letter topic with its origin. Once without a fault, once
 //! with the leader killed between two attempts.
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Command, Stdio};
-use std::time::Duration;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use ledgermq_jepsen_tests::bed::Bed;
-use ledgermq_jepsen_tests::python::{interpreter, programs};
+use ledgermq_jepsen_tests::python_program::{Fault, run};
 
-const ATTEMPTS: u32 = 3;
-const RECOVER_WITHIN: Duration = Duration::from_secs(20);
+const ATTEMPTS: &str = "3";
+/// As many as `dead_letters.py` fails.
+const LETTERS: usize = 5;
 
-async fn run(bed: &mut Bed, name: &str, kill_leader: bool) -> Result<()> {
-    let Some(interpreter) = interpreter()? else {
-        eprintln!("left out: this machine has no python3");
-        return Ok(());
-    };
+async fn letters(bed: &mut Bed, name: &str, fault: Fault) -> Result<()> {
     let group = format!("{name}-group");
-    let access_points = bed.cluster.broker_access_points();
-    let attempts = ATTEMPTS.to_string();
-    bed.admin(&["group", "set", &group, "--max-attempts", &attempts, "--backoff-ms", "1000"])?;
-    let mut program = Command::new(interpreter)
-        .arg(programs().join("dead_letters.py"))
-        .args(["--endpoints", &access_points, "--topic", name, "--group", &group])
-        .args(["--attempts", &attempts])
-        .stdout(Stdio::piped())
-        .stderr(std::fs::File::create(bed.cluster.dir().join(format!("python-{name}.stderr")))?)
-        .spawn()?;
-    let mut output = BufReader::new(program.stdout.take().context("its output")?);
-    let mut told = String::new();
-    output.read_line(&mut told)?;
-    ensure!(told.trim() == "failing", "{name}: {told}");
-    if kill_leader {
-        let leader = bed.cluster.wait_leader(1, RECOVER_WITHIN).await?;
-        bed.cluster.kill(leader)?;
-        bed.cluster.wait_leader(1, RECOVER_WITHIN).await?;
-        bed.cluster.restart(leader)?;
+    bed.admin(&["group", "set", &group, "--max-attempts", ATTEMPTS, "--backoff-ms", "1000"])?;
+    if run(bed, "dead_letters.py", name, &["--attempts", ATTEMPTS], fault).await?.is_none() {
+        return Ok(());
     }
-    let mut result = String::new();
-    output.read_to_string(&mut result)?;
-    let status = program.wait()?;
-    println!("{name}: {}", result.trim());
-    ensure!(status.success(), "{name}: {status}: {result}");
     let listed = bed.admin(&["dlq", "list", &group])?;
     let redriven = bed.admin(&["dlq", "redrive", &group, "--filter", "key=key-0", "--rate", "50"])?;
-    ensure!(listed.as_array().is_some_and(|letters| letters.len() == 5), "{name}: {listed}");
+    ensure!(listed.as_array().is_some_and(|letters| letters.len() == LETTERS), "{name}: {listed}");
     ensure!(redriven["redriven"] == 1, "{name}: {redriven}");
     Ok(())
 }
@@ -54,7 +26,7 @@ async fn run(bed: &mut Bed, name: &str, kill_leader: bool) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_push_consumer_cannot_consume_goes_to_its_dead_letters_with_its_origin() -> Result<()> {
     let mut bed = Bed::make(|_| {}).await?;
-    run(&mut bed, "plain", false).await?;
-    run(&mut bed, "killed", true).await?;
+    letters(&mut bed, "plain", Fault::None).await?;
+    letters(&mut bed, "killed", Fault::LeaderKilled).await?;
     bed.passed().await
 }

@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use ledgermq::cluster::Member;
 use ledgermq_jepsen_tests::bed::Bed;
 use ledgermq_jepsen_tests::history::{Distribution, Verdict, gaps_ms, judge, monotonic_s};
-use ledgermq_jepsen_tests::load::{LoadPlan, PythonLoad};
 use ledgermq_jepsen_tests::python::interpreter;
+use ledgermq_jepsen_tests::recorded::{LoadPlan, RecordedProcess};
 
 const KILLS_DEFAULT: usize = 12;
 const STOPS_DEFAULT: usize = 4;
@@ -29,12 +29,12 @@ fn count(variable: &str, default: usize) -> Result<usize> {
     }
 }
 
-async fn prepare(bed: &Bed, topic: &str, consumer: &'static str) -> Result<Option<PythonLoad>> {
+async fn prepare(bed: &Bed, topic: &str, consumer: &'static str) -> Result<Option<RecordedProcess>> {
     let Some(interpreter) = interpreter()? else {
         eprintln!("left out: this machine has no python3");
         return Ok(None);
     };
-    let load = PythonLoad::start(
+    let load = RecordedProcess::python_load(
         &interpreter,
         &LoadPlan {
             endpoints: bed.cluster.broker_access_points(),

@@ -10,8 +10,9 @@ use ledgermq::cluster::Member;
 use ledgermq_client::{Client, ClientOptions, ConsumerOptions, Message, Outcome, ReceivedHalf};
 use ledgermq_jepsen_tests::bed::{Bed, binary};
 use ledgermq_jepsen_tests::history::Event;
-use ledgermq_jepsen_tests::load::PythonLoad;
+use ledgermq_jepsen_tests::kill::kill_leader;
 use ledgermq_jepsen_tests::python::interpreter;
+use ledgermq_jepsen_tests::recorded::RecordedProcess;
 use parking_lot::Mutex;
 use rocketmq::Producer;
 use rocketmq::conf::{ClientOption, ProducerOption};
@@ -52,16 +53,16 @@ fn is(event: &Event, kind: &str, name: &str) -> bool {
     event.e == kind && event.n.as_deref() == Some(name)
 }
 
-fn program(bed: &Bed, interpreter: &Path, endpoints: &str, group: &str) -> Result<PythonLoad> {
+fn program(bed: &Bed, interpreter: &Path, endpoints: &str, group: &str) -> Result<RecordedProcess> {
     let stderr = bed.cluster.dir().join(format!("python-{group}.stderr"));
     let arguments = ["--endpoints", endpoints, "--topic", "pay", "--group", group];
-    let program = PythonLoad::run(interpreter, "transactions.py", &arguments, &stderr)?;
+    let program = RecordedProcess::python(interpreter, "transactions.py", &arguments, &stderr)?;
     program.wait("the start", STEP_WITHIN, |events| events.iter().any(|event| event.e == "ready"))?;
     Ok(program)
 }
 
 /// Takes one step and waits until it is done.
-fn step(program: &mut PythonLoad, step: &str, name: &str) -> Result<()> {
+fn step(program: &mut RecordedProcess, step: &str, name: &str) -> Result<()> {
     program.say(&format!("{step} {name}"))?;
     let done = if step == "half" { "half" } else { "ended" };
     program.wait(&format!("{step} {name}"), STEP_WITHIN, |events| {
@@ -72,7 +73,7 @@ fn step(program: &mut PythonLoad, step: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn wait_for(program: &PythonLoad, kind: &str, name: &str) -> Result<()> {
+fn wait_for(program: &RecordedProcess, kind: &str, name: &str) -> Result<()> {
     program.wait(&format!("{kind} {name}"), STEP_WITHIN, |events| {
         events.iter().any(|event| is(event, kind, name))
     })
@@ -103,13 +104,12 @@ async fn transactions_of_the_python_sdk_are_settled_whoever_dies() -> Result<()>
     // The leader dies between half and end, and between half and check.
     step(&mut program, "half", "e|unknown")?;
     step(&mut program, "half", "f|commit")?;
-    let leader = bed.cluster.wait_leader(1, LEADER_WITHIN).await?;
-    bed.cluster.kill(leader)?;
+    let killed = kill_leader(&mut bed).await?;
     step(&mut program, "commit", "e|unknown")?;
     wait_for(&program, "got", "e|unknown")?;
     wait_for(&program, "got", "f|commit")?;
-    bed.cluster.restart(leader)?;
-    bed.cluster.wait_member_ready(leader, LEADER_WITHIN).await?;
+    bed.cluster.restart(killed.leader)?;
+    bed.cluster.wait_member_ready(killed.leader, LEADER_WITHIN).await?;
 
     // The producer dies between half and end; another one of the topic is asked.
     let list = bed.cluster.broker_access_points();
@@ -184,7 +184,8 @@ async fn transactions_of_the_rust_sdk_are_settled_also_when_the_leader_dies() ->
     let across = send!("c");
     let _left_open = send!("d|commit");
     let _also_left_open = send!("e|rollback");
-    bed.cluster.kill(leader)?;
+    let killed = kill_leader(&mut bed).await?;
+    assert_eq!(killed.leader, leader, "the SDK's own node is to live on");
     across.commit().await.map_err(|error| anyhow!("commit after the kill: {error}"))?;
 
     let client = Client::connect(&access_point, ClientOptions::default()).await?;

@@ -11,8 +11,8 @@ use ledgermq::cluster::Member;
 use ledgermq_client::{Client, ClientOptions, ConsumerOptions, Message};
 use ledgermq_jepsen_tests::bed::Bed;
 use ledgermq_jepsen_tests::history::{Distribution, gaps_ms, judge};
-use ledgermq_jepsen_tests::load::{LoadPlan, PythonLoad};
 use ledgermq_jepsen_tests::python::interpreter;
+use ledgermq_jepsen_tests::recorded::{LoadPlan, RecordedProcess};
 use parking_lot::Mutex;
 
 const RECOVER_WITHIN: Duration = Duration::from_secs(30);
@@ -163,7 +163,7 @@ async fn a_rolling_restart_under_load_fails_no_send() -> Result<()> {
         eprintln!("left out: this machine has no python3");
         return bed.passed().await;
     };
-    let mut load = PythonLoad::start(
+    let mut load = RecordedProcess::python_load(
         &interpreter,
         &LoadPlan {
             endpoints: bed.cluster.broker_access_points(),

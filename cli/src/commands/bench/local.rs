@@ -1,7 +1,6 @@
 //! `ledgermq bench local`: a cluster of its own on this machine, one row for each measure, beside
 //! the target and beside what the disk did in the same sitting.
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,43 +8,28 @@ use anyhow::Context as _;
 use clap::Args;
 use comfy_table::{Table, presets};
 use ledgermq_bench::consume::{self, ConsumeSpec};
-use ledgermq_bench::cost::{Cost, CostSample, written_to_disk_of};
-use ledgermq_bench::disk;
+use ledgermq_bench::cost::Cost;
 use ledgermq_bench::end_to_end::{self, EndToEndSpec};
 use ledgermq_bench::produce::{self, ProduceSpec};
 use ledgermq_client::{Client, ClientOptions};
+use ledgermq_proto::rocketmq::MessageType;
 use serde_json::{Value, json};
 
-use super::{create, disk_as_json};
-use crate::cluster::{Cluster, ClusterPlan, Member};
+use super::own_cluster::{ClusterArgs, OwnCluster, on_own_cluster};
+use super::{create, disk_as_json, disk_in_words};
 
-const READY_WITHIN: Duration = Duration::from_secs(60);
-const STOP_WITHIN: Duration = Duration::from_secs(12);
 const IDLE_FOR: Duration = Duration::from_secs(5);
 const END_TO_END_MESSAGES: u32 = 1_000;
-/// As in production.
-const SEGMENT_SIZE_BYTES: u64 = 1024 * 1024 * 1024;
-/// The first segments are filled with zeros in the background; measuring begins when the disk has
-/// been given less than this for a second, or after this time.
-const QUIET_BYTES_PER_S: u64 = 4 * 1024 * 1024;
-const QUIET_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub struct LocalArgs {
-    /// The cluster's files go into a new directory here; choose the disk that is to be measured.
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// Counted time of each row.
     #[arg(long, default_value_t = 5, value_name = "SECONDS")]
     duration: u64,
     #[arg(long, default_value_t = 1, value_name = "SECONDS")]
     warm_up: u64,
-    /// Threads of each broker; 0 is one per core.
-    #[arg(long, default_value_t = 1)]
-    worker_threads: usize,
-    /// A setting of the brokers, as in `--set raft.heartbeat_ms=50`. May be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    settings: Vec<String>,
     /// Only rows whose name contains this.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -89,61 +73,23 @@ const fn load(
 
 struct Bench {
     arguments: LocalArgs,
-    dir: PathBuf,
-    endpoint: String,
-    pids: Vec<u32>,
+    own: OwnCluster,
     rows: Vec<Value>,
     table: Table,
 }
 
 pub async fn run(arguments: LocalArgs) -> anyhow::Result<ExitCode> {
-    let binary = std::env::current_exe().context("cannot find this binary")?;
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("ledgermq-bench-");
-    let dir = match &arguments.dir {
-        Some(parent) => builder.tempdir_in(parent)?,
-        None => builder.tempdir()?,
-    };
-    let disk_before = disk::measure(dir.path())?;
-    let mut plan = ClusterPlan::new(binary, dir.path());
-    plan.worker_threads = arguments.worker_threads;
-    plan.segment_size_bytes = SEGMENT_SIZE_BYTES;
-    plan.broker_settings = arguments.settings.clone();
-    plan.log = "warn".to_owned();
-    let mut cluster = Cluster::start(plan)?;
-    let outcome = tokio::select! {
-        outcome = measure(&mut cluster, arguments, dir.path().to_owned()) => outcome,
-        _ = crate::commands::asked_to_stop() => Err(anyhow::anyhow!("interrupted")),
-    };
-    let _ = cluster.stop(STOP_WITHIN).await;
-    let bench = match outcome {
-        Ok(bench) => bench,
-        Err(error) => {
-            eprintln!("files and logs of the cluster: {}", dir.keep().display());
-            return Err(error);
-        }
-    };
+    let cluster = arguments.cluster.clone();
+    let bench = on_own_cluster(&cluster, |own| measure(own, arguments)).await?;
     if bench.arguments.json {
-        println!("{}", json!({ "disk": disk_as_json(&disk_before), "rows": bench.rows }));
+        println!("{}", json!({ "disk": disk_as_json(&bench.own.disk), "rows": bench.rows }));
     } else {
-        println!(
-            "disk: fdatasync of 4 KiB p50 {:.0} µs, p99 {:.0} µs; sequential {:.2} GB/s\n\n{}",
-            disk_before.fdatasync.p50_us,
-            disk_before.fdatasync.p99_us,
-            disk_before.sequential_bytes_per_second / 1e9,
-            bench.table
-        );
+        println!("{}\n\n{}", disk_in_words(&bench.own.disk), bench.table);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(cluster: &mut Cluster, arguments: LocalArgs, dir: PathBuf) -> anyhow::Result<Bench> {
-    cluster.wait_ready(READY_WITHIN).await?;
-    // The leader first: the figures are of the broker, not of a hop that depends on luck.
-    let leader = cluster.wait_leader(1, READY_WITHIN).await?;
-    let endpoint = format!("{};{}", cluster.access_point(leader)?, cluster.broker_access_points());
-    let members: Vec<Member> = cluster.members().collect();
-    let pids = members.into_iter().map(|member| cluster.pid(member)).collect::<anyhow::Result<Vec<_>>>()?;
+async fn measure(own: OwnCluster, arguments: LocalArgs) -> anyhow::Result<Bench> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header([
         "ROW",
@@ -157,8 +103,7 @@ async fn measure(cluster: &mut Cluster, arguments: LocalArgs, dir: PathBuf) -> a
         "MEMORY MiB",
         "TARGET",
     ]);
-    wait_for_quiet(&dir).await;
-    let mut bench = Bench { arguments, dir, endpoint, pids, rows: Vec::new(), table };
+    let mut bench = Bench { arguments, own, rows: Vec::new(), table };
     if bench.wants("idle") {
         bench.idle().await?;
     }
@@ -173,19 +118,6 @@ async fn measure(cluster: &mut Cluster, arguments: LocalArgs, dir: PathBuf) -> a
     Ok(bench)
 }
 
-async fn wait_for_quiet(dir: &Path) {
-    let until = tokio::time::Instant::now() + QUIET_WITHIN;
-    let Some(mut before) = written_to_disk_of(dir) else { return };
-    while tokio::time::Instant::now() < until {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let Some(now) = written_to_disk_of(dir) else { return };
-        if now.saturating_sub(before) < QUIET_BYTES_PER_S {
-            return;
-        }
-        before = now;
-    }
-}
-
 impl Bench {
     fn wants(&self, name: &str) -> bool {
         self.arguments.only.as_deref().is_none_or(|only| name.contains(only))
@@ -193,7 +125,8 @@ impl Bench {
 
     async fn topic(&self, number: usize) -> anyhow::Result<String> {
         let topic = format!("bench-{number}");
-        create(&Client::connect(&self.endpoint, ClientOptions::default()).await?, &topic).await?;
+        let client = Client::connect(&self.own.endpoint, ClientOptions::default()).await?;
+        create(&client, &topic, MessageType::Normal).await?;
         Ok(topic)
     }
 
@@ -202,7 +135,7 @@ impl Bench {
         let warm_up = Duration::from_secs(self.arguments.warm_up);
         let duration = Duration::from_secs(self.arguments.duration);
         let spec = ProduceSpec {
-            endpoint: self.endpoint.clone(),
+            endpoint: self.own.endpoint.clone(),
             options: ClientOptions::default(),
             topic: topic.clone(),
             message_size_bytes: load.size_bytes,
@@ -214,7 +147,7 @@ impl Bench {
         };
         let consuming = load.consume_batch.map(|batch| {
             let spec = ConsumeSpec {
-                endpoint: self.endpoint.clone(),
+                endpoint: self.own.endpoint.clone(),
                 options: ClientOptions::default(),
                 topic,
                 group: "bench-readers".to_owned(),
@@ -227,12 +160,8 @@ impl Bench {
             tokio::spawn(async move { consume::run(&spec, || {}, || {}).await })
         });
         let (mut start, mut end) = (None, None);
-        let produced = produce::run(
-            &spec,
-            || start = Some(CostSample::take(&self.pids, Some(&self.dir))),
-            || end = Some(CostSample::take(&self.pids, Some(&self.dir))),
-        )
-        .await?;
+        let produced =
+            produce::run(&spec, || start = Some(self.own.cost()), || end = Some(self.own.cost())).await?;
         let cost = match (start, end) {
             (Some(start), Some(end)) => start?.until(&end?, produced.messages),
             _ => anyhow::bail!("the servers' cost was not sampled"),
@@ -268,9 +197,9 @@ impl Bench {
     }
 
     async fn idle(&mut self) -> anyhow::Result<()> {
-        let start = CostSample::take(&self.pids, Some(&self.dir))?;
+        let start = self.own.cost()?;
         tokio::time::sleep(IDLE_FOR).await;
-        let cost = start.until(&CostSample::take(&self.pids, Some(&self.dir))?, 0);
+        let cost = start.until(&self.own.cost()?, 0);
         let percent = cost.cpu_seconds / IDLE_FOR.as_secs_f64() * 100.0;
         let target = "≤ 1 % of a core, ≤ 64 MiB";
         let mut row = vec![format!("idle: {percent:.1} % of a core")];
@@ -288,7 +217,7 @@ impl Bench {
 
     async fn end_to_end(&mut self) -> anyhow::Result<()> {
         let spec = EndToEndSpec {
-            endpoint: self.endpoint.clone(),
+            endpoint: self.own.endpoint.clone(),
             options: ClientOptions::default(),
             topic: self.topic(LOADS.len()).await?,
             group: "bench-end-to-end-readers".to_owned(),

@@ -1,6 +1,8 @@
 //! `ledgermq bench`: the load generator on the command line.
 
+mod kinds;
 mod local;
+mod own_cluster;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +40,8 @@ pub enum BenchCommand {
     },
     /// Start a cluster on this machine and hold it against the targets.
     Local(local::LocalArgs),
+    /// Start a cluster on this machine and measure each kind of message on it.
+    Kinds(kinds::KindsArgs),
 }
 
 /// What every kind of run takes.
@@ -152,6 +156,7 @@ pub fn run(command: BenchCommand) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         BenchCommand::Local(arguments) => on_threads(1, local::run(arguments)),
+        BenchCommand::Kinds(arguments) => on_threads(1, kinds::run(arguments)),
     }
 }
 
@@ -301,11 +306,20 @@ fn disk_as_json(disk: &Disk) -> Value {
     })
 }
 
-async fn create_topic(run: &RunArgs) -> anyhow::Result<()> {
-    create(&run.connection.connect().await?, &run.topic).await
+fn disk_in_words(disk: &Disk) -> String {
+    format!(
+        "disk: fdatasync of 4 KiB p50 {:.0} µs, p99 {:.0} µs; sequential {:.2} GB/s",
+        disk.fdatasync.p50_us,
+        disk.fdatasync.p99_us,
+        disk.sequential_bytes_per_second / 1e9,
+    )
 }
 
-async fn create(client: &Client, topic: &str) -> anyhow::Result<()> {
+async fn create_topic(run: &RunArgs) -> anyhow::Result<()> {
+    create(&run.connection.connect().await?, &run.topic, MessageType::Normal).await
+}
+
+async fn create(client: &Client, topic: &str, message_type: MessageType) -> anyhow::Result<()> {
     let admin = client.admin();
     let known = admin.list_topics(ledgermq_proto::admin::ListTopicsRequest {}).await?;
     if known.topics.iter().any(|known| known.name == topic) {
@@ -314,7 +328,7 @@ async fn create(client: &Client, topic: &str) -> anyhow::Result<()> {
     let request = CreateTopicRequest {
         name: topic.to_owned(),
         queues: 8,
-        message_type: MessageType::Normal as i32,
+        message_type: message_type as i32,
         groups: Vec::new(),
     };
     admin.create_topic(request).await.with_context(|| format!("cannot create topic {topic}"))?;

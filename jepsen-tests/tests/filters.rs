@@ -1,36 +1,31 @@
-//! SQL92 filters through real processes: the Python SDK with a simple and a push consumer, our own
-//! client with the leader killed in the middle, and groups that move past what they do not want.
+//! Tag and SQL92 filters through real processes: the Python SDK with a simple and a push consumer, each
+//! also with the leader killed in the middle; our own client with a long stretch that nobody wants and a
+//! killed leader; groups that move past what they do not want.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ledgermq::cluster::Member;
 use ledgermq_client::{Client, ClientOptions, ConsumerOptions, Message};
 use ledgermq_jepsen_tests::bed::Bed;
-use ledgermq_jepsen_tests::python::{interpreter, programs};
+use ledgermq_jepsen_tests::kill::kill_leader;
+use ledgermq_jepsen_tests::python_program::{Fault, run};
 use ledgermq_proto::admin::ShowTopicRequest;
 
 const WITHIN: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_python_sdk_gets_what_its_expression_wants_and_nothing_else() -> Result<()> {
-    let Some(interpreter) = interpreter()? else {
-        eprintln!("left out: this machine has no python3");
-        return Ok(());
-    };
-    let bed = Bed::make(|_| {}).await?;
-    for consumer in ["simple", "push"] {
-        let output = Command::new(&interpreter)
-            .arg(programs().join("sql_filter.py"))
-            .args(["--endpoints", &bed.cluster.access_point(Member::Broker(1))?, "--consumer", consumer])
-            .args(["--topic", &format!("sql-{consumer}"), "--group", &format!("sql-{consumer}")])
-            .output()?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        println!("{consumer}: {}", said.trim());
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{consumer}: {}\n{said}\n{errors}", output.status);
+async fn the_python_sdk_gets_what_its_filter_wants_and_nothing_else() -> Result<()> {
+    let mut bed = Bed::make(|_| {}).await?;
+    for fault in [Fault::None, Fault::LeaderKilled] {
+        for filter in ["tag", "sql"] {
+            for consumer in ["simple", "push"] {
+                let killed = if fault == Fault::LeaderKilled { "-killed" } else { "" };
+                let topic = format!("{filter}-{consumer}{killed}");
+                run(&mut bed, "filters.py", &topic, &["--filter", filter, "--consumer", consumer], fault)
+                    .await?;
+            }
+        }
     }
     bed.passed().await
 }
@@ -76,8 +71,7 @@ async fn a_killed_leader_neither_loses_what_is_wanted_nor_brings_back_what_is_no
             }
         }
         if round == 1 {
-            let leader = bed.cluster.wait_leader(1, WITHIN).await?;
-            bed.cluster.kill(leader)?;
+            kill_leader(&mut bed).await?;
         }
         while received.len() < wanted.len() {
             ensure!(Instant::now() < deadline, "received {} of {}", received.len(), wanted.len());

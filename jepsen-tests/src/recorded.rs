@@ -1,4 +1,5 @@
-//! The recorded load of the Python SDK (`python/load.py`) as a child process.
+//! A client as a child process that reads lines and writes one event per line: the load and other
+//! programs of the Python SDK, and our own producer.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -15,7 +16,7 @@ use crate::python::programs;
 
 const EXIT_WITHIN: Duration = Duration::from_secs(40);
 
-pub struct PythonLoad {
+pub struct RecordedProcess {
     child: Child,
     input: Option<ChildStdin>,
     recorded: Arc<Recorded>,
@@ -40,8 +41,9 @@ pub struct LoadPlan {
     pub stderr: PathBuf,
 }
 
-impl PythonLoad {
-    pub fn start(interpreter: &std::path::Path, plan: &LoadPlan) -> Result<Self> {
+impl RecordedProcess {
+    /// The steady load of `python/load.py`.
+    pub fn python_load(interpreter: &std::path::Path, plan: &LoadPlan) -> Result<Self> {
         let (producers, pause_ms) = (plan.producers.to_string(), plan.pause_ms.to_string());
         let arguments = [
             ["--endpoints", &plan.endpoints],
@@ -51,24 +53,26 @@ impl PythonLoad {
             ["--pause-ms", &pause_ms],
             ["--consumer", plan.consumer],
         ];
-        Self::run(interpreter, "load.py", arguments.as_flattened(), &plan.stderr)
+        Self::python(interpreter, "load.py", arguments.as_flattened(), &plan.stderr)
     }
 
-    /// Starts another program of the same kind: it reads lines and writes one event per line.
-    pub fn run(
+    /// A program below `python/`.
+    pub fn python(
         interpreter: &std::path::Path,
         program: &str,
         arguments: &[&str],
         stderr: &std::path::Path,
     ) -> Result<Self> {
-        let mut child = Command::new(interpreter)
-            .arg(programs().join(program))
-            .args(arguments)
+        Self::spawn(Command::new(interpreter).arg(programs().join(program)).args(arguments), stderr)
+    }
+
+    pub fn spawn(command: &mut Command, stderr: &std::path::Path) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(stderr)?)
             .spawn()
-            .with_context(|| format!("starting {}", interpreter.display()))?;
+            .with_context(|| format!("starting {command:?}"))?;
         let input = child.stdin.take();
         let output = child.stdout.take().context("the output is piped")?;
         let recorded = Arc::new(Recorded::default());
@@ -88,6 +92,10 @@ impl PythonLoad {
 
     pub fn events(&self) -> Vec<Event> {
         self.recorded.events.lock().clone()
+    }
+
+    pub fn count(&self, wanted: impl Fn(&Event) -> bool) -> usize {
+        self.recorded.events.lock().iter().filter(|event| wanted(event)).count()
     }
 
     /// Waits until what was recorded satisfies `enough`.
@@ -169,7 +177,7 @@ impl PythonLoad {
     }
 }
 
-impl Drop for PythonLoad {
+impl Drop for RecordedProcess {
     fn drop(&mut self) {
         // Already gone is fine.
         let _gone = self.child.kill();
