@@ -13,7 +13,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::history::{Kind, Messages, Operation, Place, Span};
+use crate::history::{Kind, Operation, Span};
+use crate::messages::{Messages, Place};
 use crate::verdict::{Findings, Verdict};
 
 #[derive(Debug, Clone, Copy)]
@@ -33,22 +34,26 @@ pub fn check(spans: &[Span<'_>], bounds: Bounds) -> Verdict {
     }
     let mut first: BTreeMap<u64, u64> = BTreeMap::new();
     let mut places: BTreeMap<u64, BTreeSet<Place>> = BTreeMap::new();
-    for delivered in messages.deliveries.values().flatten() {
-        let number = delivered.delivery.number;
+    for delivered in messages.deliveries() {
+        let number = delivered.number;
         let at = first.entry(number).or_insert(delivered.at_ns);
         *at = delivered.at_ns.min(*at);
-        places.entry(number).or_default().insert(delivered.delivery.place());
+        places.entry(number).or_default().extend(delivered.place);
     }
     let ends_ns = spans.iter().filter_map(|span| span.completed_ns).max().unwrap_or(0);
     let mut timers = 0;
-    for (number, sent) in &messages.sends {
-        let Some(due_ns) = sent.answer.due_ns else { continue };
+    for sent in messages.sends() {
+        let Some(due_ns) = sent.due_ns() else { continue };
+        let number = &sent.number;
         timers += 1;
         let recalls = recalls.get(number).map_or(&[] as &[Kind], Vec::as_slice);
         // A due time in the past is "at once", counted from the send.
         let due_ns = due_ns.max(sent.invoked_ns);
-        if places.get(number).is_some_and(|places| places.len() > 1) {
-            findings.fatal("fired-twice", || format!("{number} lies at {:?}", places.get(number)));
+        if let Some(places) = places.get(number).filter(|places| places.len() > 1) {
+            let names = places.iter().map(|place| messages.place_name(*place));
+            findings.fatal("fired-twice", || {
+                format!("{number} lies at {}", names.collect::<Vec<_>>().join(" and at "))
+            });
         }
         match first.get(number) {
             Some(at) => {
