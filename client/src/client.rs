@@ -13,6 +13,7 @@ use crate::consumer::{ConsumerOptions, SimpleConsumer};
 use crate::error::{ConnectError, NoAnswerInTime};
 use crate::options::ClientOptions;
 use crate::producer::Producer;
+use crate::pull_consumer::PullConsumer;
 use crate::session::{Role, Session};
 use crate::transaction::{TransactionChecker, TransactionalProducer};
 
@@ -95,6 +96,19 @@ impl Client {
         };
         let session = Session::start(self.connections.clone(), self.options.clone(), role);
         SimpleConsumer::new(session, options)
+    }
+
+    /// Reads queues by offset, without leases. `group` is whose offsets it keeps.
+    pub fn pull_consumer(&self, group: impl Into<String>) -> PullConsumer {
+        let role = Role {
+            client_type: ClientType::PullConsumer,
+            group: Some(group.into()),
+            subscriptions: Vec::new(),
+            long_polling: Duration::ZERO,
+            topics: Vec::new(),
+            checker: None,
+        };
+        PullConsumer::new(Session::start(self.connections.clone(), self.options.clone(), role))
     }
 
     pub fn admin(&self) -> Admin {

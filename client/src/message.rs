@@ -147,7 +147,8 @@ pub struct SendReceipt {
     pub recall_handle: String,
 }
 
-/// A message under lease: it comes back to the group unless it is acknowledged in time.
+/// A message under lease: it comes back to the group unless it is acknowledged in time. One that was
+/// pulled is under nobody's lease, and has no receipt handle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceivedMessage {
     pub message_id: String,
@@ -205,7 +206,18 @@ pub(crate) enum Unusable {
 }
 
 impl ReceivedMessage {
+    /// Of a receive: it is under lease, so it has a handle.
     pub(crate) fn from_wire(message: wire::Message, broker: &str) -> Result<Self, Unusable> {
+        let received = Self::read_from_wire(message, broker)?;
+        if received.receipt_handle.is_empty() {
+            let what = "a message without a receipt handle".to_owned();
+            return Err(Unusable::Malformed(MalformedAnswer { operation: "receive", what }));
+        }
+        Ok(received)
+    }
+
+    /// Of a pull: nobody holds it, and it has no handle.
+    pub(crate) fn read_from_wire(message: wire::Message, broker: &str) -> Result<Self, Unusable> {
         let malformed =
             |what: &str| Unusable::Malformed(MalformedAnswer { operation: "receive", what: what.to_owned() });
         let topic = message.topic.ok_or_else(|| malformed("a message without a topic"))?;
@@ -213,7 +225,6 @@ impl ReceivedMessage {
         if let Some(digest) = &system.body_digest {
             check_digest(digest, &message.body, &system.message_id).map_err(Unusable::Corrupt)?;
         }
-        let receipt_handle = system.receipt_handle.filter(|handle| !handle.is_empty());
         Ok(Self {
             message_id: system.message_id,
             topic: topic.name,
@@ -221,7 +232,7 @@ impl ReceivedMessage {
             tag: system.tag,
             keys: system.keys,
             properties: message.user_properties,
-            receipt_handle: receipt_handle.ok_or_else(|| malformed("a message without a receipt handle"))?,
+            receipt_handle: system.receipt_handle.unwrap_or_default(),
             delivery_attempt: system.delivery_attempt.unwrap_or(1),
             priority: system.priority,
             lite_topic: system.lite_topic,
