@@ -37,6 +37,8 @@ pub use layout::{ClusterPlan, MemberPorts};
 pub use ports::free_ports;
 pub use probe::{HttpAnswer, http_get};
 
+/// A process that waits for its disk ends only when the disk lets go of it.
+const KILLED_WITHIN: Duration = Duration::from_secs(1);
 const READY_POLL: Duration = Duration::from_millis(20);
 
 /// One process of the cluster. Both kinds are numbered from 1; a broker's number is its node id.
@@ -297,8 +299,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// SIGTERM to all at once, then SIGKILL to those that are left after `within`.
+    /// Ends all processes and takes away what was made for them, bar the files.
     pub async fn stop(mut self, within: Duration) -> anyhow::Result<()> {
+        self.end(within).await
+    }
+
+    /// SIGTERM to all at once, then SIGKILL to those that are left after `within`. Disks stay mounted.
+    pub async fn end(&mut self, within: Duration) -> anyhow::Result<()> {
         for running in self.members.values_mut() {
             if let Some(disk) = &mut running.disk {
                 disk.ask(&ledgermq_faultfs::Command::ClearRules)?;
@@ -314,6 +321,7 @@ impl Cluster {
             let left = deadline.saturating_duration_since(Instant::now());
             if running.process.wait(left).await?.is_none() {
                 running.process.send_kill()?;
+                running.process.wait(KILLED_WITHIN).await?;
             }
         }
         Ok(())

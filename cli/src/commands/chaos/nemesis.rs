@@ -20,8 +20,8 @@ use ledgermq_checkers::history::{Kind, NEMESIS, Operation};
 
 use super::client_processes::{ClientProcesses, state_of};
 use super::overload::Flood;
+use super::recorder::Recorder;
 use super::scenario::{Fault, Scenario, Target};
-use super::workload::Recorder;
 use crate::cluster::{Cluster, Member};
 
 pub(super) const GROUP: u32 = 1;

@@ -18,8 +18,9 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::load::Workload;
 use super::nemesis::Dice;
-use super::run::{Workload, random_seed};
+use super::run::random_seed;
 use super::scenario::{self, Fault};
 
 /// A run that takes longer is hung.
@@ -69,15 +70,21 @@ const CI: &[Row] = &[
     once("stop-leader", Workload::Leases),
     once("term-leader", Workload::Registers),
     once("rolling-restart", Workload::Queue),
+    once("kill-leader", Workload::Log),
+    once("kill-follower", Workload::Groups),
+    once("term-leader", Workload::Mixed),
 ];
 
-static WORKLOADS: [Workload; 6] = [
+static WORKLOADS: [Workload; 9] = [
     Workload::Queue,
     Workload::Fifo,
     Workload::Transactions,
     Workload::Delay,
     Workload::Leases,
     Workload::Registers,
+    Workload::Log,
+    Workload::Groups,
+    Workload::Mixed,
 ];
 
 #[derive(Debug, Serialize)]
@@ -190,7 +197,11 @@ async fn one(row: Row, seed: u64, arguments: &SuiteArgs, out: &std::path::Path) 
             },
         )
     });
-    let acknowledged = verdicts.iter().find(|verdict| verdict["checker"] == "total-queue").map(|verdict| {
+    // Of each topic, where there are several.
+    let is_of_sends = |verdict: &&serde_json::Value| {
+        verdict["checker"].as_str().is_some_and(|checker| checker.starts_with("total-queue"))
+    };
+    let acknowledged = verdicts.iter().filter(is_of_sends).map(|verdict| {
         list(&verdict["counts"])
             .iter()
             .find(|count| count[0] == "acknowledged")
@@ -204,7 +215,7 @@ async fn one(row: Row, seed: u64, arguments: &SuiteArgs, out: &std::path::Path) 
         status,
         seconds,
         injections: report["injections"].as_u64().unwrap_or(0),
-        acknowledged: acknowledged.unwrap_or(0),
+        acknowledged: acknowledged.sum(),
         gap_p99_ms: report["gap_ms"]["p99"].as_f64().unwrap_or(0.0),
         anomalies: anomalies.collect(),
         error: error.filter(|_| status != Some(0)),

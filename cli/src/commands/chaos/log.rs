@@ -1,0 +1,111 @@
+//! Queues as logs: readers that pull each queue by offset, each a consumer group of its own, so that the
+//! history says at which offset each of them saw each message.
+//!
+//! While the load goes on one reader starts over from the beginning again and again, the others read on.
+//! When everything was sent, each reads to the end that the cluster names then. The last reader comes
+//! afterwards and reads it all once more: what was at an offset must still be there.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ledgermq_checkers::history::{Kind, Operation, Receiving};
+use ledgermq_client::{PullConsumer, QueueRef};
+use tokio::task::JoinSet;
+
+use super::recorder::Recorder;
+use super::workload::{AFTER_ERROR, RECEIVE_BATCH, delivery};
+
+/// How long a pull waits for a first message.
+const WAIT: Duration = Duration::from_millis(500);
+/// One that starts over does so after this many messages of a queue.
+const STARTS_OVER_AFTER: u64 = 40;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// From the first message to the last.
+    On,
+    /// From the beginning again, now and then.
+    Again,
+}
+
+pub struct LogReader {
+    pub consumer: PullConsumer,
+    pub recorder: Arc<Recorder>,
+    pub topic: String,
+    pub group: String,
+    pub reading: Reading,
+    /// Says that nothing more is sent: the reader ends at the end.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl LogReader {
+    /// All queues at once, each by a process of its own.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let queues = loop {
+            match self.consumer.queues(&self.topic).await {
+                Ok(queues) if !queues.is_empty() => break queues,
+                other => tracing::debug!(?other, "the queues to read"),
+            }
+            tokio::time::sleep(AFTER_ERROR).await;
+        };
+        let reader = Arc::new(self);
+        let mut readings = JoinSet::new();
+        for queue in queues {
+            let reader = Arc::clone(&reader);
+            readings.spawn(async move { reader.read(&queue).await });
+        }
+        while let Some(ended) = readings.join_next().await {
+            ended?;
+        }
+        reader.consumer.clone().close().await;
+        Ok(())
+    }
+
+    async fn read(&self, queue: &QueueRef) {
+        let mut process = self.recorder.process();
+        let (mut offset, mut since_start, mut end) = (0, 0, None);
+        loop {
+            if self.stop.load(Ordering::Relaxed) && end.is_none() {
+                end = self.consumer.end(queue).await.ok();
+            }
+            if end.is_some_and(|end| offset >= end) {
+                return;
+            }
+            let came = self.pull(queue, &mut offset, &mut process).await;
+            since_start += came;
+            let starts_over = self.reading == Reading::Again && since_start >= STARTS_OVER_AFTER;
+            if starts_over && end.is_none() {
+                (offset, since_start) = (0, 0);
+                // Another reader to the checker: it may see again what it saw.
+                process = self.recorder.process();
+            }
+        }
+    }
+
+    /// How many came.
+    async fn pull(&self, queue: &QueueRef, offset: &mut u64, process: &mut u32) -> u64 {
+        let topic = self.recorder.topic_named(&self.topic);
+        let asked = Receiving { group: self.group.clone(), topic, ..Receiving::default() };
+        self.recorder.record(*process, Kind::Invoke, Operation::Receive(asked.clone()));
+        match self.consumer.pull(queue, *offset, RECEIVE_BATCH, WAIT).await {
+            Ok(pulled) => {
+                let deliveries: Vec<_> = pulled.messages.iter().map(delivery).collect();
+                let numbers: Vec<u64> = deliveries.iter().map(|delivery| delivery.number).collect();
+                let answer = Operation::Receive(Receiving { messages: deliveries, ..asked });
+                self.recorder.record(*process, Kind::Ok, answer);
+                let came = numbers.len() as u64;
+                self.recorder.delivered_now(&self.topic, &self.group, numbers.into_iter());
+                *offset = pulled.next_offset;
+                came
+            }
+            Err(error) => {
+                tracing::debug!(%error, ?queue, "pull");
+                // Nothing is leased by a pull: one without an answer did nothing.
+                self.recorder.record(*process, Kind::Fail, Operation::Receive(asked));
+                tokio::time::sleep(AFTER_ERROR).await;
+                0
+            }
+        }
+    }
+}
