@@ -184,12 +184,24 @@ pub fn search(calls: &[Call], steps_max: u64) -> Search {
             if steps > steps_max {
                 return Search::GivenUp;
             }
-            let Some(next) = candidate.op.apply(state) else {
+            let applied = candidate.op.apply(state);
+            // What changes nothing and need not be placed leads nowhere new.
+            let Some(next) = applied.filter(|next| candidate.is_due() || *next != state) else {
                 call += 1;
                 continue;
             };
             placed[call / 64] |= 1 << (call % 64);
-            if seen.insert((placed.clone(), next)) {
+            let is_new = {
+                // Whether an optional one was placed makes no difference once its time is over.
+                let mut key = placed.clone();
+                for (over, _) in calls.iter().enumerate().skip(due).filter(|(_, optional)| {
+                    optional.is_optional && optional.returned < latest.max(candidate.invoked)
+                }) {
+                    key[over / 64] |= 1 << (over % 64);
+                }
+                seen.insert((key, next))
+            };
+            if is_new {
                 path.push(Frame { call, state_before: state, latest_before: latest });
                 state = next;
                 latest = latest.max(candidate.invoked);
