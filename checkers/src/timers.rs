@@ -8,6 +8,9 @@
 //! | `fired-although-recalled` | a recall was answered OK, and it was delivered |
 //! | `neither` | a recall was refused as too late, and it was never delivered |
 //!
+//! Not fatal: `late-again`, late in its second attempt or a later one. It was given out before, and nobody
+//! knows when: the answer was lost, and the lease had to end.
+//!
 //! Due times are times of the recorder's clock; `slack_ns` covers the difference between it and the
 //! broker's.
 
@@ -32,12 +35,14 @@ pub fn check(spans: &[Span<'_>], bounds: Bounds) -> Verdict {
             recalls.entry(*number).or_default().push(span.kind);
         }
     }
-    let mut first: BTreeMap<u64, u64> = BTreeMap::new();
+    // When, and in which attempt.
+    let mut first: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
     let mut places: BTreeMap<u64, BTreeSet<Place>> = BTreeMap::new();
     for delivered in messages.deliveries() {
         let number = delivered.number;
-        let at = first.entry(number).or_insert(delivered.at_ns);
-        *at = delivered.at_ns.min(*at);
+        let came = (delivered.at_ns, delivered.attempt);
+        let known = first.entry(number).or_insert(came);
+        *known = came.min(*known);
         places.entry(number).or_default().extend(delivered.place);
     }
     let ends_ns = spans.iter().filter_map(|span| span.completed_ns).max().unwrap_or(0);
@@ -56,12 +61,16 @@ pub fn check(spans: &[Span<'_>], bounds: Bounds) -> Verdict {
             });
         }
         match first.get(number) {
-            Some(at) => {
+            Some((at, attempt)) => {
                 if at.saturating_add(bounds.slack_ns) < due_ns {
                     findings.fatal("early", || format!("{number} by {} ns", due_ns - at));
                 }
                 if *at > due_ns.saturating_add(bounds.late_ns).saturating_add(bounds.slack_ns) {
-                    findings.fatal("late", || format!("{number} by {} ns", at - due_ns));
+                    let late = || format!("{number} by {} ns", at - due_ns);
+                    match attempt {
+                        0 | 1 => findings.fatal("late", late),
+                        _ => findings.allowed("late-again", late),
+                    }
                 }
                 if recalls.contains(&Kind::Ok) {
                     findings.fatal("fired-although-recalled", || format!("{number}"));

@@ -364,6 +364,12 @@ fn timers_good() {
 }
 
 #[test]
+fn a_delayed_message_whose_first_answer_was_lost_is_not_late() {
+    let verdict = good(timers_of, "0 send 1 due=5\n5 recv! g\nsleep 60\n6 recv g 1@q0:0#2");
+    assert_eq!(verdict.count_of("late-again"), 1);
+}
+
+#[test]
 fn timers_bad() {
     bad(timers_of, "0 send 1 due=50\n5 recv g 1@q0:0", &["early"]);
     bad(timers_of, "0 send 1 due=5\nsleep 30\n5 recv g 1@q0:0", &["late"]);

@@ -37,7 +37,7 @@ impl DelaySender {
         let mut process = self.recorder.process();
         let mut next = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
-            let number = self.recorder.next_number();
+            let number = self.recorder.next_number(&self.topic);
             let delay_ms = DELAY_MIN_MS + number % DELAY_STEPS * DELAY_STEP_MS;
             let due_ns = self.recorder.now_ns().saturating_add(delay_ms * 1_000_000);
             let due = Instant::now() + Duration::from_millis(delay_ms);

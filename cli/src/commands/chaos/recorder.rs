@@ -102,11 +102,24 @@ impl Recorder {
         self.next_process.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub fn next_number(&self) -> u64 {
-        self.next_number.fetch_add(1, Ordering::Relaxed)
+    /// What is done with a message goes by its number, so topics that are named count by themselves:
+    /// senders that take turns would each get every fifth number.
+    pub fn next_number(&self, topic: &str) -> u64 {
+        if !self.names_topics {
+            return self.next_number.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut tally = self.tally.lock();
+        let Tally { topics_numbered, .. } = *tally;
+        let of_topic = tally.of(topic);
+        let is_first = of_topic.next_number.is_none();
+        let next = of_topic.next_number.get_or_insert((topics_numbered + 1) * NUMBERS_PER_TOPIC);
+        *next += 1;
+        let number = *next;
+        tally.topics_numbered += u64::from(is_first);
+        number
     }
 
-    /// The first of `count` numbers.
+    /// The first of `count` numbers, where there is one topic.
     pub fn next_numbers(&self, count: u32) -> u64 {
         self.next_number.fetch_add(u64::from(count), Ordering::Relaxed)
     }
@@ -238,6 +251,8 @@ impl Marks {
 #[derive(Default)]
 struct Tally {
     topics: BTreeMap<String, ByTopic>,
+    /// Of which a message has a number.
+    topics_numbered: u64,
     acknowledged: u64,
     delivered: u64,
 }
@@ -251,8 +266,12 @@ impl Tally {
     }
 }
 
+/// A round number, for the last digit counts.
+const NUMBERS_PER_TOPIC: u64 = 1_000_000_000_000;
+
 #[derive(Default)]
 struct ByTopic {
+    next_number: Option<u64>,
     must_arrive: Numbers,
     groups: BTreeMap<String, ByGroup>,
 }
@@ -289,7 +308,7 @@ impl ByTopic {
 
     fn delivered(&mut self, group: &str, numbers: impl Iterator<Item = u64>) -> u64 {
         self.group(group);
-        let Self { must_arrive, groups } = self;
+        let Self { must_arrive, groups, .. } = self;
         let Some(group) = groups.get_mut(group) else { return 0 };
         let mut fresh = 0;
         for number in numbers.filter(|number| group.delivered.insert(*number)) {
@@ -366,6 +385,21 @@ mod tests {
         recorder.delivered_now("b", "late", std::iter::once(9));
         recorder.delivered_now("a", "two", std::iter::once(3));
         assert_eq!((recorder.open(), recorder.acknowledged(), recorder.delivered()), (0, 5, 10));
+    }
+
+    #[test]
+    fn topics_that_take_turns_get_all_their_digits_and_no_number_twice() {
+        let recorder = Recorder::new(true);
+        recorder.awaits("a", "g");
+        let numbers: Vec<u64> =
+            (0..20).flat_map(|_| ["a", "b", "c"]).map(|topic| recorder.next_number(topic)).collect();
+        let all: std::collections::BTreeSet<u64> = numbers.iter().copied().collect();
+        assert_eq!(all.len(), numbers.len());
+        for topic in 0..3 {
+            let of_topic = numbers.iter().skip(topic).step_by(3);
+            let digits: std::collections::BTreeSet<u64> = of_topic.map(|number| number % 10).collect();
+            assert_eq!(digits.len(), 10);
+        }
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl RegisterClient {
         // A consumer group belongs to its client, so each register of this kind has one.
         let mut offsets: Option<(String, PullConsumer)> = None;
         while !self.stop.load(Ordering::Relaxed) {
-            let number = self.recorder.next_number();
+            let number = self.recorder.next_number(&self.queue.topic);
             let (kind, key) = register(number);
             // Two reads for a write; every client does both, whatever its share of the numbers.
             let writes = (number / (REGISTERS * KINDS.len() as u64)).is_multiple_of(3);

@@ -90,7 +90,7 @@ impl TransactionSender {
         let mut died = 0;
         let mut next = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
-            let number = self.recorder.next_number();
+            let number = self.recorder.next_number(&self.topic);
             let topic = self.recorder.topic_named(&self.topic);
             let asked = Sending { number, topic, half: true, ..Sending::default() };
             self.recorder.record(process, Kind::Invoke, Operation::Send(asked.clone()));

@@ -54,7 +54,7 @@ impl Sender {
 
     /// After a send that nobody knows about the process number is another.
     pub(super) async fn send_one(&self, process: &mut u32) {
-        let number = self.recorder.next_number();
+        let number = self.recorder.next_number(&self.topic);
         let message_group = match self.message_groups.len() {
             0 => None,
             groups => self.message_groups.get(number as usize % groups).cloned(),
