@@ -11,11 +11,12 @@
 //! The window of a fault ends where the next one begins. A figure that never came is missing; the
 //! report counts those, because a mean over the others would hide them.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::history::{History, HistoryError, Kind, Messages};
+use crate::history::{FaultMark, History, HistoryError, Kind};
+use crate::messages::{Messages, Queue, Sent};
 
 const NS_PER_MS: f64 = 1e6;
 
@@ -38,81 +39,100 @@ pub struct Felt {
 
 /// One entry per fault that began.
 pub fn felt(history: &History) -> Result<Vec<Felt>, HistoryError> {
-    let spans = history.spans()?;
-    let messages = Messages::of(&spans);
-    let queue_of: BTreeMap<u64, (&str, u32)> = messages
-        .deliveries
-        .values()
-        .flatten()
-        .map(|delivered| {
-            (delivered.delivery.number, (delivered.delivery.queue.0.as_str(), delivered.delivery.queue.1))
-        })
+    let messages = Messages::of(&history.spans()?);
+    let faults: Vec<FaultMark> = history.faults().collect();
+    Ok(felt_by(&messages, &faults, history.events.last().map_or(0, |event| event.at_ns)))
+}
+
+/// Likewise, where the history is not at hand; it ended at `ends_ns`.
+pub fn felt_by(messages: &Messages, faults: &[FaultMark], ends_ns: u64) -> Vec<Felt> {
+    let mut queue_of: Vec<(u64, Queue)> = messages
+        .deliveries()
+        .filter_map(|delivered| Some((delivered.number, delivered.place?.queue)))
         .collect();
-    let queues: std::collections::BTreeSet<_> = queue_of.values().copied().collect();
+    queue_of.sort_unstable();
+    let queue_of = |number: u64| {
+        let at = queue_of.partition_point(|(of, _)| *of < number);
+        queue_of.get(at).filter(|(of, _)| *of == number).map(|(_, queue)| *queue)
+    };
+    let queues: BTreeSet<Queue> =
+        messages.deliveries().filter_map(|delivered| Some(delivered.place?.queue)).collect();
     // (invoked, acknowledged, number), by acknowledgement.
     let mut acks: Vec<(u64, u64, u64)> = messages
-        .sends
+        .sends()
         .iter()
-        .filter(|(_, sent)| sent.kind == Kind::Ok)
-        .filter_map(|(number, sent)| Some((sent.invoked_ns, sent.completed_ns?, *number)))
+        .filter(|sent| sent.kind == Kind::Ok)
+        .filter_map(|sent| Some((sent.invoked_ns, sent.completed_ns()?, sent.number)))
         .collect();
     acks.sort_by_key(|(_, acknowledged, _)| *acknowledged);
-    let ends_ns = history.events.last().map_or(0, |event| event.at_ns);
-    let begun: Vec<(u64, &str, &str)> = history
-        .faults()
-        .filter(|(_, _, _, begins)| *begins)
-        .map(|(at, name, target, _)| (at, name, target))
+    let mut not_acknowledged: Vec<&Sent> =
+        messages.sends().iter().filter(|sent| sent.kind != Kind::Ok).collect();
+    not_acknowledged.sort_by_key(|sent| sent.invoked_ns);
+    // (invoked, delivered), by delivery.
+    let mut came: Vec<(u64, u64)> = messages
+        .deliveries()
+        .filter_map(|delivered| Some((delivered.at_ns, messages.sent(delivered.number)?.invoked_ns)))
         .collect();
+    came.sort_unstable();
+    let begun: Vec<&FaultMark> = faults.iter().filter(|mark| mark.begins).collect();
     let ms = |ns: u64| ns as f64 / NS_PER_MS;
     let mut all = Vec::new();
-    for (position, &(at, name, target)) in begun.iter().enumerate() {
-        let window_ends = begun.get(position + 1).map_or(ends_ns, |(next, _, _)| *next);
-        let until = history
-            .faults()
-            .find(|(ended, of, to, begins)| !begins && *ended >= at && *of == name && *to == target)
-            .map_or(ends_ns, |(ended, _, _, _)| ended);
-        let after = |ack: &&(u64, u64, u64)| ack.0 >= at && ack.1 <= window_ends;
-        let per_queue: Option<Vec<u64>> = queues
+    for (position, mark) in begun.iter().enumerate() {
+        let at = mark.at_ns;
+        let window_ends = begun.get(position + 1).map_or(ends_ns, |next| next.at_ns);
+        let until = faults
             .iter()
-            .map(|queue| {
-                let mut of_queue = acks.iter().filter(after);
-                of_queue.find(|ack| queue_of.get(&ack.2) == Some(queue)).map(|ack| ack.1 - at)
+            .find(|other| {
+                !other.begins
+                    && other.at_ns >= at
+                    && (&other.name, &other.target) == (&mark.name, &mark.target)
             })
+            .map_or(ends_ns, |ended| ended.at_ns);
+        let from = acks.partition_point(|ack| ack.1 < at);
+        let in_window = || {
+            let acks = acks.iter().skip(from).take_while(|ack| ack.1 <= window_ends);
+            acks.filter(|ack| ack.0 >= at)
+        };
+        let mut missing = queues.clone();
+        let mut all_queues = None;
+        for ack in in_window() {
+            if queue_of(ack.2).is_some_and(|queue| missing.remove(&queue)) && missing.is_empty() {
+                all_queues = Some(ack.1 - at);
+                break;
+            }
+        }
+        let lost: Vec<&Sent> = not_acknowledged
+            .iter()
+            .skip(not_acknowledged.partition_point(|sent| sent.invoked_ns < at))
+            .take_while(|sent| sent.invoked_ns < window_ends)
+            .copied()
             .collect();
-        let in_window = |sent: &&crate::history::Sent<'_>| (at..window_ends).contains(&sent.invoked_ns);
-        let failed = messages.sends.values().filter(in_window).filter(|sent| sent.kind == Kind::Fail);
+        let failed = lost.iter().filter(|sent| sent.kind == Kind::Fail);
         let first_failed = failed.clone().map(|sent| sent.invoked_ns).min();
-        let deliveries = messages.deliveries.values().flatten();
-        let first_delivery = deliveries
-            .filter(|delivered| {
-                let sent = messages.sends.get(&delivered.delivery.number);
-                delivered.at_ns <= window_ends && sent.is_some_and(|sent| sent.invoked_ns >= at)
-            })
-            .map(|delivered| delivered.at_ns - at)
-            .min();
+        let first_delivery = came
+            .iter()
+            .skip(came.partition_point(|(came_at, _)| *came_at < at))
+            .take_while(|(came_at, _)| *came_at <= window_ends)
+            .find(|(_, invoked)| *invoked >= at)
+            .map(|(came_at, _)| came_at - at);
         all.push(Felt {
-            fault: name.to_owned(),
-            target: target.to_owned(),
+            fault: mark.name.clone(),
+            target: mark.target.clone(),
             at_ms: ms(at),
             until_ms: ms(until),
             gap_ms: gap(&acks, at, window_ends).map(ms),
-            first_success_ms: acks.iter().find(after).map(|ack| ms(ack.1 - at)),
-            all_queues_ms: per_queue.and_then(|queues| queues.into_iter().max()).map(ms),
+            first_success_ms: in_window().next().map(|ack| ms(ack.1 - at)),
+            all_queues_ms: all_queues.map(ms),
             first_delivery_ms: first_delivery.map(ms),
             open_chaos_rto_ms: match first_failed {
                 None => Some(0.0),
                 Some(failed) => acks.iter().find(|ack| ack.1 > failed).map(|ack| ms(ack.1 - failed)),
             },
             failed_sends: failed.count(),
-            unknown_sends: messages
-                .sends
-                .values()
-                .filter(in_window)
-                .filter(|sent| sent.kind == Kind::Info)
-                .count(),
+            unknown_sends: lost.iter().filter(|sent| sent.kind == Kind::Info).count(),
         });
     }
-    Ok(all)
+    all
 }
 
 /// The longest silence that overlaps the window; `None` where nothing was acknowledged after it began.

@@ -4,9 +4,12 @@
 //! | Operation | `:f` | `:value` |
 //! |---|---|---|
 //! | send | `:enqueue` | the number; with a known place `[:send [group queue] [offset number]]` is in `:place` |
+//! | batch | `:enqueue-batch` | the numbers; known offsets in `:offsets` |
 //! | receive | `:dequeue` | the numbers |
 //! | ack, change of a lease, end, recall | `:ack`, `:change-lease`, `:end`, `:recall` | a map |
+//! | what has no outcome | `:undecided` | the numbers |
 //! | read, write, cas | `:read`, `:write`, `:cas` | `[key value]`, for cas `[key [from to]]` |
+//! | create, delete | `:create`, `:delete` | `[key value]`, for delete `[key nil]` |
 //! | fault | its name | the target; `:process :nemesis` |
 
 use std::fmt::Write as _;
@@ -49,6 +52,23 @@ fn operation(operation: &Operation) -> (String, String, String) {
             };
             (":enqueue".to_owned(), send.number.to_string(), place)
         }
+        Operation::SendBatch(batch) => {
+            let listed = |numbers: &mut dyn Iterator<Item = u64>| {
+                numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(" ")
+            };
+            let value = format!("[{}]", listed(&mut batch.numbers()));
+            let more = match batch.offsets.is_empty() {
+                true => String::new(),
+                false => format!(", :offsets [{}]", listed(&mut batch.offsets.iter().copied())),
+            };
+            (":enqueue-batch".to_owned(), value, more)
+        }
+        Operation::Undecided { numbers } => {
+            let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
+            plain(":undecided", format!("[{}]", numbers.join(" ")))
+        }
+        Operation::Create { key, value } => plain(":create", format!("[{} {value}]", quoted(key))),
+        Operation::Delete { key } => plain(":delete", format!("[{} nil]", quoted(key))),
         Operation::Receive(receive) => {
             let numbers: Vec<String> =
                 receive.messages.iter().map(|message| message.number.to_string()).collect();

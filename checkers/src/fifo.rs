@@ -10,107 +10,162 @@
 //! began; sends that overlap have none. A lease counts as held from the answer of its receive until
 //! its ack is asked for or its time, counted from the receive's invocation, is over: the shortest
 //! time it can have lasted.
+//!
+//! A message out of order is counted once, however many it passed. One pass in time over each message
+//! group: what is compared with each other are messages that are held at the same moment.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 
-use crate::history::{Delivered, Kind, Messages, Sent, Span};
+use crate::history::{Kind, Span};
+use crate::messages::{Delivered, MessageGroup, Messages, Received, Sent};
 use crate::verdict::{Findings, Verdict};
 
 pub fn check(spans: &[Span<'_>]) -> Verdict {
-    let messages = Messages::of(spans);
+    of(&Messages::of(spans))
+}
+
+pub fn of(messages: &Messages) -> Verdict {
     let mut findings = Findings::of("fifo");
-    let mut keys: BTreeMap<&str, Vec<(u64, &Sent<'_>)>> = BTreeMap::new();
-    for (number, sent) in &messages.sends {
-        if let (Some(key), true) = (sent.answer.message_group.as_deref(), sent.kind != Kind::Fail) {
-            keys.entry(key).or_default().push((*number, sent));
+    let mut sends: BTreeMap<MessageGroup, Vec<&Sent>> = BTreeMap::new();
+    for sent in messages.sends() {
+        if let (Some(key), true) = (sent.message_group, sent.kind != Kind::Fail) {
+            sends.entry(key).or_default().push(sent);
         }
     }
-    findings.count("message groups", keys.len());
+    findings.count("message groups", sends.len());
     findings.count("deliveries", messages.count_deliveries());
-    let mut key_of: BTreeMap<u64, &str> = BTreeMap::new();
-    for (key, sends) in &mut keys {
-        sends.sort_by_key(|(_, sent)| sent.invoked_ns);
-        key_of.extend(sends.iter().map(|(number, _)| (*number, *key)));
-    }
-    for (group, deliveries) in &messages.deliveries {
-        let mut of_keys: BTreeMap<&str, Vec<&Delivered<'_>>> = BTreeMap::new();
-        for delivered in deliveries {
-            if let Some(key) = key_of.get(&delivered.delivery.number) {
-                of_keys.entry(key).or_default().push(delivered);
+    for (name, group) in messages.groups() {
+        let mut deliveries: BTreeMap<MessageGroup, Vec<&Delivered>> = BTreeMap::new();
+        for delivered in &group.deliveries {
+            let sent = messages.sent(delivered.number).filter(|sent| sent.kind != Kind::Fail);
+            if let Some(key) = sent.and_then(|sent| sent.message_group) {
+                deliveries.entry(key).or_default().push(delivered);
             }
         }
-        for (key, deliveries) in &of_keys {
-            let sends = keys.get(key).map_or(&[] as &[_], Vec::as_slice);
-            one(key, group, sends, deliveries, &messages, &mut findings);
+        for (key, deliveries) in &deliveries {
+            let key_name = messages.message_group_name(*key);
+            let sends = sends.get(key).map_or(&[] as &[_], Vec::as_slice);
+            let one = One { messages, name, key: key_name, group, deliveries };
+            one.in_order(sends, &mut findings);
+            one.held(&mut findings);
         }
     }
-    let nothing = (keys.is_empty() || messages.deliveries.is_empty())
+    let nothing = (sends.is_empty() || messages.deliveries().next().is_none())
         .then_some("no message with a message group was delivered");
     findings.verdict(nothing)
 }
 
-fn one(
-    key: &str,
-    group: &str,
-    sends: &[(u64, &Sent<'_>)],
-    deliveries: &[&Delivered<'_>],
-    messages: &Messages<'_>,
-    findings: &mut Findings,
-) {
-    let mut first_at: BTreeMap<u64, usize> = BTreeMap::new();
-    for (position, delivered) in deliveries.iter().enumerate() {
-        first_at.entry(delivered.delivery.number).or_insert(position);
-    }
-    let ack_invoked = |number: u64| messages.ack_invoked.get(&(group, number)).copied().unwrap_or(u64::MAX);
-    let held_until = |delivered: &Delivered<'_>| {
-        let lease_end = delivered.invoked_ns.saturating_add(delivered.lease_ns);
-        lease_end.min(ack_invoked(delivered.delivery.number))
-    };
-    for (later, (number, sent)) in sends.iter().enumerate() {
-        let Some(&delivered_at) = first_at.get(number) else { continue };
-        for (earlier, before) in &sends[..later] {
-            let follows = before.kind == Kind::Ok
-                && before.completed_ns.is_some_and(|completed| completed < sent.invoked_ns);
-            if !follows {
+/// One message group as one consumer group saw it.
+struct One<'a> {
+    messages: &'a Messages,
+    name: &'a str,
+    key: &'a str,
+    group: &'a Received,
+    deliveries: &'a [&'a Delivered],
+}
+
+/// A message that was given out and whose ack nobody asked for yet, and to whom.
+struct Open {
+    completed_ns: Option<u64>,
+    holders: Vec<u32>,
+}
+
+impl One<'_> {
+    /// Going through the sends by when they began: of those acknowledged before, the one that was
+    /// first delivered last must have come before this one.
+    fn in_order(&self, sends: &[&Sent], findings: &mut Findings) {
+        let mut first_at: HashMap<u64, usize> = HashMap::new();
+        for (position, delivered) in self.deliveries.iter().enumerate() {
+            first_at.entry(delivered.number).or_insert(position);
+        }
+        // Never delivered is later than everything.
+        let first_at = |sent: &Sent| first_at.get(&sent.number).copied().unwrap_or(usize::MAX);
+        let mut begun: Vec<&Sent> = sends.to_vec();
+        begun.sort_by_key(|sent| sent.invoked_ns);
+        let mut acknowledged: Vec<(u64, &Sent)> = sends
+            .iter()
+            .filter(|sent| sent.kind == Kind::Ok)
+            .filter_map(|sent| Some((sent.completed_ns()?, *sent)))
+            .collect();
+        acknowledged.sort_by_key(|(completed, _)| *completed);
+        let mut acknowledged = acknowledged.into_iter().peekable();
+        let mut latest: Option<(usize, u64)> = None;
+        for sent in begun {
+            while let Some((_, before)) = acknowledged.next_if(|(completed, _)| *completed < sent.invoked_ns)
+            {
+                let of = (first_at(before), before.number);
+                if latest.is_none_or(|latest| latest.0 < of.0) {
+                    latest = Some(of);
+                }
+            }
+            let delivered_at = first_at(sent);
+            if delivered_at == usize::MAX {
                 continue;
             }
-            match first_at.get(earlier) {
-                Some(&earlier_at) if earlier_at < delivered_at => {}
-                _ => findings.fatal("out-of-order", || {
-                    format!("{group} got {number} of {key} before {earlier}, which was sent first")
-                }),
+            if let Some((before_at, before)) = latest.filter(|(before_at, _)| *before_at > delivered_at) {
+                let (name, number, key) = (self.name, sent.number, self.key);
+                findings.fatal("out-of-order", || match before_at {
+                    usize::MAX => {
+                        format!("{name} got {number} of {key} and never {before}, which was sent first")
+                    }
+                    _ => format!("{name} got {number} of {key} before {before}, which was sent first"),
+                });
             }
         }
     }
-    for (position, delivered) in deliveries.iter().enumerate() {
-        let number = delivered.delivery.number;
-        let order = sends.iter().position(|(of, _)| *of == number).unwrap_or(0);
-        for (earlier, before) in &sends[..order] {
-            let follows = before.completed_ns.is_some_and(|completed| {
-                messages.sends.get(&number).is_some_and(|sent| completed < sent.invoked_ns)
-            });
-            let is_done = ack_invoked(*earlier) <= delivered.at_ns;
-            let is_held_here = deliveries
-                .iter()
-                .take(position)
-                .any(|other| other.delivery.number == *earlier && other.process == delivered.process);
-            // Never delivered before: that is out of order, said above.
-            let was_delivered = first_at.get(earlier).is_some_and(|first| *first < position);
-            if follows && was_delivered && !is_done && !is_held_here {
-                findings.fatal("overtaking", || {
-                    format!("{group} got {number} of {key} while {earlier} was not acknowledged")
-                });
+
+    /// Going through the deliveries in time, with what is out at that moment.
+    fn held(&self, findings: &mut Findings) {
+        let mut open: BTreeMap<u64, Open> = BTreeMap::new();
+        let mut ack_due: BinaryHeap<Reverse<(u64, u64)>> = BinaryHeap::new();
+        // (until when it is certainly held, consumer, number).
+        let mut holds: BinaryHeap<Reverse<(u64, u32, u64)>> = BinaryHeap::new();
+        for delivered in self.deliveries {
+            let (number, now_ns) = (delivered.number, delivered.at_ns);
+            while let Some(&Reverse((asked_ns, done))) = ack_due.peek()
+                && asked_ns <= now_ns
+            {
+                ack_due.pop();
+                open.remove(&done);
             }
-        }
-        for other in &deliveries[..position] {
-            let overlaps = other.process != delivered.process && held_until(other) > delivered.at_ns;
-            if overlaps {
-                findings.fatal("two-holders", || {
-                    format!(
-                        "consumers {} and {} of {group} held {} and {number} of {key}",
-                        other.process, delivered.process, other.delivery.number
-                    )
+            while let Some(&Reverse((until_ns, ..))) = holds.peek()
+                && until_ns <= now_ns
+            {
+                holds.pop();
+            }
+            let began_ns = self.messages.sent(number).map_or(0, |sent| sent.invoked_ns);
+            for (earlier, of) in &open {
+                let follows = *earlier != number && of.completed_ns.is_some_and(|at| at < began_ns);
+                if follows && !of.holders.contains(&delivered.process) {
+                    findings.fatal("overtaking", || {
+                        let (name, key) = (self.name, self.key);
+                        format!("{name} got {number} of {key} while {earlier} was not acknowledged")
+                    });
+                }
+            }
+            for Reverse((_, other, held)) in &holds {
+                if *other != delivered.process {
+                    findings.fatal("two-holders", || {
+                        format!(
+                            "consumers {other} and {} of {} held {held} and {number} of {}",
+                            delivered.process, self.name, self.key
+                        )
+                    });
+                }
+            }
+            let ack_asked_ns = self.group.ack_asked_ns(number).unwrap_or(u64::MAX);
+            let lease_ends_ns = delivered.invoked_ns.saturating_add(delivered.lease_ns);
+            holds.push(Reverse((lease_ends_ns.min(ack_asked_ns), delivered.process, number)));
+            if ack_asked_ns > now_ns {
+                let of = open.entry(number).or_insert_with(|| {
+                    ack_due.push(Reverse((ack_asked_ns, number)));
+                    let completed_ns = self.messages.sent(number).and_then(Sent::completed_ns);
+                    Open { completed_ns, holders: Vec::new() }
                 });
+                if !of.holders.contains(&delivered.process) {
+                    of.holders.push(delivered.process);
+                }
             }
         }
     }

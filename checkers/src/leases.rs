@@ -18,7 +18,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::history::{Delivered, Kind, Messages, Operation, Span};
+use crate::history::{Kind, Operation, Span};
+use crate::messages::{Delivered, Messages};
 use crate::verdict::{Findings, Verdict};
 
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +48,7 @@ pub fn check(spans: &[Span<'_>], bounds: Bounds) -> Verdict {
     findings.count("deliveries", messages.count_deliveries());
     findings.count("lease changes", changes.values().map(Vec::len).sum());
     repeated_acks(spans, &messages, &mut findings);
-    for (&group, deliveries) in &messages.deliveries {
+    for (group, received) in messages.groups() {
         // An empty answer shows as well that the group goes on.
         let last_receive_ns = spans
             .iter()
@@ -58,16 +59,16 @@ pub fn check(spans: &[Span<'_>], bounds: Bounds) -> Verdict {
             .map(|span| span.invoked_ns)
             .max()
             .unwrap_or(0);
-        let mut by_number: BTreeMap<u64, Vec<&Delivered<'_>>> = BTreeMap::new();
-        for delivered in deliveries {
-            by_number.entry(delivered.delivery.number).or_default().push(delivered);
+        let mut by_number: BTreeMap<u64, Vec<&Delivered>> = BTreeMap::new();
+        for delivered in &received.deliveries {
+            by_number.entry(delivered.number).or_default().push(delivered);
         }
         for (number, deliveries) in &by_number {
-            let of = |delivered: &Delivered<'_>| {
-                changes.get(&(group, *number, delivered.delivery.attempt)).map_or(&[] as &[_], Vec::as_slice)
+            let of = |delivered: &Delivered| {
+                changes.get(&(group, *number, delivered.attempt)).map_or(&[] as &[_], Vec::as_slice)
             };
-            let ack_invoked = messages.ack_invoked.get(&(group, *number)).copied();
-            let acked = messages.acked.get(&(group, *number)).copied();
+            let ack_invoked = received.ack_asked_ns(*number);
+            let acked = received.acked_ns(*number);
             for pair in deliveries.windows(2) {
                 let [before, after] = pair else { continue };
                 let is_open = ack_invoked.is_none_or(|asked| asked > after.at_ns);
@@ -91,20 +92,20 @@ pub fn check(spans: &[Span<'_>], bounds: Bounds) -> Verdict {
                 } else {
                     findings.allowed("redelivered", || format!("{number} to {group}"));
                 }
-                let (first, second) = (before.delivery.attempt, after.delivery.attempt);
+                let (first, second) = (before.attempt, after.attempt);
                 if is_ordered && second <= first {
                     findings.fatal("attempt-back", || format!("{number} to {group}: {second} after {first}"));
                 }
             }
             for delivered in deliveries {
-                let attempt = delivered.delivery.attempt;
+                let attempt = delivered.attempt;
                 for change in of(delivered).iter().filter(|change| change.kind == Kind::Ok) {
                     if acked.is_some_and(|acked| acked < change.invoked_ns) {
                         findings.fatal("changed-after-ack", || format!("{number} to {group}"));
                     }
                     let is_stale = deliveries
                         .iter()
-                        .any(|later| later.delivery.attempt > attempt && later.at_ns < change.invoked_ns);
+                        .any(|later| later.attempt > attempt && later.at_ns < change.invoked_ns);
                     if is_stale {
                         findings.fatal("stale-handle-accepted", || {
                             format!("{number} to {group}: that of attempt {attempt}")
@@ -120,7 +121,7 @@ pub fn check(spans: &[Span<'_>], bounds: Bounds) -> Verdict {
             }
         }
     }
-    let nothing = messages.deliveries.is_empty().then_some("nobody received anything");
+    let nothing = messages.is_unread().then_some("nobody received anything");
     findings.verdict(nothing)
 }
 
@@ -138,12 +139,12 @@ fn changes<'a>(spans: &[Span<'a>]) -> BTreeMap<Handle<'a>, Vec<Change>> {
     changes
 }
 
-fn repeated_acks(spans: &[Span<'_>], messages: &Messages<'_>, findings: &mut Findings) {
+fn repeated_acks(spans: &[Span<'_>], messages: &Messages, findings: &mut Findings) {
     for span in spans {
         let (Operation::Ack { group, numbers }, Kind::Fail) = (span.asked, span.kind) else { continue };
         for number in numbers {
-            let acked = messages.acked.get(&(group.as_str(), *number));
-            if acked.is_some_and(|acked| *acked < span.invoked_ns) {
+            let acked = messages.group(group).and_then(|group| group.acked_ns(*number));
+            if acked.is_some_and(|acked| acked < span.invoked_ns) {
                 findings.fatal("ack-not-idempotent", || format!("{number} of {group}"));
             }
         }
@@ -151,7 +152,7 @@ fn repeated_acks(spans: &[Span<'_>], messages: &Messages<'_>, findings: &mut Fin
 }
 
 /// Before this time the lease is certainly not over, as far as changes asked for before `until_ns` go.
-fn earliest_end(delivered: &Delivered<'_>, changes: &[Change], until_ns: u64) -> u64 {
+fn earliest_end(delivered: &Delivered, changes: &[Change], until_ns: u64) -> u64 {
     let mut end = delivered.invoked_ns.saturating_add(delivered.lease_ns);
     for change in changes.iter().filter(|change| change.invoked_ns < until_ns) {
         let changed = change.invoked_ns.saturating_add(change.lease_ns);
@@ -166,7 +167,7 @@ fn earliest_end(delivered: &Delivered<'_>, changes: &[Change], until_ns: u64) ->
 }
 
 /// After this time the lease is certainly over; `None` where a change has an unknown outcome.
-fn latest_end(delivered: &Delivered<'_>, changes: &[Change]) -> Option<u64> {
+fn latest_end(delivered: &Delivered, changes: &[Change]) -> Option<u64> {
     let mut end = delivered.at_ns.saturating_add(delivered.lease_ns);
     for change in changes {
         match (change.kind, change.completed_ns) {

@@ -14,6 +14,10 @@
 //! | [`linearizable`] | registers that no order of their operations explains (Wing–Gong–Lowe, by key) |
 //! | [`availability`] | how long each fault was felt |
 //!
+//! A history is read whole ([`History`]), or event by event from its compact form ([`compact`]) into what
+//! most checkers look at ([`messages`]): so tens of millions of messages are judged in a few gigabytes of
+//! memory.
+//!
 //! Rules for all of them:
 //!
 //! * An operation whose outcome is unknown (`info`) may have happened at any time after its
@@ -25,16 +29,19 @@
 #![forbid(unsafe_code)]
 
 pub mod availability;
+pub mod compact;
 pub mod edn;
 pub mod fifo;
 pub mod history;
 pub mod leases;
 pub mod linearizable;
+pub mod messages;
 pub mod queue_log;
 pub mod timers;
 pub mod total_queue;
 pub mod transactions;
 mod verdict;
 
-pub use history::{Event, History, HistoryError, Kind, Operation};
+pub use history::{Event, FaultMark, History, HistoryError, Kind, Operation};
+pub use messages::{Gather, Messages};
 pub use verdict::{Anomaly, FINDINGS_SHOWN_MAX, Outcome, Verdict};

@@ -15,13 +15,14 @@
 //!
 //! An answer of RocketMQ's protocol names the offset and not the queue; where a send does not say its
 //! queue, the queue is taken from its deliveries.
+//!
+//! Takes time in proportion to the history (and the logarithm that sorting adds).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{HashMap, HashSet};
 
-use crate::history::{Kind, Messages, Place, Span};
+use crate::history::{Kind, Span};
+use crate::messages::{Messages, Place, Queue, Sent};
 use crate::verdict::{Findings, Verdict};
-
-type Queue = (String, u32);
 
 /// Whether a consumer must see first deliveries in the order of their offsets. Groups whose members
 /// share a queue need not: a lease that was planned and not granted is planned again later.
@@ -31,117 +32,132 @@ pub enum PollOrder {
     Ascending,
 }
 
+/// A message at a place, as a delivery or the answer to its send says; sorted and without repeats.
+type AtPlaces = Vec<(Place, u64)>;
+
 pub fn check(spans: &[Span<'_>], order: PollOrder) -> Verdict {
-    let messages = Messages::of(spans);
+    of(&Messages::of(spans), order)
+}
+
+pub fn of(messages: &Messages, order: PollOrder) -> Verdict {
     let mut findings = Findings::of("queue-log");
-    let mut at_place: BTreeMap<Place, BTreeSet<u64>> = BTreeMap::new();
-    let mut places_of: BTreeMap<u64, BTreeSet<Place>> = BTreeMap::new();
-    for delivered in messages.deliveries.values().flatten() {
-        let (number, place) = (delivered.delivery.number, delivered.delivery.place());
-        at_place.entry(place.clone()).or_default().insert(number);
-        places_of.entry(number).or_default().insert(place);
-    }
-    for (number, sent) in &messages.sends {
-        if let (Kind::Ok, Some(queue), Some(offset)) = (sent.kind, &sent.answer.queue, sent.answer.offset) {
-            at_place.entry((queue.0.clone(), queue.1, offset)).or_default().insert(*number);
-        }
-    }
-    findings.count("places", at_place.len());
+    let mut delivered: AtPlaces =
+        messages.deliveries().filter_map(|of| Some((of.place?, of.number))).collect();
+    sort(&mut delivered);
+    let told = messages.sends().iter().filter(|sent| sent.kind == Kind::Ok);
+    let mut known: AtPlaces = told.filter_map(|sent| Some((sent.place()?, sent.number))).collect();
+    known.extend_from_slice(&delivered);
+    sort(&mut known);
+    let mut places_of: Vec<(u64, Place)> =
+        delivered.iter().map(|(place, number)| (*number, *place)).collect();
+    drop(delivered);
+    places_of.sort_unstable();
+
+    let places = known.chunk_by(|one, other| one.0 == other.0);
+    findings.count("places", places.clone().count());
     findings.count("deliveries", messages.count_deliveries());
-
-    for (place, numbers) in &at_place {
-        if numbers.len() > 1 {
-            findings.fatal("inconsistent-offset", || format!("{place:?} holds {numbers:?}"));
-        }
+    for at_place in places.filter(|at_place| at_place.len() > 1) {
+        findings.fatal("inconsistent-offset", || {
+            let numbers: Vec<u64> = at_place.iter().map(|(_, number)| *number).collect();
+            let place = at_place.first().map_or_else(String::new, |(place, _)| messages.place_name(*place));
+            format!("{place} holds {numbers:?}")
+        });
     }
-    for (number, places) in &places_of {
-        if places.len() > 1 {
-            findings.fatal("duplicate", || format!("{number} lies at {places:?}"));
-        }
-        let Some(sent) = messages.sends.get(number) else { continue };
-        if sent.kind == Kind::Fail {
-            findings.fatal("aborted-read", || format!("{number} was delivered, its send had failed"));
-        }
-        let promised = sent.answer.offset.filter(|_| sent.kind == Kind::Ok);
-        if let Some(offset) = promised
-            && !places.iter().any(|(_, _, at)| *at == offset)
-        {
-            findings.fatal("inconsistent-offset", || {
-                format!("{number} was acknowledged at offset {offset} and delivered from {places:?}")
-            });
-        }
+    for places in places_of.chunk_by(|one, other| one.0 == other.0) {
+        one_message(messages, places, &mut findings);
     }
-    let highest = highest_delivered(&messages);
-    unread(&messages, &places_of, &highest, &mut findings);
-    sends_in_order(&messages, &places_of, &mut findings);
-    polls(&messages, &at_place, order, &mut findings);
-    let nothing = messages.deliveries.is_empty().then_some("nobody received anything");
-    findings.verdict(nothing)
+    unread(messages, &places_of, &mut findings);
+    sends_in_order(messages, &places_of, &mut findings);
+    polls(messages, &known, order, &mut findings);
+    let unknown = match (messages.is_unread(), messages.deliveries().all(|of| of.place.is_none())) {
+        (true, _) => Some("nobody received anything"),
+        (false, true) if messages.count_deliveries() > 0 => Some("no delivery says where it lay"),
+        _ => None,
+    };
+    findings.verdict(unknown)
 }
 
-fn highest_delivered(messages: &Messages<'_>) -> BTreeMap<Queue, u64> {
-    let mut highest = BTreeMap::new();
-    for delivered in messages.deliveries.values().flatten() {
-        let offset = highest.entry(delivered.delivery.queue.clone()).or_insert(0);
-        *offset = delivered.delivery.offset.max(*offset);
-    }
-    highest
+fn sort(places: &mut AtPlaces) {
+    places.sort_unstable();
+    places.dedup();
 }
 
-fn unread(
-    messages: &Messages<'_>,
-    places_of: &BTreeMap<u64, BTreeSet<Place>>,
-    highest: &BTreeMap<Queue, u64>,
-    findings: &mut Findings,
-) {
-    for (number, sent) in &messages.sends {
-        if sent.kind != Kind::Ok || places_of.contains_key(number) || sent.answer.half {
+/// The places one message was delivered from.
+fn one_message(messages: &Messages, places: &[(u64, Place)], findings: &mut Findings) {
+    let Some(&(number, first)) = places.first() else { return };
+    let names = || {
+        let names: Vec<String> = places.iter().map(|(_, place)| messages.place_name(*place)).collect();
+        names.join(" and at ")
+    };
+    if places.len() > 1 {
+        findings.fatal("duplicate", || format!("{number} lies at {}", names()));
+    }
+    let Some(sent) = messages.sent(number) else { return };
+    if sent.kind == Kind::Fail {
+        findings.fatal("aborted-read", || {
+            format!("{number} was delivered from {}, its send had failed", messages.place_name(first))
+        });
+    }
+    if let Some(offset) = sent.offset().filter(|_| sent.kind == Kind::Ok)
+        && !places.iter().any(|(_, place)| place.offset == offset)
+    {
+        findings.fatal("inconsistent-offset", || {
+            format!("{number} was acknowledged at offset {offset} and delivered from {}", names())
+        });
+    }
+}
+
+fn place_of(places_of: &[(u64, Place)], number: u64) -> Option<Place> {
+    let at = places_of.partition_point(|(of, _)| *of < number);
+    places_of.get(at).filter(|(of, _)| *of == number).map(|(_, place)| *place)
+}
+
+fn unread(messages: &Messages, places_of: &[(u64, Place)], findings: &mut Findings) {
+    let mut highest: HashMap<Queue, u64> = HashMap::new();
+    for place in messages.deliveries().filter_map(|delivered| delivered.place) {
+        let offset = highest.entry(place.queue).or_insert(0);
+        *offset = place.offset.max(*offset);
+    }
+    for sent in messages.sends() {
+        if sent.kind != Kind::Ok || sent.half || place_of(places_of, sent.number).is_some() {
             continue;
         }
-        let place = sent.answer.queue.as_ref().zip(sent.answer.offset);
-        match place {
-            Some((queue, offset)) if highest.get(queue).is_some_and(|highest| offset < *highest) => {
-                findings.fatal("lost-write", || format!("{number} at {queue:?} offset {offset}"));
+        match sent.place() {
+            Some(place) if highest.get(&place.queue).is_some_and(|highest| place.offset < *highest) => {
+                findings.fatal("lost-write", || format!("{} at {}", sent.number, messages.place_name(place)));
             }
-            _ => findings.allowed("unseen", || format!("{number}")),
+            _ => findings.allowed("unseen", || format!("{}", sent.number)),
         }
     }
 }
 
 /// In each queue: a send that began after another was acknowledged lies behind it.
-fn sends_in_order(
-    messages: &Messages<'_>,
-    places_of: &BTreeMap<u64, BTreeSet<Place>>,
-    findings: &mut Findings,
-) {
-    // (time, is a completion, number, offset); completions at one time come after invocations, so
-    // that equal stamps accuse nobody.
-    let mut moments: BTreeMap<Queue, Vec<(u64, bool, u64, u64)>> = BTreeMap::new();
-    for (number, sent) in &messages.sends {
-        let (Kind::Ok, Some(completed)) = (sent.kind, sent.completed_ns) else { continue };
-        // These get their place later, when they are committed or fire.
-        if sent.answer.half || sent.answer.due_ns.is_some() {
+fn sends_in_order(messages: &Messages, places_of: &[(u64, Place)], findings: &mut Findings) {
+    // (queue, time, is a completion, number, offset); completions at one time come after invocations,
+    // so that equal stamps accuse nobody.
+    let mut moments: Vec<(Queue, u64, bool, u64, u64)> = Vec::new();
+    for sent in messages.sends() {
+        let (Kind::Ok, Some(completed)) = (sent.kind, sent.completed_ns()) else { continue };
+        if sent.is_placed_later() {
             continue;
         }
-        let delivered = places_of.get(number).and_then(|places| places.first());
-        let told = sent.answer.queue.clone().zip(sent.answer.offset);
-        let place = told.or_else(|| delivered.map(|place| ((place.0.clone(), place.1), place.2)));
-        let Some((queue, offset)) = place else { continue };
-        let of_queue = moments.entry(queue).or_default();
-        of_queue.push((sent.invoked_ns, false, *number, offset));
-        of_queue.push((completed, true, *number, offset));
+        let Some(place) = sent.place().or_else(|| place_of(places_of, sent.number)) else { continue };
+        let Sent { number, invoked_ns, .. } = *sent;
+        moments.push((place.queue, invoked_ns, false, number, place.offset));
+        moments.push((place.queue, completed, true, number, place.offset));
     }
-    for (queue, mut moments) in moments {
-        moments.sort_unstable();
+    moments.sort_unstable();
+    for moments in moments.chunk_by(|one, other| one.0 == other.0) {
         let mut acknowledged: Option<(u64, u64)> = None;
-        for (_, is_completion, number, offset) in moments {
+        for &(queue, _, is_completion, number, offset) in moments {
             match acknowledged {
                 Some((highest, _)) if is_completion && offset <= highest => {}
                 _ if is_completion => acknowledged = Some((offset, number)),
                 Some((highest, before)) if offset < highest => {
                     findings.fatal("non-monotonic-send", || {
                         format!(
-                            "{number} at {queue:?} offset {offset} was sent after {before} at {highest} was acknowledged"
+                            "{number} at {} offset {offset} was sent after {before} at {highest} was acknowledged",
+                            messages.queue_name(queue)
                         )
                     });
                 }
@@ -151,47 +167,43 @@ fn sends_in_order(
     }
 }
 
-fn polls(
-    messages: &Messages<'_>,
-    at_place: &BTreeMap<Place, BTreeSet<u64>>,
-    order: PollOrder,
-    findings: &mut Findings,
-) {
-    for (group, deliveries) in &messages.deliveries {
-        let mut seen: BTreeSet<Place> = BTreeSet::new();
-        let mut highest: BTreeMap<Queue, u64> = BTreeMap::new();
+fn polls(messages: &Messages, known: &AtPlaces, order: PollOrder, findings: &mut Findings) {
+    for (name, group) in messages.groups() {
+        let mut seen: HashSet<Place> = HashSet::with_capacity(group.deliveries.len());
+        let mut highest: HashMap<Queue, u64> = HashMap::new();
         // (process, queue) → the last first delivery: offset, batch.
-        let mut last: BTreeMap<(u32, Queue), (u64, usize)> = BTreeMap::new();
-        for delivered in deliveries {
-            let delivery = delivered.delivery;
-            let is_first = seen.insert(delivery.place());
-            let of_queue = highest.entry(delivery.queue.clone()).or_insert(0);
-            *of_queue = delivery.offset.max(*of_queue);
-            if order == PollOrder::Any || !is_first || delivery.attempt > 1 {
+        let mut last: HashMap<(u32, Queue), (u64, u32)> = HashMap::new();
+        for delivered in &group.deliveries {
+            let Some(place @ Place { queue, offset }) = delivered.place else { continue };
+            let is_first = seen.insert(place);
+            let of_queue = highest.entry(queue).or_insert(0);
+            *of_queue = offset.max(*of_queue);
+            if order == PollOrder::Any || !is_first || delivered.attempt > 1 {
                 continue;
             }
-            let now = (delivery.offset, delivered.batch);
-            let before = last.insert((delivered.process, delivery.queue.clone()), now);
-            if let Some((offset, batch)) = before.filter(|(offset, _)| *offset > delivery.offset) {
-                let name = if batch == delivered.batch {
+            let before = last.insert((delivered.process, queue), (offset, delivered.batch));
+            if let Some((before, batch)) = before.filter(|(before, _)| *before > offset) {
+                let anomaly = if batch == delivered.batch {
                     "internal-non-monotonic-poll"
                 } else {
                     "non-monotonic-poll"
                 };
-                findings.fatal(name, || {
-                    format!("{group} got offset {} of {:?} after {offset}", delivery.offset, delivery.queue)
-                });
+                findings
+                    .fatal(anomaly, || format!("{name} got {} after {before}", messages.place_name(place)));
             }
         }
-        for ((broker, queue, offset), numbers) in at_place {
-            let read_beyond = highest.get(&(broker.clone(), *queue)).is_some_and(|highest| offset < highest);
-            let place = (broker.clone(), *queue, *offset);
+        for at_place in known.chunk_by(|one, other| one.0 == other.0) {
+            let Some(&(place, _)) = at_place.first() else { continue };
+            let read_beyond = highest.get(&place.queue).is_some_and(|highest| place.offset < *highest);
+            if !read_beyond || seen.contains(&place) {
+                continue;
+            }
             // What nobody knows to be stored may be missing.
-            let exists = numbers
+            let exists = at_place
                 .iter()
-                .all(|number| messages.sends.get(number).is_none_or(|sent| sent.kind == Kind::Ok));
-            if read_beyond && exists && !seen.contains(&place) {
-                findings.fatal("poll-skip", || format!("{group} never got {place:?}"));
+                .all(|(_, number)| messages.sent(*number).is_none_or(|sent| sent.kind == Kind::Ok));
+            if exists {
+                findings.fatal("poll-skip", || format!("{name} never got {}", messages.place_name(place)));
             }
         }
     }

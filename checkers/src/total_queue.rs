@@ -10,70 +10,101 @@
 //! | `delivered-after-ack` | a receive that began after the ack was answered brought it again | yes |
 //! | `redelivered` | delivered again before that: at-least-once | no |
 //! | `recovered` | delivered although nobody knew whether it was stored | no |
+//!
+//! Takes time in proportion to the history (and the logarithm that sorting adds).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashMap;
 
-use crate::history::{Kind, Messages, Span};
+use crate::history::{Kind, Span};
+use crate::messages::{Messages, Place, Received};
 use crate::verdict::{Findings, Verdict};
 
+/// What is known of a number that came.
+struct Came {
+    place: Option<Place>,
+    id_hash: u64,
+    is_duplicated: bool,
+}
+
 pub fn check(spans: &[Span<'_>]) -> Verdict {
-    let messages = Messages::of(spans);
+    of(&Messages::of(spans))
+}
+
+pub fn of(messages: &Messages) -> Verdict {
     let mut findings = Findings::of("total-queue");
-    findings.count("sent", messages.sends.len());
+    findings.count("sent", messages.sends().len());
     findings.count("acknowledged", messages.count_acknowledged());
     findings.count("deliveries", messages.count_deliveries());
-    for (group, deliveries) in &messages.deliveries {
-        let mut places: BTreeMap<u64, BTreeSet<_>> = BTreeMap::new();
-        let mut ids: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
-        for delivered in deliveries {
-            let number = delivered.delivery.number;
-            let known = places.entry(number).or_default();
-            let again = !known.is_empty();
-            known.insert(delivered.delivery.place());
-            ids.entry(number).or_default().insert(&delivered.delivery.id);
-            let acked = messages.acked.get(&(*group, number));
-            if acked.is_some_and(|acked| *acked < delivered.invoked_ns) {
-                findings.fatal("delivered-after-ack", || format!("{number} to {group}"));
-            } else if again {
-                findings.allowed("redelivered", || format!("{number} to {group}"));
-            }
-        }
-        for (number, places) in &places {
-            if places.len() > 1 {
-                findings.fatal("duplicated", || format!("{number} lies at {places:?}"));
-            } else if ids.get(number).is_some_and(|ids| ids.len() > 1) {
-                findings.fatal("duplicated", || format!("{number} has the ids {:?}", ids.get(number)));
-            }
-            match messages.sends.get(number) {
-                None => findings.fatal("unexpected", || format!("{number} was never sent")),
-                Some(sent) if sent.kind == Kind::Info => {
-                    findings.allowed("recovered", || format!("{number}"));
-                }
-                Some(_) => {}
-            }
-        }
-        lost(&messages, group, &places, &mut findings);
+    for (name, group) in messages.groups() {
+        let came = deliveries(messages, name, group, &mut findings);
+        lost(messages, name, &came, &mut findings);
     }
-    let nothing = messages.deliveries.is_empty().then_some("nobody received anything");
-    findings.verdict(nothing)
+    findings.verdict(messages.is_unread().then_some("nobody received anything"))
+}
+
+fn deliveries(
+    messages: &Messages,
+    name: &str,
+    group: &Received,
+    findings: &mut Findings,
+) -> HashMap<u64, Came> {
+    let mut came: HashMap<u64, Came> = HashMap::with_capacity(group.deliveries.len());
+    for delivered in &group.deliveries {
+        let number = delivered.number;
+        let (place, id_hash) = (delivered.place, delivered.id_hash);
+        let is_again = came.contains_key(&number);
+        let known = came.entry(number).or_insert(Came { place, id_hash, is_duplicated: false });
+        let places = known.place.zip(place).filter(|(first, place)| first != place);
+        if !known.is_duplicated && (places.is_some() || known.id_hash != id_hash) {
+            known.is_duplicated = true;
+            findings.fatal("duplicated", || match places {
+                None => format!("{number} has two message ids"),
+                Some((first, place)) => format!(
+                    "{number} lies at {} and at {}",
+                    messages.place_name(first),
+                    messages.place_name(place)
+                ),
+            });
+        }
+        known.place = known.place.or(place);
+        if group.acked_ns(number).is_some_and(|acked| acked < delivered.invoked_ns) {
+            findings.fatal("delivered-after-ack", || format!("{number} to {name}"));
+        } else if is_again {
+            findings.allowed("redelivered", || format!("{number} to {name}"));
+        }
+        if is_again {
+            continue;
+        }
+        match messages.sent(number) {
+            None => findings.fatal("unexpected", || format!("{number} was never sent")),
+            Some(sent) if sent.kind == Kind::Info => findings.allowed("recovered", || format!("{number}")),
+            Some(_) => {}
+        }
+    }
+    came
 }
 
 /// Splits what is missing by what its own sender had delivered before and after it.
-fn lost<P>(messages: &Messages<'_>, group: &str, delivered: &BTreeMap<u64, P>, findings: &mut Findings) {
-    let mut by_sender: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
-    for (number, sent) in &messages.sends {
-        // Halves have a checker of their own, and what is called back need not arrive.
-        if sent.kind == Kind::Ok && !sent.answer.half && sent.answer.due_ns.is_none() {
-            by_sender.entry(sent.process).or_default().push((sent.invoked_ns, *number));
-        }
+fn lost(messages: &Messages, name: &str, came: &HashMap<u64, Came>, findings: &mut Findings) {
+    // Halves have a checker of their own, and what is called back need not arrive.
+    let must_come = messages.sends().iter().filter(|sent| sent.kind == Kind::Ok && !sent.is_placed_later());
+    if must_come.clone().all(|sent| came.contains_key(&sent.number)) {
+        return;
     }
-    for sent in by_sender.values_mut() {
+    let mut by_sender: HashMap<u32, Vec<(u64, u64)>> = HashMap::new();
+    for sent in must_come {
+        by_sender.entry(sent.process).or_default().push((sent.invoked_ns, sent.number));
+    }
+    let mut senders: Vec<u32> = by_sender.keys().copied().collect();
+    senders.sort_unstable();
+    for sender in senders {
+        let Some(sent) = by_sender.get_mut(&sender) else { continue };
         sent.sort_unstable();
-        let arrived: Vec<bool> = sent.iter().map(|(_, number)| delivered.contains_key(number)).collect();
-        let first = arrived.iter().position(|arrived| *arrived);
-        let last = arrived.iter().rposition(|arrived| *arrived);
+        let arrived = |(_, number): &(u64, u64)| came.contains_key(number);
+        let first = sent.iter().position(arrived);
+        let last = sent.iter().rposition(arrived);
         for (position, (_, number)) in sent.iter().enumerate() {
-            if delivered.contains_key(number) {
+            if came.contains_key(number) {
                 continue;
             }
             let kind = match (first, last) {
@@ -81,7 +112,7 @@ fn lost<P>(messages: &Messages<'_>, group: &str, delivered: &BTreeMap<u64, P>, f
                 (_, Some(last)) if position < last => "lost-middle",
                 _ => "lost-tail",
             };
-            findings.fatal(kind, || format!("{number} never came to {group}"));
+            findings.fatal(kind, || format!("{number} never came to {name}"));
         }
     }
 }

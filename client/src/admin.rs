@@ -114,6 +114,26 @@ impl Admin {
         TransferLeadershipResponse
     );
 
+    /// What the node that answers knows of itself; with one access point it is known which.
+    pub async fn node_status(
+        &self,
+        request: wire::NodeStatusRequest,
+        within: Duration,
+    ) -> Result<wire::NodeStatusResponse, AdminError> {
+        let budget =
+            Budget { deadline: Instant::now() + within, attempt: within, ..self.budget("node status") };
+        let outcome = call(&self.connections, budget, |live, time| {
+            let mut request = tonic::Request::new(request);
+            request.set_timeout(time);
+            async move {
+                let origin = live.origin();
+                let answer = AdminClient::with_origin(live, origin).node_status(request).await?;
+                Ok(Verdict::Done(answer.into_inner()))
+            }
+        });
+        outcome.await.map(|(answer, _)| answer).map_err(|failure| failure.into_admin("node status"))
+    }
+
     fn budget(&self, operation: &'static str) -> Budget {
         Budget {
             operation,

@@ -152,6 +152,9 @@ pub enum EndTransactionError {
 pub enum AdminError {
     #[error(transparent)]
     NoAnswer(#[from] NoAnswerInTime),
+    /// There is no topic, group or whatever it was of that name.
+    #[error("{operation}: {message}")]
+    NotFound { operation: &'static str, message: String },
     #[error("{operation}: {message}")]
     Failed { operation: &'static str, message: String },
     #[error(transparent)]

@@ -326,7 +326,10 @@ impl CallFailure {
                     (code, "") => code.description().to_owned(),
                     (_, text) => text.to_owned(),
                 };
-                crate::error::AdminError::Failed { operation, message }
+                match status.code() {
+                    tonic::Code::NotFound => crate::error::AdminError::NotFound { operation, message },
+                    _ => crate::error::AdminError::Failed { operation, message },
+                }
             }
         }
     }

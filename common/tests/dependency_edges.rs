@@ -44,6 +44,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "ledgermq-checkers",
                 "ledgermq-faultfs",
                 "ledgermq-faultnet",
+                "ledgermq-raft-store",
                 "ledgermq-broker",
                 "ledgermq-nameserver",
                 "ledgermq-bench",

@@ -1,12 +1,17 @@
 //! The chaos harness itself: a short run on real processes passes and leaves its files; a history
-//! with a message taken out is caught; one that shows nothing is no pass.
+//! with a message taken out is caught; one that shows nothing is no pass. A short run of each workload,
+//! and replicas of which one was changed.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ledgermq::cluster::{Cluster, ClusterPlan};
+use ledgermq_client::{Client, ClientOptions, Message};
 use ledgermq_jepsen_tests::bed::binary;
+use ledgermq_jepsen_tests::python::interpreter;
 
 fn chaos(arguments: &[&str]) -> Result<Output> {
     Command::new(binary()?).arg("chaos").args(arguments).output().context("running ledgermq chaos")
@@ -143,7 +148,9 @@ fn run_briefly(scenario: &str, more: &[&str]) -> Result<(serde_json::Value, Stri
     ensure!(run.status.success(), "{}\n{}\n{}", run.status, text(&run.stdout), text(&run.stderr));
     let report: serde_json::Value = serde_json::from_slice(&run.stdout)?;
     ensure!(report["outcome"] == "valid" && report["injections"] == 1, "{report:#}");
-    ensure!(report["failed_sends"] == 0 && report["without_success"] == 0, "{report:#}");
+    // Registers hold no messages, so no send succeeds after the fault.
+    let has_sends = !more.contains(&"registers");
+    ensure!(report["failed_sends"] == 0 && (report["without_success"] == 0 || !has_sends), "{report:#}");
     Ok((report, std::fs::read_to_string(folder.path().join("faults.txt"))?))
 }
 
@@ -172,5 +179,184 @@ fn a_storm_of_transfers_is_not_felt_by_a_sender() -> Result<()> {
     let (report, proofs) = run_briefly("transfer-storm", &["--fault-ms", "3000"])?;
     ensure!(proofs.contains("transfers") && !proofs.contains(" 0 transfers"), "{proofs}");
     ensure!(report["election"]["ready_ms"]["count"] == 1, "{report:#}");
+    Ok(())
+}
+
+/// What a checker looked at.
+fn count(report: &serde_json::Value, checker: &str, name: &str) -> u64 {
+    let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
+    let of_checker = list(&report["verdicts"]).into_iter().find(|verdict| verdict["checker"] == checker);
+    let counts = of_checker.map(|verdict| list(&verdict["counts"])).unwrap_or_default();
+    counts.iter().find(|count| count[0] == name).and_then(|count| count[1].as_u64()).unwrap_or(0)
+}
+
+/// Numbers in front of a word, in what showed that something happened.
+fn numbers_before(proofs: &str, word: &str) -> Vec<u64> {
+    let words: Vec<&str> = proofs.split_whitespace().collect();
+    let pairs = words.windows(2).filter(|pair| pair[1].trim_end_matches(',') == word);
+    pairs.filter_map(|pair| pair[0].parse().ok()).collect()
+}
+
+#[test]
+fn queues_read_by_offset_hold_what_was_acknowledged_where_it_was() -> Result<()> {
+    let (report, _) = run_briefly("kill-leader", &["--workload", "log", "--fault-ms", "500"])?;
+    let acknowledged = count(&report, "total-queue", "acknowledged");
+    // Three readers, each a group that gets all of it, one of them again and again.
+    let deliveries = count(&report, "queue-log", "deliveries");
+    ensure!(acknowledged > 100 && deliveries >= 3 * acknowledged, "{report:#}");
+    ensure!(count(&report, "queue-log", "places") >= acknowledged, "{report:#}");
+    ensure!(count(&report, "replicas", "entries") > 0, "{report:#}");
+    ensure!(count(&report, "replicas", "states") == 3, "{report:#}");
+    Ok(())
+}
+
+#[test]
+fn groups_that_grow_and_shrink_get_everything() -> Result<()> {
+    let more = ["--workload", "groups", "--fault-ms", "4000"];
+    let (report, proofs) = run_briefly("kill-follower", &more)?;
+    let acknowledged = count(&report, "total-queue", "acknowledged");
+    ensure!(acknowledged > 100, "{report:#}");
+    ensure!(count(&report, "total-queue", "deliveries") >= 3 * acknowledged, "three groups: {report:#}");
+    for change in ["joined", "left", "died"] {
+        ensure!(numbers_before(&proofs, change).iter().sum::<u64>() > 0, "nobody {change}: {proofs}");
+    }
+    Ok(())
+}
+
+/// A tenth of the producers die before they say an outcome, and some while they say it.
+#[test]
+fn transactions_of_producers_that_died_have_one_outcome() -> Result<()> {
+    let more = ["--workload", "transactions", "--fault-ms", "500"];
+    let (report, proofs) = run_briefly("kill-leader", &more)?;
+    ensure!(numbers_before(&proofs, "producers").iter().sum::<u64>() > 3, "{proofs}");
+    ensure!(count(&report, "transactions", "halves") > 50, "{report:#}");
+    let verdicts = report["verdicts"].to_string();
+    ensure!(!verdicts.contains("undecided"), "the cluster was asked what has no outcome: {verdicts}");
+    Ok(())
+}
+
+#[test]
+fn settings_offsets_and_topics_are_registers() -> Result<()> {
+    let more = ["--workload", "registers", "--fault-ms", "2000"];
+    let (report, _) = run_briefly("stop-leader", &more)?;
+    ensure!(count(&report, "linearizable", "registers") >= 6, "{report:#}");
+    ensure!(count(&report, "linearizable", "operations") > 100, "{report:#}");
+    Ok(())
+}
+
+#[test]
+fn all_kinds_of_messages_go_through_one_fault_together() -> Result<()> {
+    let more = ["--workload", "mixed", "--fault-ms", "500"];
+    let (report, _) = run_briefly("kill-leader", &more)?;
+    for (checker, name) in [
+        ("total-queue of chaos-queue", "acknowledged"),
+        ("fifo of chaos-fifo", "deliveries"),
+        ("transactions of chaos-transactions", "halves"),
+        ("timers of chaos-delay", "timers"),
+        ("leases of chaos-leases", "lease changes"),
+    ] {
+        ensure!(count(&report, checker, name) > 0, "{checker} saw no {name}: {report:#}");
+    }
+    Ok(())
+}
+
+/// The unmodified Python SDK sends and receives; a group of our client reads the same.
+#[test]
+fn a_foreign_client_loses_nothing_either() -> Result<()> {
+    let Some(python) = interpreter()? else {
+        eprintln!("left out: this machine has no python3");
+        return Ok(());
+    };
+    let python = python.display().to_string();
+    let foreign = ["--client", "python", "--python", &python, "--producers", "2"];
+    let more = [&foreign[..], &["--fault-ms", "500"]].concat();
+    let (report, _) = run_briefly("kill-leader", &more)?;
+    let acknowledged = count(&report, "total-queue", "acknowledged");
+    ensure!(acknowledged > 10, "{report:#}");
+    ensure!(count(&report, "total-queue", "deliveries") >= 2 * acknowledged, "two groups: {report:#}");
+    Ok(())
+}
+
+/// The history is written as it happens, and is judged from the file alone as it was by the run.
+#[test]
+fn a_run_ends_with_its_messages_and_leaves_a_compact_history() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let out = folder.path().display().to_string();
+    let size = ["--messages", "10000", "--batch", "20", "--rate", "0", "--message-size", "64", "--compact"];
+    let fixed = ["run", "--scenario", "none", "--duration", "120", "--seed", "3", "--json", "--out", &out];
+    let run = chaos(&[&fixed[..], &size[..]].concat())?;
+    ensure!(run.status.success(), "{}\n{}\n{}", run.status, text(&run.stdout), text(&run.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout)?;
+    let acknowledged = count(&report, "total-queue", "acknowledged");
+    ensure!(report["outcome"] == "valid" && acknowledged >= 10_000, "{report:#}");
+    let history = folder.path().join("history.bin");
+    let bytes = std::fs::metadata(&history)?.len();
+    ensure!(bytes < 100 * acknowledged, "{bytes} bytes for {acknowledged} messages");
+    let check = chaos(&["check", "--json", &history.display().to_string()])?;
+    ensure!(check.status.success(), "{}", text(&check.stderr));
+    let checked: serde_json::Value = serde_json::from_slice(&check.stdout)?;
+    ensure!(checked["verdicts"] == report["verdicts"], "{checked:#}\n{report:#}");
+
+    let cut = folder.path().join("cut.bin");
+    std::fs::write(&cut, &std::fs::read(&history)?[..usize::try_from(bytes)? - 3])?;
+    let refused = chaos(&["check", &cut.display().to_string()])?;
+    ensure!(text(&refused.stderr).contains("the file ends inside a record"), "{}", text(&refused.stderr));
+    Ok(())
+}
+
+/// The frame in front of `at` that holds the last of `payload`, made right again around a changed byte.
+fn forge(segment: &Path, payload: &[u8]) -> Result<u64> {
+    const HEADER: usize = 80;
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(segment)?;
+    let contents = std::fs::read(segment)?;
+    let found = contents.windows(payload.len()).rposition(|bytes| bytes == payload);
+    let changed = found.context("the message is in the segment")?;
+    let starts = (0..=changed).rev().filter(|at| at % 8 == 0);
+    let is_frame = |at: &usize| contents[*at..].starts_with(b"LMQF");
+    let frame = starts.into_iter().find(is_frame).context("a frame in front of it")?;
+    let mut header = contents[frame..frame + HEADER].to_vec();
+    let len = usize::try_from(u32::from_le_bytes(header[8..12].try_into()?))?;
+    let mut bytes = contents[frame + HEADER..frame + HEADER + len].to_vec();
+    let at = changed.checked_sub(frame + HEADER).filter(|at| *at < len).context("inside the frame")?;
+    bytes[at] ^= 1;
+    header[56..60].copy_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+    let crc = crc32c::crc32c(&header[..76]);
+    header[76..80].copy_from_slice(&crc.to_le_bytes());
+    file.write_all_at(&header, frame as u64)?;
+    file.write_all_at(&bytes, (frame + HEADER) as u64)?;
+    Ok(frame as u64)
+}
+
+/// One byte of one message on one node, with every checksum of its frame made right again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_with_one_changed_byte_is_convicted() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(ClusterPlan::new(binary()?, files.path()))?;
+    cluster.wait_ready(Duration::from_secs(60)).await?;
+    let client = Client::connect(&cluster.broker_access_points(), ClientOptions::default()).await?;
+    let producer = client.producer();
+    for number in 0..20 {
+        producer.send(Message::new("orders", format!("message-{number:04}-of-the-test"))).await?;
+    }
+    producer.close().await;
+    let data_dirs: Vec<PathBuf> = cluster.brokers().map(|member| cluster.data_dir(member)).collect();
+    cluster.stop(Duration::from_secs(20)).await?;
+    let compare = || -> Result<(Option<i32>, serde_json::Value)> {
+        let dirs: Vec<String> = data_dirs.iter().map(|dir| dir.display().to_string()).collect();
+        let dirs: Vec<&str> = dirs.iter().map(String::as_str).collect();
+        let output = chaos(&[&["replicas", "--json"], &dirs[..]].concat())?;
+        let verdict = serde_json::from_slice(&output.stdout).context(text(&output.stderr))?;
+        Ok((output.status.code(), verdict))
+    };
+    let (code, verdict) = compare()?;
+    ensure!(code == Some(0) && verdict["outcome"] == "valid", "{verdict:#}");
+
+    let segment = data_dirs[1].join("groups/1/log/00000000000000000000.log");
+    let frame = forge(&segment, b"message-0013-of-the-test")?;
+    let (code, verdict) = compare()?;
+    ensure!(code == Some(1) && verdict["outcome"] == "invalid", "{verdict:#}");
+    let said = verdict.to_string();
+    let place = format!("{}:{frame}", segment.display());
+    ensure!(said.contains("log-differs") && said.contains(&place), "{place}: {said}");
     Ok(())
 }

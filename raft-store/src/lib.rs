@@ -14,6 +14,7 @@ mod offload;
 pub mod peer;
 mod position;
 mod raft;
+pub mod replicas;
 mod segment;
 mod snapshot;
 pub mod store;

@@ -242,9 +242,12 @@ impl Admin for AdminService {
 
     async fn node_status(
         &self,
-        _request: Request<wire::NodeStatusRequest>,
+        request: Request<wire::NodeStatusRequest>,
     ) -> Result<Response<wire::NodeStatusResponse>, Status> {
-        Ok(Response::new(status::node(&self.node)))
+        match request.into_inner().with_state_digest {
+            true => status::node_with_digests(&self.node).await.map(Response::new),
+            false => Ok(Response::new(status::node(&self.node))),
+        }
     }
 
     async fn transfer_leadership(

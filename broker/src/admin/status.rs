@@ -9,10 +9,13 @@ use ledgermq_common::LogIndex;
 use ledgermq_edge::forward::connect::{TcpConnect, open_channel};
 use ledgermq_proto::admin::admin_client::AdminClient;
 use ledgermq_proto::admin::cluster_status_response::{Group, Node as NodeRow};
-use ledgermq_proto::admin::node_status_response::HostedGroup;
+use ledgermq_proto::admin::node_status_response::HostedGroup as GroupRow;
 use ledgermq_proto::admin::{ClusterStatusResponse, NodeStatusRequest, NodeStatusResponse, Replica};
+use tonic::Status;
 
+use crate::execution::HostedGroup;
 use crate::process::Node;
+use crate::state::StateDigest;
 
 /// A node that takes longer counts as unreachable.
 const NODE_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -22,7 +25,7 @@ pub fn node(node: &Node) -> NodeStatusResponse {
         .hosted_groups()
         .map(|hosted| {
             let status = hosted.group().status();
-            HostedGroup {
+            GroupRow {
                 id: hosted.id().get(),
                 name: hosted.name().to_string(),
                 replica: Some(Replica {
@@ -34,12 +37,39 @@ pub fn node(node: &Node) -> NodeStatusResponse {
                     flushed_index: index(status.flushed),
                     committed_index: index(status.committed),
                     applied_index: index(status.applied),
-                    lag_entries: 0,
+                    ..Replica::default()
                 }),
             }
         })
         .collect();
     NodeStatusResponse { node: node.id().get(), groups }
+}
+
+/// Likewise, with a digest of each group's state.
+pub async fn node_with_digests(node: &Arc<Node>) -> Result<NodeStatusResponse, Status> {
+    let mut status = self::node(node);
+    for hosted in node.hosted_groups() {
+        let of_group = Arc::clone(hosted);
+        let made = tokio::task::spawn_blocking(move || digest_at_rest(&of_group));
+        let made = made.await.map_err(|error| Status::internal(error.to_string()))?;
+        let id = hosted.id().get();
+        let group = status.groups.iter_mut().find(|group| group.id == id);
+        if let (Some(replica), Some((at, digest))) = (group.and_then(|group| group.replica.as_mut()), made) {
+            replica.state_digest = digest.to_string();
+            replica.digest_index = at.get();
+        }
+    }
+    Ok(status)
+}
+
+/// `None` if something was applied meanwhile: that is in some of its parts only.
+fn digest_at_rest(hosted: &HostedGroup) -> Option<(LogIndex, StateDigest)> {
+    let at = || (hosted.group().status().applied, hosted.state().last_command());
+    let before = at();
+    let (applied, command) = (before.0?, before.1?);
+    let digest = hosted.state().state_digest();
+    // The state is ahead of what is told of it for a moment.
+    (command.index <= applied && at() == before).then_some((applied, digest))
 }
 
 pub async fn cluster(node: &Arc<Node>) -> ClusterStatusResponse {
@@ -78,7 +108,7 @@ pub async fn cluster(node: &Arc<Node>) -> ClusterStatusResponse {
 
 async fn ask(peer: &str) -> Option<NodeStatusResponse> {
     let channel = open_channel(Arc::new(TcpConnect), peer).await.ok()?;
-    let answer = AdminClient::new(channel).node_status(NodeStatusRequest {}).await.ok()?;
+    let answer = AdminClient::new(channel).node_status(NodeStatusRequest::default()).await.ok()?;
     Some(answer.into_inner())
 }
 
@@ -87,7 +117,7 @@ fn replica_of(member: u64, group: u32, answers: &BTreeMap<u64, Option<NodeStatus
         .get(&member)
         .and_then(Option::as_ref)
         .and_then(|answer| answer.groups.iter().find(|hosted| hosted.id == group))
-        .and_then(|hosted| hosted.replica)
+        .and_then(|hosted| hosted.replica.clone())
         .unwrap_or(Replica { node: member, ..Replica::default() })
 }
 

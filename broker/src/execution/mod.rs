@@ -135,6 +135,9 @@ async fn execute(
     request: &GroupRequest,
 ) -> Result<GroupResponse, Ended> {
     hosted.leader_ready(context).await?;
+    if only_tells(request) {
+        offsets::barrier(hosted).await?;
+    }
     match request {
         GroupRequest::Send(send) => produce::send(hosted, context, send).await,
         GroupRequest::Receive(receive) => receive::receive(hosted, context, receive).await,
@@ -164,6 +167,21 @@ async fn execute(
         GroupRequest::AwaitTakenLite(wait) => lite::await_taken(hosted, wait).await,
         GroupRequest::StoreBatch(batch) => batch::store(hosted, context, batch).await,
         GroupRequest::Operation(operation) => operations::execute(hosted, operation).await,
+    }
+}
+
+/// Whether the answer is what the state says, with nothing written. A leader that stood still, was
+/// replaced, and has not heard of it yet would tell what was true before.
+fn only_tells(request: &GroupRequest) -> bool {
+    match request {
+        GroupRequest::DescribeTopic(_)
+        | GroupRequest::ListTopics
+        | GroupRequest::ShowTopic(_)
+        | GroupRequest::DescribeConsumerGroup(_)
+        | GroupRequest::ListTransactions(_)
+        | GroupRequest::ShowTransaction(_) => true,
+        GroupRequest::Operation(operation) => operations::only_tells(operation),
+        _ => false,
     }
 }
 

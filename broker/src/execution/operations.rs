@@ -44,6 +44,22 @@ const ATTEMPTS_MAX: u32 = 10_000;
 const BACKOFF_STEPS_MAX: usize = 64;
 const BACKOFF_MULTIPLIER_THOUSANDTHS_MAX: u32 = 100_000;
 
+/// Whether the answer is what the state says, with nothing written.
+pub fn only_tells(operation: &wire::GroupOperation) -> bool {
+    matches!(
+        operation.operation,
+        Some(
+            Operation::ShowConsumerGroup(_)
+                | Operation::ListDeadLetters(_)
+                | Operation::QueryMessages(_)
+                | Operation::Why(_)
+                | Operation::ShowRetention(_)
+                | Operation::DescribeGrowth(_)
+                | Operation::ShowLiteTopics(_)
+        )
+    )
+}
+
 pub async fn execute(hosted: &HostedGroup, operation: &wire::GroupOperation) -> Result<GroupResponse, Ended> {
     let operation = operation.operation.as_ref().ok_or_else(|| {
         Refused::new(Code::NotImplemented, "the operation is of a kind this node does not know")

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use bytes::BytesMut;
 use ledgermq_common::QueueId;
+use ledgermq_raft_store::EntryId;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::applied::Scalars;
@@ -59,6 +60,11 @@ impl BrokerState {
             timers: timers(&captured),
             keys: keys(&captured),
         }
+    }
+
+    /// The last command that is applied; a digest is of one moment if it is the same before and after.
+    pub fn last_command(&self) -> Option<EntryId> {
+        self.applied_state().scalars.applied
     }
 
     fn index_digest(&self) -> u64 {

@@ -1,5 +1,5 @@
 use ledgermq_checkers::history::NEMESIS;
-use ledgermq_checkers::{Event, History, HistoryError, Kind, Operation, edn};
+use ledgermq_checkers::{Event, FaultMark, History, HistoryError, Kind, Operation, edn};
 
 use super::script::history;
 
@@ -22,7 +22,8 @@ fn a_file_gives_back_what_was_written() {
     let mut file = Vec::new();
     written.write(&mut file).expect("written");
     assert_eq!(History::read(file.as_slice()).expect("read"), written);
-    assert_eq!(written.faults().collect::<Vec<_>>(), [(at_ns, "kill", "broker-1", true)]);
+    let mark = FaultMark { at_ns, name: "kill".to_owned(), target: "broker-1".to_owned(), begins: true };
+    assert_eq!(written.faults().collect::<Vec<_>>(), [mark]);
 }
 
 #[test]

@@ -6,15 +6,18 @@
 //! 0 send! 7                     the answer is unknown
 //! 0 send- 7                     it failed
 //! 0 [ send 7   …   0 ]          asked here, answered there; `0 ?]` unknown, `0 -]` failed
+//! 0 batch 7 3 @5                7, 8 and 9 in one request, at the offsets 5, 6 and 7
 //! 5 recv g 7@q1:5 8@q1:6#2      consumer group g gets message 7, and 8 in its second attempt
+//! 7 recv h 7@?                  by a client that does not say where it lay
 //! 5 ack g 7   5 ack! g 7
 //! 5 lease g 7#1 80             the lease of its first attempt lasts 80 ms from now
 //! 0 commit 7  0 rollback 7  0 recall 7   with ! and - likewise
-//! 1 read x 3  1 write x 3  1 cas x 3 4   with ! and -
+//! 9 undecided 7 8               the cluster says which halves have no outcome
+//! 1 read x 3  1 write x 3  1 cas x 3 4  1 create x 3  1 delete x   with ! and -
 //! sleep 100
 //! ```
 
-use ledgermq_checkers::history::{Delivery, Receiving, Sending};
+use ledgermq_checkers::history::{Batch, Delivery, Receiving, Sending};
 use ledgermq_checkers::{Event, History, Kind, Operation};
 
 pub const MS: u64 = 1_000_000;
@@ -63,6 +66,8 @@ fn asked(op: &Operation) -> Operation {
     match op.clone() {
         Operation::Receive(receive) => Operation::Receive(Receiving { messages: Vec::new(), ..receive }),
         Operation::Send(send) => Operation::Send(Sending { offset: None, queue: None, ..send }),
+        Operation::SendBatch(batch) => Operation::SendBatch(Batch { offsets: Vec::new(), ..batch }),
+        Operation::Undecided { .. } => Operation::Undecided { numbers: Vec::new() },
         Operation::Read { key, .. } => Operation::Read { key, value: None },
         other => other,
     }
@@ -91,6 +96,8 @@ fn operation(words: &[&str]) -> (Kind, Operation) {
                 if let Some(at) = word.strip_prefix('@') {
                     let (queue, offset) = place(at);
                     (send.queue, send.offset) = (Some(queue), Some(offset));
+                } else if let Some(topic) = word.strip_prefix("topic=") {
+                    send.topic = Some(topic.to_owned());
                 } else if let Some(offset) = word.strip_prefix("offset=") {
                     send.offset = Some(offset.parse().expect("an offset"));
                 } else if let Some(key) = word.strip_prefix("key=") {
@@ -104,12 +111,24 @@ fn operation(words: &[&str]) -> (Kind, Operation) {
             }
             Operation::Send(send)
         }
+        "batch" => {
+            let count: u32 = words[2].parse().expect("a count");
+            let at = words.get(3).map(|at| at.trim_start_matches('@').parse::<u64>().expect("an offset"));
+            let offsets = at.map_or_else(Vec::new, |at| (at..at + u64::from(count)).collect());
+            Operation::SendBatch(Batch { first: number(1), count, offsets })
+        }
+        "undecided" => {
+            let numbers = words[1..].iter().map(|word| word.parse().expect("a number")).collect();
+            Operation::Undecided { numbers }
+        }
         "recv" => {
-            let messages = words[2..].iter().map(|word| {
+            let topic = words.get(2).and_then(|word| word.strip_prefix("topic=")).map(str::to_owned);
+            let messages = words[2 + usize::from(topic.is_some())..].iter().map(|word| {
                 let (message, attempt) = word.split_once('#').unwrap_or((word, "1"));
                 let (number, at) = message.split_once('@').expect("number@place");
                 let (number, id) = number.split_once('/').unwrap_or((number, number));
-                let (queue, offset) = place(at);
+                let unknown = ((String::new(), 0), 0);
+                let (queue, offset) = if at == "?" { unknown } else { place(at) };
                 Delivery {
                     number: number.parse().expect("a number"),
                     id: format!("id-{id}"),
@@ -118,7 +137,8 @@ fn operation(words: &[&str]) -> (Kind, Operation) {
                     attempt: attempt.parse().expect("an attempt"),
                 }
             });
-            Operation::Receive(Receiving { group: key(), lease_ns: 50 * MS, messages: messages.collect() })
+            let messages = messages.collect();
+            Operation::Receive(Receiving { group: key(), topic, lease_ns: 50 * MS, messages })
         }
         "ack" => Operation::Ack { group: key(), numbers: vec![number(2)] },
         "lease" => {
@@ -134,6 +154,8 @@ fn operation(words: &[&str]) -> (Kind, Operation) {
         "recall" => Operation::Recall { number: number(1) },
         "read" => Operation::Read { key: key(), value: (words[2] != "nil").then(|| value(2)) },
         "write" => Operation::Write { key: key(), value: value(2) },
+        "create" => Operation::Create { key: key(), value: value(2) },
+        "delete" => Operation::Delete { key: key() },
         "cas" => Operation::Cas { key: key(), from: value(2), to: value(3) },
         other => panic!("{other} is no operation"),
     };

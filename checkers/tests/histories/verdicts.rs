@@ -1,3 +1,4 @@
+use ledgermq_checkers::history::by_topic;
 use ledgermq_checkers::queue_log::PollOrder;
 use ledgermq_checkers::timers::Bounds;
 use ledgermq_checkers::{
@@ -106,6 +107,76 @@ fn a_history_that_shows_nothing_is_unknown_and_no_pass() {
         assert_eq!(verdict.outcome, Outcome::Unknown, "{verdict:?}");
         assert!(verdict.reason.is_some() && !verdict.is_valid());
     }
+}
+
+#[test]
+fn each_message_of_a_batch_counts_by_itself() {
+    good(total_queue_of, "0 batch 7 3 @5\n0 batch! 20 2\n5 recv g 7@q0:5 8@q0:6 9@q0:7 21@q0:8");
+    bad(total_queue_of, "0 batch 7 3\n5 recv g 7@q0:5 9@q0:7", &["lost-middle"]);
+    good(queue_log_of, "0 batch 7 3 @5\n5 recv g 7@q0:5 8@q0:6 9@q0:7");
+    bad(queue_log_of, "0 batch 7 2 @5\n5 recv g 7@q0:5 8@q0:9", &["inconsistent-offset"]);
+    bad(queue_log_of, "0 batch- 7 2\n5 recv g 8@q0:0", &["aborted-read"]);
+}
+
+#[test]
+fn a_client_that_does_not_tell_the_place_is_judged_by_the_rest() {
+    good(total_queue_of, "0 send 1 offset=4\n5 recv g 1@q0:4\n7 recv h 1@?\n7 recv h 1@?#2");
+    bad(total_queue_of, "0 send 1\n0 send 2\n5 recv g 1@q0:4 2@q0:5\n7 recv h 1@?", &["lost-tail"]);
+    bad(total_queue_of, "0 send 1\n7 recv h 1@?\n7 recv h 1/2@?#2", &["duplicated"]);
+    good(queue_log_of, "0 send 1 offset=4\n5 recv g 1@q0:4\n7 recv h 1@?");
+    assert_eq!(queue_log_of("0 send 1\n7 recv h 1@?").outcome, Outcome::Unknown);
+}
+
+#[test]
+fn topics_of_one_history_are_judged_by_themselves() {
+    // Both have a place q0:0; as one topic these would be two messages at one place.
+    let history = history(
+        "0 send 1 topic=a
+         1 send 2 topic=b half
+         1 commit 2
+         5 recv g topic=a 1@q0:0
+         6 recv h topic=b 2@q0:0
+         5 ack g 1
+         9 undecided
+         2 write x 1",
+    );
+    let spans = history.spans().expect("well formed");
+    let topics = by_topic(&spans);
+    let counts: Vec<(Option<&str>, usize)> = topics.iter().map(|(topic, of)| (*topic, of.len())).collect();
+    assert_eq!(counts, [(None, 1), (Some("a"), 3), (Some("b"), 4)]);
+    for topic in [Some("a"), Some("b")] {
+        let verdict = queue_log::check(&topics[&topic], PollOrder::Any);
+        assert!(verdict.is_valid(), "{verdict:?}");
+    }
+    assert!(transactions::check(&topics[&Some("b")]).is_valid());
+    assert_eq!(queue_log::check(&spans, PollOrder::Any).count_of("inconsistent-offset"), 1);
+}
+
+/// Each message passed by all those before it: quadratic in what is compared, and still done at once.
+#[test]
+fn a_long_message_group_is_judged_in_one_pass() {
+    let count = 100_000;
+    let mut script = String::new();
+    for number in 1..=count {
+        script += &format!("0 send {number} key=a\n");
+    }
+    for number in 1..=count {
+        script += &format!("5 recv g {number}@q0:{number}\n5 ack g {number}\n");
+    }
+    let mut history = history(&script);
+    let verdict = fifo::check(&history.spans().expect("well formed"));
+    assert!(verdict.is_valid(), "{:?}", verdict.anomalies.first());
+    // The first one is delivered last: every other one passed it.
+    let deliveries = 2 * count;
+    let end = history.events.split_off(deliveries + 4);
+    let first = history.events.split_off(deliveries);
+    history.events.extend(end);
+    history.events.extend(first);
+    for (at_ns, event) in (0..).zip(&mut history.events) {
+        event.at_ns = at_ns;
+    }
+    let verdict = fifo::check(&history.spans().expect("well formed"));
+    assert_eq!(verdict.count_of("out-of-order"), count - 1);
 }
 
 #[test]
@@ -242,6 +313,36 @@ fn transactions_bad() {
     );
     bad(transactions_of, "0 send 1 half\n0 commit 1\n5 recv g 1@q0:0\n5 recv g 1@q0:1", &["duplicated"]);
     bad(transactions_of, "0 send 1 half\n0 commit 1\n5 recv g 1@q0:0 9@q0:1", &["unknown-half"]);
+    // What nobody was told of is known by what the cluster says at the end.
+    bad(transactions_of, "0 send 1 half\n0 commit! 1\n5 recv g\n9 undecided", &["lost-commit"]);
+    bad(transactions_of, "0 send 1 half\n0 commit! 1\n5 recv g\n9 undecided 1", &["no-outcome"]);
+    bad(
+        transactions_of,
+        "0 send 1 half\n0 rollback! 1\n5 recv g 1@q0:0\n9 undecided",
+        &["visible-before-commit"],
+    );
+}
+
+#[test]
+fn what_the_cluster_says_of_open_transactions_settles_the_rest() {
+    let verdict = good(
+        transactions_of,
+        "0 send 1 half
+         1 commit! 1
+         0 send 2 half
+         1 rollback! 2
+         0 send 3 half
+         1 rollback! 3
+         2 commit! 3
+         0 send! 4 half
+         1 commit! 4
+         5 recv g 1@q0:0
+         9 undecided",
+    );
+    assert_eq!(verdict.count_of("undecided"), 0);
+    // A question that nobody answered settles nothing.
+    let verdict = good(transactions_of, "0 send 1 half\n1 commit! 1\n5 recv g\n9 undecided!");
+    assert_eq!(verdict.count_of("undecided"), 1);
 }
 
 #[test]
@@ -260,6 +361,12 @@ fn timers_good() {
          5 recv g 3@q0:2
          0 send 5 due=9000",
     );
+}
+
+#[test]
+fn a_delayed_message_whose_first_answer_was_lost_is_not_late() {
+    let verdict = good(timers_of, "0 send 1 due=5\n5 recv! g\nsleep 60\n6 recv g 1@q0:0#2");
+    assert_eq!(verdict.count_of("late-again"), 1);
 }
 
 #[test]
@@ -300,8 +407,40 @@ fn registers_bad() {
     bad(linearizable_of, "0 write x 1\n1 cas x 1 2\n2 cas x 1 3", &["not-linearizable"]);
     // What failed did not happen.
     bad(linearizable_of, "0 write x 1\n1 write- x 2\n2 read x 2", &["not-linearizable"]);
+    // Topics: what is deleted is gone, and is made anew with what it is made with.
+    bad(linearizable_of, "0 create x 4\n0 delete x\n0 read x 4", &["not-linearizable"]);
+    bad(linearizable_of, "0 create x 4\n1 create x 5\n0 read x 5", &["not-linearizable"]);
+    bad(linearizable_of, "0 create x 4\n0 read x nil", &["not-linearizable"]);
     // An unknown write explains a value once it took effect, and cannot be taken back.
     bad(linearizable_of, "0 write x 1\n1 write! x 2\n2 read x 2\n2 read x 1", &["not-linearizable"]);
+}
+
+#[test]
+fn registers_that_come_and_go() {
+    good(
+        linearizable_of,
+        "0 read x nil
+         0 create x 4
+         1 create x 4
+         1 read x 4
+         1 create! x 5
+         0 delete x
+         0 read x 5
+         1 delete x
+         1 delete x
+         0 read x nil",
+    );
+}
+
+/// A client that repeats a write whose answer was lost writes twice; one that was answered at once did not.
+#[test]
+fn a_write_that_took_long_may_have_been_repeated() {
+    let repeated = |wait| format!("0 [ write x 1\n1 write x 2\n1 read x 1\n{wait}\n0 ]");
+    let twice = |wait| format!("0 [ write x 1\n1 read x 1\n1 write x 2\n1 read x 2\n1 read x 1\n{wait}0 ]");
+    good(linearizable_of, &repeated(""));
+    good(linearizable_of, &twice("sleep 30\n"));
+    bad(linearizable_of, &twice(""), &["not-linearizable"]);
+    bad(linearizable_of, &format!("{}\n1 write x 2\n1 read x 1", twice("sleep 30\n")), &["not-linearizable"]);
 }
 
 /// Leases last 50 ms.

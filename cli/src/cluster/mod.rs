@@ -50,6 +50,8 @@ pub use ports::free_ports;
 pub use probe::{HttpAnswer, http_get, process_state};
 use process::Process;
 
+/// A process that waits for its disk ends only when the disk lets go of it.
+const KILLED_WITHIN: Duration = Duration::from_secs(1);
 const READY_POLL: Duration = Duration::from_millis(20);
 /// A container is asked by a command of its own.
 const CONTAINER_POLL: Duration = Duration::from_millis(200);
@@ -394,9 +396,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// SIGTERM to all at once, then SIGKILL to those that are left after `within`. Containers leave
-    /// their logs where those of children are; a project of ours is removed, another goes on.
+    /// Ends all processes and takes away what was made for them, bar the files.
     pub async fn stop(mut self, within: Duration) -> anyhow::Result<()> {
+        self.end(within).await
+    }
+
+    /// SIGTERM to all at once, then SIGKILL to those that are left after `within`. Disks stay mounted.
+    /// Containers leave their logs where those of children are; a project of ours is removed when this
+    /// is dropped, another goes on.
+    pub async fn end(&mut self, within: Duration) -> anyhow::Result<()> {
         let mut children = Vec::new();
         for (member, running) in &mut self.members {
             if let Some(disk) = &mut running.disk {
@@ -422,6 +430,7 @@ impl Cluster {
             let left = deadline.saturating_duration_since(Instant::now());
             if child.wait(left).await?.is_none() {
                 child.send_kill()?;
+                child.wait(KILLED_WITHIN).await?;
             }
         }
         Ok(())

@@ -176,6 +176,11 @@ impl FrameHeader {
     }
 }
 
+/// What of a frame's header is the same on every replica.
+pub fn shared(header: &[u8; HEADER_BYTES]) -> &[u8] {
+    header.get(..SHARED_BYTES).unwrap_or_default()
+}
+
 /// Bytes a payload of this length takes in the log.
 pub const fn frame_bytes(payload_len: usize) -> u64 {
     (HEADER_BYTES as u64 + payload_len as u64).next_multiple_of(FRAME_ALIGN as u64)

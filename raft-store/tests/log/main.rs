@@ -6,3 +6,4 @@ mod crashes;
 mod damage;
 mod model;
 mod operation;
+mod replicas;

@@ -1,13 +1,13 @@
 //! Clients as processes of their own, so that they can be killed and stopped: each is this binary
-//! again (`chaos client`), does what the clients of the load do, and prints its part of the history
-//! line by line.
+//! again (`chaos client`), or the unmodified Python SDK (`python_client.py`), does what the clients of the
+//! load do, and prints its part of the history line by line.
 //!
 //! | Fault | Proof | What must hold beside the checkers |
 //! |---|---|---|
 //! | kill | the process ended by SIGKILL | what it held is delivered to others when the lease ends |
 //! | pause past the lease | its state is T, for longer than the lease | its late acknowledgements take nothing away |
 //!
-//! Two consumers go by the same client id the whole time.
+//! Two consumers of ours go by the same client id the whole time.
 //!
 //! Times are of the machine's monotonic clock, less the moment the harness's history began, so the
 //! parts fit together. The last line of a killed client may be torn; what it then had open is
@@ -27,16 +27,20 @@ use clap::{Args, ValueEnum};
 use ledgermq_checkers::history::Event;
 use ledgermq_client::{Client, ClientOptions, ConsumerOptions};
 
-use super::workload::{LEASE, Receiver, Recorder, Sender};
+use super::recorder::Recorder;
+use super::workload::{LEASE, Receiver, Sender};
 use crate::cluster::process_state;
 
 /// Numbers of messages and of processes that one client may use.
 const NUMBERS_EACH: u64 = 1 << 32;
 const PROCESSES_EACH: u32 = 1 << 16;
 /// Two of each.
-const ROLES: [Role; 4] = [Role::Producer, Role::Producer, Role::Consumer, Role::Consumer];
+pub const ROLES: [Role; 4] = [Role::Producer, Role::Producer, Role::Consumer, Role::Consumer];
+const PYTHON_PROGRAM: &str = include_str!("python_client.py");
 const SHARED_CLIENT_ID: &str = "chaos-twin";
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
+/// From being told to end: what is under way is finished first.
+const FINISH_WITHIN: Duration = Duration::from_secs(90);
 const PAST_THE_LEASE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -111,6 +115,7 @@ pub async fn run(arguments: ClientArgs) -> anyhow::Result<ExitCode> {
                 topic: arguments.topic,
                 body_bytes: arguments.body_bytes,
                 message_groups: Vec::new(),
+                batch: 1,
                 pause: Duration::from_micros(arguments.pause_us),
                 stop,
             };
@@ -122,16 +127,26 @@ pub async fn run(arguments: ClientArgs) -> anyhow::Result<ExitCode> {
                 .await_duration(Duration::from_secs(2))
                 .invisible_duration(LEASE);
             let consumer = client.simple_consumer(options);
-            Receiver { consumer, recorder, group: arguments.group, stop }.run().await;
+            let (topic, group) = (arguments.topic, arguments.group);
+            Receiver { consumer, recorder, topic, group, stop }.run().await;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
+#[derive(Debug, Clone)]
+pub enum ClientProgram {
+    /// This binary.
+    Own(PathBuf),
+    /// An interpreter that finds the SDK.
+    Python(PathBuf),
+}
+
 /// What all of them need to know.
 #[derive(Debug, Clone)]
 pub struct ClientPlan {
-    pub binary: PathBuf,
+    pub program: ClientProgram,
+    pub roles: Vec<Role>,
     pub points: String,
     pub topic: String,
     pub group: String,
@@ -155,7 +170,7 @@ struct Running {
 impl ClientProcesses {
     pub fn start(plan: ClientPlan, recorder: Arc<Recorder>) -> anyhow::Result<Self> {
         let mut all = Self { plan, recorder, clients: Vec::new() };
-        for role in ROLES {
+        for role in all.plan.roles.clone() {
             let client = all.start_one(role)?;
             all.clients.push(client);
         }
@@ -169,7 +184,7 @@ impl ClientProcesses {
         chosen: u64,
         time: Duration,
     ) -> anyhow::Result<String> {
-        let at = (chosen % ROLES.len() as u64) as usize;
+        let at = (chosen % self.clients.len().max(1) as u64) as usize;
         let client = self.clients.get_mut(at).context("there is such a client")?;
         let (role, pid) = (client.role, client.child.id());
         match fault {
@@ -211,7 +226,9 @@ impl ClientProcesses {
     pub async fn finish(&mut self, role: Role) -> anyhow::Result<()> {
         for client in self.clients.iter_mut().filter(|client| client.role == role) {
             drop(client.child.stdin.take());
+            let until = tokio::time::Instant::now() + FINISH_WITHIN;
             while client.child.try_wait()?.is_none() {
+                ensure!(tokio::time::Instant::now() < until, "a {:?} does not end", client.role);
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             if let Some(reader) = client.reader.take() {
@@ -224,10 +241,25 @@ impl ClientProcesses {
     fn start_one(&self, role: Role) -> anyhow::Result<Running> {
         let plan = &self.plan;
         let (first_process, first_number) = self.recorder.reserve(PROCESSES_EACH, NUMBERS_EACH);
-        let mut command = Command::new(&plan.binary);
+        let mut command = match &plan.program {
+            ClientProgram::Own(binary) => {
+                let mut command = Command::new(binary);
+                command.args(["chaos", "client"]);
+                if role == Role::Consumer {
+                    command.args(["--client-id", SHARED_CLIENT_ID]);
+                }
+                command
+            }
+            ClientProgram::Python(interpreter) => {
+                let mut command = Command::new(interpreter);
+                command.args(["-c", PYTHON_PROGRAM, "--lease-s", &LEASE.as_secs().to_string()]);
+                // What the SDK logs and cannot do is its own affair; the history says what came of it.
+                command.stderr(Stdio::null());
+                command
+            }
+        };
         command
-            .args(["chaos", "client", "--points", &plan.points, "--topic", &plan.topic])
-            .args(["--group", &plan.group])
+            .args(["--points", &plan.points, "--topic", &plan.topic, "--group", &plan.group])
             .args(["--role", if role == Role::Producer { "producer" } else { "consumer" }])
             .args(["--began-ns", &self.recorder.began_ns().to_string()])
             .args(["--first-process", &first_process.to_string()])
@@ -236,17 +268,14 @@ impl ClientProcesses {
             .args(["--body-bytes", &plan.body_bytes.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        if role == Role::Consumer {
-            command.args(["--client-id", SHARED_CLIENT_ID]);
-        }
         let mut child = command.spawn().with_context(|| format!("cannot start a {role:?}"))?;
         let output = child.stdout.take().context("the client has an output")?;
-        let recorder = Arc::clone(&self.recorder);
+        let (recorder, topic) = (Arc::clone(&self.recorder), plan.topic.clone());
         let reader = std::thread::Builder::new().name("client-reader".to_owned()).spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 // Only the last line of a killed client is not whole.
                 if let Ok(event) = serde_json::from_str::<Event>(&line) {
-                    recorder.merge(event);
+                    recorder.merge(&topic, event);
                 }
             }
         })?;

@@ -15,7 +15,8 @@ use ledgermq_client::{Message, Producer, SendError};
 use ledgermq_common::clock::{Clock as _, SystemClock};
 use tokio::time::Instant;
 
-use super::workload::{AFTER_ERROR, Recorder, body};
+use super::recorder::Recorder;
+use super::workload::{AFTER_ERROR, body};
 
 /// From a send to its due time, by its number.
 const DELAY_MIN_MS: u64 = 1_000;
@@ -36,13 +37,14 @@ impl DelaySender {
         let mut process = self.recorder.process();
         let mut next = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
-            let number = self.recorder.next_number();
+            let number = self.recorder.next_number(&self.topic);
             let delay_ms = DELAY_MIN_MS + number % DELAY_STEPS * DELAY_STEP_MS;
             let due_ns = self.recorder.now_ns().saturating_add(delay_ms * 1_000_000);
             let due = Instant::now() + Duration::from_millis(delay_ms);
             let message = Message::new(&self.topic, body(number, self.body_bytes))
                 .deliver_at(SystemClock.now().saturating_add_ms(delay_ms));
-            let asked = Sending { number, due_ns: Some(due_ns), ..Sending::default() };
+            let topic = self.recorder.topic_named(&self.topic);
+            let asked = Sending { number, topic, due_ns: Some(due_ns), ..Sending::default() };
             self.recorder.record(process, Kind::Invoke, Operation::Send(asked.clone()));
             match self.producer.send(message).await {
                 Ok(receipt) => {
@@ -66,7 +68,7 @@ impl DelaySender {
                             );
                             tokio::spawn(recall);
                         }
-                        None => self.recorder.must_arrive(number),
+                        None => self.recorder.must_arrive(&self.topic, number),
                     }
                 }
                 Err(SendError::Refused(_) | SendError::Batch(_)) => {
@@ -104,7 +106,7 @@ async fn recall(
         Ok(_) => Kind::Ok,
         Err(SendError::Refused(refused)) => {
             tracing::debug!(number, %refused, "recall");
-            recorder.must_arrive(number);
+            recorder.must_arrive(&topic, number);
             Kind::Fail
         }
         Err(_) => Kind::Info,

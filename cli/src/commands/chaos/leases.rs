@@ -21,7 +21,8 @@ use ledgermq_checkers::history::{Kind, Operation, Receiving};
 use ledgermq_client::{AckError, ReceivedMessage, SimpleConsumer};
 use parking_lot::Mutex;
 
-use super::workload::{AFTER_ERROR, LEASE, RECEIVE_BATCH, Recorder, delivery, number_in};
+use super::recorder::Recorder;
+use super::workload::{AFTER_ERROR, LEASE, RECEIVE_BATCH, delivery, number_in};
 
 /// From now on, longer than what is left of any lease.
 const PROLONGED: Duration = Duration::from_secs(2 * LEASE.as_secs());
@@ -56,6 +57,7 @@ pub type OldHandles = Arc<Mutex<BTreeMap<u64, ReceivedMessage>>>;
 pub struct LeaseReceiver {
     pub consumer: SimpleConsumer,
     pub recorder: Arc<Recorder>,
+    pub topic: String,
     pub group: String,
     pub old_handles: OldHandles,
     pub stop: Arc<AtomicBool>,
@@ -66,7 +68,8 @@ impl LeaseReceiver {
         let mut process = self.recorder.process();
         let lease_ns = nanoseconds(LEASE);
         while !self.stop.load(Ordering::Relaxed) {
-            let asked = Receiving { group: self.group.clone(), lease_ns, messages: Vec::new() };
+            let topic = self.recorder.topic_named(&self.topic);
+            let asked = Receiving { group: self.group.clone(), topic, lease_ns, messages: Vec::new() };
             self.recorder.record(process, Kind::Invoke, Operation::Receive(asked.clone()));
             let messages = match self.consumer.receive(RECEIVE_BATCH).await {
                 Ok(messages) => messages,
@@ -137,7 +140,8 @@ impl LeaseReceiver {
         let acked = self.consumer.ack(message).await;
         // A run waits for the acks: the first deliveries of many are left on purpose.
         if acked.is_ok() {
-            self.recorder.delivered_now(std::iter::once(number_in(&message.body)));
+            let number = std::iter::once(number_in(&message.body));
+            self.recorder.delivered_now(&self.topic, &self.group, number);
         }
         self.answered(process, op, &acked)
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! run ──► cluster ──► load (recorded) ──► faults, each proven to have happened ──► heal ──► drain
-//!     ──► history.jsonl, history.edn ──► checkers ──► report.html, report.json
+//!     ──► replicas compared ──► history.jsonl, history.edn ──► checkers ──► report.html, report.json
 //! ```
 //!
 //! | Exit status | Meaning |
@@ -11,20 +11,26 @@
 //! | 1 | an anomaly, or the run itself went wrong |
 //! | 2 | something could not be judged: never a pass |
 //!
-//! `check` and `report` work on a recorded history alone, also one of another system.
+//! `check` and `report` work on a recorded history alone, also one of another system. `replicas` compares
+//! the files of nodes that have ended, also of a cluster that no run made.
 
 mod client_processes;
 mod clock_faults;
 mod delay;
 mod disk_faults;
+mod groups;
 mod judge;
 mod leases;
+mod load;
+mod log;
 mod moments;
 mod nemesis;
 mod network_faults;
 mod overload;
 mod page;
+mod recorder;
 mod registers;
+mod replicas;
 mod report;
 mod run;
 mod scenario;
@@ -33,15 +39,14 @@ mod summary;
 mod transactions;
 mod workload;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{Table, presets};
-use ledgermq_checkers::{History, Outcome};
+use ledgermq_checkers::Outcome;
 
-use judge::Ordering;
+use judge::{Evidence, Ordering};
 use report::Report;
 
 #[derive(Debug, Subcommand)]
@@ -59,11 +64,13 @@ pub enum ChaosCommand {
     Check(CheckArgs),
     /// Make the report of a recorded history again.
     Report(ReportArgs),
+    /// Compare the logs of nodes that have ended, entry by entry.
+    Replicas(ReplicasArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// `history.jsonl` of a run.
+    /// `history.jsonl` or `history.bin` of a run.
     history: PathBuf,
     /// Whether a consumer must see a queue in order.
     #[arg(long, value_enum, default_value_t = Ordering::Any)]
@@ -75,11 +82,21 @@ pub struct CheckArgs {
 
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// `history.jsonl` of a run.
+    /// `history.jsonl` or `history.bin` of a run.
     history: PathBuf,
     /// Where `report.html` and `report.json` go; beside the history unless given.
     #[arg(long)]
     out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ReplicasArgs {
+    /// The data directories of all nodes of a cluster.
+    #[arg(required = true, num_args = 2..)]
+    data_dirs: Vec<PathBuf>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -125,8 +142,7 @@ pub async fn run(command: ChaosCommand) -> anyhow::Result<ExitCode> {
         ChaosCommand::Run(arguments) => run::run(arguments).await,
         ChaosCommand::Suite(arguments) => suite::run(arguments).await,
         ChaosCommand::Check(arguments) => {
-            let history = read(&arguments.history)?;
-            let report = Report::of(&history, arguments.order, &moments::beside(&arguments.history))?;
+            let report = report_of(&arguments.history, arguments.order)?.1;
             if arguments.json {
                 println!("{}", serde_json::to_string_pretty(&report)?);
             } else {
@@ -135,21 +151,32 @@ pub async fn run(command: ChaosCommand) -> anyhow::Result<ExitCode> {
             Ok(exit_code(report.outcome))
         }
         ChaosCommand::Report(arguments) => {
-            let history = read(&arguments.history)?;
             let beside = arguments.history.parent().map(PathBuf::from).unwrap_or_default();
             let out = arguments.out.unwrap_or(beside);
-            let report = Report::of(&history, Ordering::Any, &moments::beside(&arguments.history))?;
-            for path in report::write(&out, &history, &report)? {
+            let (evidence, report) = report_of(&arguments.history, Ordering::Any)?;
+            for path in report::write(&out, &evidence, &report)? {
                 println!("{}", path.display());
             }
             Ok(exit_code(report.outcome))
         }
+        ChaosCommand::Replicas(arguments) => {
+            let mut found = replicas::Found::default();
+            found.logs(&arguments.data_dirs);
+            let verdict = found.verdict();
+            if arguments.json {
+                println!("{}", serde_json::to_string_pretty(&verdict)?);
+            } else {
+                println!("{}", report::verdicts_as_text(std::slice::from_ref(&verdict)));
+            }
+            Ok(exit_code(verdict.outcome))
+        }
     }
 }
 
-fn read(path: &PathBuf) -> anyhow::Result<History> {
-    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    History::read(std::io::BufReader::new(file)).with_context(|| path.display().to_string())
+fn report_of(history: &Path, order: Ordering) -> anyhow::Result<(Evidence, Report)> {
+    let evidence = judge::of_file(history, order)?;
+    let report = Report::of(&evidence, replicas::beside(history), &moments::beside(history));
+    Ok((evidence, report))
 }
 
 fn exit_code(outcome: Outcome) -> ExitCode {

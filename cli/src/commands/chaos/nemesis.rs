@@ -21,8 +21,8 @@ use ledgermq_faultnet::Dice;
 
 use super::client_processes::ClientProcesses;
 use super::overload::Flood;
+use super::recorder::Recorder;
 use super::scenario::{Fault, Scenario, Target};
-use super::workload::Recorder;
 use crate::cluster::{Cluster, Member};
 
 pub(super) const GROUP: u32 = 1;

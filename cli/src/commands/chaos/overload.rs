@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::nemesis::{GROUP, Nemesis};
-use super::workload::{Recorder, Sender};
+use super::recorder::Recorder;
+use super::workload::Sender;
 
 const SENDERS: u32 = 64;
 const SATURATION_TIME: Duration = Duration::from_secs(5);
@@ -46,6 +47,7 @@ impl Flood {
             topic: self.topic.clone(),
             body_bytes: self.body_bytes,
             message_groups: Vec::new(),
+            batch: 1,
             pause: Duration::ZERO,
             stop,
         }

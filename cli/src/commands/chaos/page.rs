@@ -3,8 +3,9 @@
 
 use std::fmt::Write as _;
 
-use ledgermq_checkers::{History, HistoryError, Kind, Operation, Outcome};
+use ledgermq_checkers::{Kind, Outcome};
 
+use super::judge::Evidence;
 use super::report::Report;
 
 const WIDTH: f64 = 1000.0;
@@ -20,7 +21,7 @@ table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid
 .valid{color:#1a7f37}.invalid{color:#cf222e;font-weight:600}.unknown{color:#9a6700;font-weight:600}\
 svg{background:#fafafa;border:1px solid #eee}text{font-size:11px;fill:#555}";
 
-pub fn of(history: &History, report: &Report) -> Result<String, HistoryError> {
+pub fn of(evidence: &Evidence, report: &Report) -> String {
     let mut page = String::new();
     // Writing to a String cannot fail.
     let _ = write!(
@@ -33,12 +34,12 @@ pub fn of(history: &History, report: &Report) -> Result<String, HistoryError> {
     );
     verdicts(&mut page, report);
     figures(&mut page, report);
-    let axis = Axis::of(history);
-    rates(&mut page, history, report, axis);
-    latencies(&mut page, history, report, axis)?;
+    let axis = Axis { ends_ms: (evidence.ends_ns as f64 / 1e6).max(1.0) };
+    rates(&mut page, evidence, report, axis);
+    latencies(&mut page, evidence, report, axis);
     gaps(&mut page, report);
     page.push_str("</html>\n");
-    Ok(page)
+    page
 }
 
 fn verdicts(page: &mut String, report: &Report) {
@@ -95,10 +96,6 @@ struct Axis {
 }
 
 impl Axis {
-    fn of(history: &History) -> Self {
-        Self { ends_ms: history.events.last().map_or(1.0, |event| event.at_ns as f64 / 1e6).max(1.0) }
-    }
-
     fn x(self, ms: f64) -> f64 {
         LEFT + ms / self.ends_ms * (WIDTH - LEFT)
     }
@@ -145,20 +142,19 @@ fn scale(page: &mut String, label: &str, y: f64) {
     );
 }
 
-fn rates(page: &mut String, history: &History, report: &Report, axis: Axis) {
+fn rates(page: &mut String, evidence: &Evidence, report: &Report, axis: Axis) {
     open_plot(page, "Acknowledged (blue) and delivered (green) per second", report, axis);
     let buckets = ((axis.ends_ms / 100.0).ceil() as usize).clamp(1, BUCKETS_MAX);
     let width_ms = axis.ends_ms / buckets as f64;
     let mut series = [vec![0.0; buckets], vec![0.0; buckets]];
-    for event in history.events.iter().filter(|event| event.kind == Kind::Ok) {
-        let (of, count) = match &event.op {
-            Operation::Send(_) => (0, 1),
-            Operation::Receive(receive) => (1, receive.messages.len()),
-            _ => continue,
-        };
-        let bucket = ((event.at_ns as f64 / 1e6 / width_ms) as usize).min(buckets - 1);
+    let messages = &evidence.messages;
+    let acknowledged = messages.sends().iter().filter(|sent| sent.kind == Kind::Ok);
+    let acknowledged = acknowledged.filter_map(|sent| Some((0, sent.completed_ns()?)));
+    let delivered = messages.deliveries().map(|delivered| (1, delivered.at_ns));
+    for (of, at_ns) in acknowledged.chain(delivered) {
+        let bucket = ((at_ns as f64 / 1e6 / width_ms) as usize).min(buckets - 1);
         if let Some(sum) = series.get_mut(of).and_then(|series: &mut Vec<f64>| series.get_mut(bucket)) {
-            *sum += count as f64 * 1000.0 / width_ms;
+            *sum += 1000.0 / width_ms;
         }
     }
     let highest = series.iter().flatten().copied().fold(1.0, f64::max);
@@ -183,36 +179,37 @@ fn rates(page: &mut String, history: &History, report: &Report, axis: Axis) {
     page.push_str("</svg>");
 }
 
-fn latencies(page: &mut String, history: &History, report: &Report, axis: Axis) -> Result<(), HistoryError> {
+fn latencies(page: &mut String, evidence: &Evidence, report: &Report, axis: Axis) {
     open_plot(page, "Latency of sends, by when they began; red had no answer", report, axis);
     // From 0.1 ms to 100 s, logarithmic.
     let y = |ms: f64| HEIGHT * (1.0 - (ms.clamp(0.1, 1e5).log10() + 1.0) / 6.0);
     for (label, ms) in [("1 ms", 1.0), ("10 ms", 10.0), ("100 ms", 100.0), ("1 s", 1e3), ("10 s", 1e4)] {
         scale(page, label, y(ms));
     }
-    let spans = history.spans()?;
-    let sends: Vec<_> = spans.iter().filter(|span| matches!(span.asked, Operation::Send(_))).collect();
+    let sends = evidence.messages.sends();
     let step = sends.len().div_ceil(POINTS_MAX).max(1);
-    // The slow ones are the point of the plot: none of them is left out.
+    // The slow ones are the point of the plot: none of them is left out, while they are few.
     let slow_ns = 100_000_000;
-    for (position, span) in sends.iter().enumerate() {
-        let took_ns = span.completed_ns.map(|completed| completed - span.invoked_ns);
-        if position % step != 0 && took_ns.is_some_and(|took| took < slow_ns) {
+    let mut slow_left = POINTS_MAX;
+    for (position, sent) in sends.iter().enumerate() {
+        let took_ns = sent.completed_ns().map(|completed| completed - sent.invoked_ns);
+        let is_slow = took_ns.is_none_or(|took| took >= slow_ns);
+        if position % step != 0 && (!is_slow || slow_left == 0) {
             continue;
         }
-        let (color, ms) = match (span.kind, took_ns) {
+        slow_left = slow_left.saturating_sub(usize::from(is_slow));
+        let (color, ms) = match (sent.kind, took_ns) {
             (Kind::Ok, Some(took)) => ("#0969da", took as f64 / 1e6),
             (_, took) => ("#cf222e", took.map_or(1e5, |took| took as f64 / 1e6)),
         };
         let _ = write!(
             page,
             "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"1.3\" fill=\"{color}\" opacity=\"0.5\"/>",
-            axis.x(span.invoked_ns as f64 / 1e6),
+            axis.x(sent.invoked_ns as f64 / 1e6),
             y(ms)
         );
     }
     page.push_str("</svg>");
-    Ok(())
 }
 
 fn gaps(page: &mut String, report: &Report) {

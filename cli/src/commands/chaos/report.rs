@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
-use ledgermq_checkers::availability::{Distribution, Felt, felt};
-use ledgermq_checkers::{History, HistoryError, Outcome, Verdict};
+use ledgermq_checkers::availability::{Distribution, Felt, felt_by};
+use ledgermq_checkers::{Outcome, Verdict};
 use serde::Serialize;
 
-use super::judge::{Ordering, judge};
+use super::judge::Evidence;
 use super::moments::{Election, Moment};
 use super::page;
 
@@ -35,9 +35,10 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn of(history: &History, order: Ordering, moments: &[Moment]) -> Result<Self, HistoryError> {
-        let verdicts = judge(history, order)?;
-        let faults = felt(history)?;
+    pub fn of(evidence: &Evidence, replicas: Option<Verdict>, moments: &[Moment]) -> Self {
+        let Evidence { scenario, seed, verdicts, messages, faults, ends_ns } = evidence;
+        let verdicts: Vec<Verdict> = verdicts.iter().cloned().chain(replicas).collect();
+        let faults = felt_by(messages, faults, *ends_ns);
         let worst = |wanted| verdicts.iter().any(|verdict| verdict.outcome == wanted);
         let outcome = if worst(Outcome::Invalid) {
             Outcome::Invalid
@@ -47,9 +48,9 @@ impl Report {
             Outcome::Valid
         };
         let of = |figure: fn(&Felt) -> Option<f64>| Distribution::of(faults.iter().filter_map(figure));
-        Ok(Self {
-            scenario: history.scenario.clone(),
-            seed: history.seed,
+        Self {
+            scenario: scenario.clone(),
+            seed: *seed,
             outcome,
             injections: faults.len(),
             gap_ms: of(|felt| felt.gap_ms),
@@ -63,31 +64,14 @@ impl Report {
             unknown_sends: faults.iter().map(|felt| felt.unknown_sends).sum(),
             verdicts,
             faults,
-        })
+        }
     }
 
     pub fn as_text(&self) -> String {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING);
         table.add_row(["scenario, seed".to_owned(), format!("{}, {}", self.scenario, self.seed)]);
-        for verdict in &self.verdicts {
-            let outcome = match verdict.outcome {
-                Outcome::Valid => "valid".to_owned(),
-                Outcome::Invalid => "INVALID".to_owned(),
-                Outcome::Unknown => format!("unknown: {}", verdict.reason.as_deref().unwrap_or_default()),
-            };
-            let counts: Vec<String> =
-                verdict.counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
-            table.add_row([verdict.checker.clone(), format!("{outcome} ({})", counts.join(", "))]);
-            for anomaly in &verdict.anomalies {
-                let example = anomaly.examples.first().map_or("", String::as_str);
-                let weight = if anomaly.fatal { "" } else { ", allowed" };
-                table.add_row([
-                    format!("  {}", anomaly.name),
-                    format!("{}{weight}, such as {example}", anomaly.count),
-                ]);
-            }
-        }
+        add_verdicts(&mut table, &self.verdicts);
         table.add_row(["injections".to_owned(), self.injections.to_string()]);
         table.add_row([
             "sends failed / unknown after a fault".to_owned(),
@@ -123,11 +107,39 @@ impl Report {
     }
 }
 
+pub fn verdicts_as_text(verdicts: &[Verdict]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    add_verdicts(&mut table, verdicts);
+    table.to_string()
+}
+
+fn add_verdicts(table: &mut Table, verdicts: &[Verdict]) {
+    for verdict in verdicts {
+        let outcome = match verdict.outcome {
+            Outcome::Valid => "valid".to_owned(),
+            Outcome::Invalid => "INVALID".to_owned(),
+            Outcome::Unknown => format!("unknown: {}", verdict.reason.as_deref().unwrap_or_default()),
+        };
+        let counts: Vec<String> =
+            verdict.counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        table.add_row([verdict.checker.clone(), format!("{outcome} ({})", counts.join(", "))]);
+        for anomaly in &verdict.anomalies {
+            let example = anomaly.examples.first().map_or("", String::as_str);
+            let weight = if anomaly.fatal { "" } else { ", allowed" };
+            table.add_row([
+                format!("  {}", anomaly.name),
+                format!("{}{weight}, such as {example}", anomaly.count),
+            ]);
+        }
+    }
+}
+
 /// `report.json` and `report.html` in `folder`.
-pub fn write(folder: &Path, history: &History, report: &Report) -> anyhow::Result<Vec<PathBuf>> {
+pub fn write(folder: &Path, evidence: &Evidence, report: &Report) -> anyhow::Result<Vec<PathBuf>> {
     let mut written = Vec::new();
     let json = serde_json::to_string_pretty(report)?;
-    for (name, text) in [("report.json", json), ("report.html", page::of(history, report)?)] {
+    for (name, text) in [("report.json", json), ("report.html", page::of(evidence, report))] {
         let path = folder.join(name);
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         written.push(path);

@@ -1,49 +1,40 @@
 //! `chaos run`: one scenario from the start of its cluster to the verdict.
 
 use std::cell::Cell;
-use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::io::{BufWriter, IsTerminal as _};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use ledgermq_checkers::History;
-use ledgermq_client::{Client, ClientOptions, ConsumerOptions};
+use ledgermq_checkers::compact::Writer;
+use ledgermq_checkers::{History, edn};
+use ledgermq_client::{Client, ClientOptions};
+use ledgermq_common::limits::SEND_BATCH_MESSAGES_MAX;
 use ledgermq_faultnet::Dice;
-use ledgermq_proto::admin::{
-    CreateTopicRequest, DeleteTopicRequest, ListTopicsRequest, SetConsumerGroupRequest,
-};
-use ledgermq_proto::rocketmq::MessageType;
+use ledgermq_proto::admin::{DeleteTopicRequest, ListTopicsRequest};
 use tokio::time::Instant;
 
-use super::client_processes::{ClientPlan, ClientProcesses, Role};
-use super::delay::DelaySender;
-use super::leases::{LeaseReceiver, OldHandles};
+use super::client_processes::{ClientPlan, ClientProcesses, ClientProgram, ROLES, Role};
+use super::judge::{self, Evidence};
+use super::load::{Load, LoadPlan, Workload};
 use super::moments;
 use super::nemesis::Nemesis;
 use super::overload::Flood;
-use super::registers::RegisterClient;
+use super::recorder::Recorder;
+use super::replicas::{self, Found};
 use super::report::{self, Report};
 use super::scenario::{self, Fault, Scenario};
-use super::transactions::{TransactionSender, checker};
-use super::workload::{LEASE, Receiver, Recorder, Sender};
-use super::{ClusterKind, exit_code, judge};
+use super::transactions;
+use super::{ClusterKind, exit_code};
 use crate::cluster::{Cluster, ClusterPlan, ComposePlan};
 
-const TOPIC: &str = "chaos";
-const CONSUMER_GROUP: &str = "chaos-readers";
-/// Message groups of one producer: several, so that one that is held does not stop it.
-const MESSAGE_GROUPS: u32 = 4;
 const READY_WITHIN: Duration = Duration::from_secs(90);
-const CREATE_WITHIN: Duration = Duration::from_secs(30);
 const STOP_WITHIN: Duration = Duration::from_secs(12);
-/// Consumers stop when nothing new came for this long: longer than the lease of a message whose
-/// answer was lost, and its redelivery.
-const QUIET: Duration = Duration::from_secs(2 * LEASE.as_secs() + 5);
 /// Load without a fault at the beginning: what the figures are compared with.
 const STEADY: Duration = Duration::from_secs(2);
 /// So many power losses under load drop something.
@@ -51,35 +42,14 @@ const CUTS_THAT_DROP: u32 = 3;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// A send is given up only long after the longest failover.
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
+const HISTORY: &str = "history.jsonl";
+const COMPACT_HISTORY: &str = "history.bin";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Workload {
-    /// Messages without order.
-    Queue,
-    /// Messages in order by message group.
-    Fifo,
-    /// Half messages with their outcomes, some left to the check.
-    Transactions,
-    /// Messages with a due time, some called back.
-    Delay,
-    /// Leases that run out, are prolonged, shortened, and changed by old handles.
-    Leases,
-    /// Settings of consumer groups, written and read as registers.
-    Registers,
-}
-
-impl Workload {
-    /// As it stands in the name of a history; the first kind goes without.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Queue => "",
-            Self::Fifo => " fifo",
-            Self::Transactions => " transactions",
-            Self::Delay => " delay",
-            Self::Leases => " leases",
-            Self::Registers => " registers",
-        }
-    }
+pub enum ClientKind {
+    Own,
+    /// The unmodified Python SDK, each producer and each consumer a process.
+    Python,
 }
 
 #[derive(Debug, Args)]
@@ -105,6 +75,13 @@ pub struct RunArgs {
     /// With `--cluster compose`: what a project of its own runs.
     #[arg(long, default_value = "ledgermq:local")]
     image: String,
+    /// Whose client sends and receives. Messages of a foreign one are read by a group of ours too, which
+    /// sees where they lie.
+    #[arg(long, value_enum, default_value_t = ClientKind::Own)]
+    client: ClientKind,
+    /// With `--client python`: an interpreter that finds `rocketmq-python-client`.
+    #[arg(long, default_value = "python3", value_name = "INTERPRETER")]
+    python: PathBuf,
     /// Brokers of the cluster, all in one group.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
     nodes: u64,
@@ -112,9 +89,19 @@ pub struct RunArgs {
     producers: u32,
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     consumers: u32,
-    /// Sends per second of all producers together; 0 sends as fast as answers come.
+    /// Messages per second of all producers together; 0 sends as fast as answers come.
     #[arg(long, default_value_t = 400)]
     rate: u32,
+    /// End the load once so many messages are acknowledged; an error if the time is over before.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    messages: Option<u64>,
+    /// Messages of one request; with `--workload queue`.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=SEND_BATCH_MESSAGES_MAX as i64))]
+    batch: u32,
+    /// Write the history as it happens, in its compact form, and keep none of it in memory: for runs of
+    /// millions of messages. Without `history.edn`.
+    #[arg(long)]
+    compact: bool,
     /// Bytes of a message; 1024 unless the scenario needs others.
     #[arg(long, value_parser = clap::value_parser!(u32).range(8..=1_000_000))]
     message_size: Option<u32>,
@@ -136,9 +123,46 @@ impl RunArgs {
     fn body_bytes(&self) -> usize {
         self.message_size.unwrap_or(self.scenario.message_size()) as usize
     }
+
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(self.batch == 1 || self.workload == Workload::Queue, "--batch goes with --workload queue");
+        ensure!(
+            !self.compact || self.workload.can_be_compact(),
+            "--compact goes with --workload queue, fifo, log and groups"
+        );
+        ensure!(
+            !self.compact || !self.has_client_processes(),
+            "--compact does not go with clients that are processes and record by themselves"
+        );
+        ensure!(
+            self.workload == Workload::Queue || !self.has_client_processes(),
+            "clients that are processes, foreign ones and those that fail, go with --workload queue only"
+        );
+        Ok(())
+    }
+
+    fn has_client_processes(&self) -> bool {
+        matches!(self.scenario.fault, Fault::Client(_)) || self.client != ClientKind::Own
+    }
+
+    fn cluster_plan(&self, dir: &Path, seed: u64) -> anyhow::Result<ClusterPlan> {
+        let binary = std::env::current_exe().context("cannot find this binary")?;
+        let mut plan = ClusterPlan::new(binary, dir);
+        plan.brokers = self.nodes;
+        plan.network_seed = seed;
+        plan.faulty_network = self.cluster == ClusterKind::Netns;
+        if self.workload.kinds().contains(&Workload::Transactions) {
+            plan.broker_settings.extend(transactions::BROKER_SETTINGS.map(str::to_owned));
+        }
+        self.scenario.prepare(&mut plan);
+        plan.compose = (self.cluster == ClusterKind::Compose)
+            .then(|| ComposePlan { project: self.project.clone(), image: self.image.clone() });
+        Ok(plan)
+    }
 }
 
 pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
+    arguments.check()?;
     let seed = arguments.seed.unwrap_or_else(random_seed);
     let is_compose = arguments.cluster == ClusterKind::Compose;
     ensure!(is_compose || arguments.project.is_none(), "--project means nothing without --cluster compose");
@@ -152,16 +176,17 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
         .out
         .clone()
         .unwrap_or_else(|| PathBuf::from(format!("chaos-{}-{seed}", arguments.scenario.name)));
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let scenario = format!("{}{}", arguments.scenario.name, arguments.workload.name());
+    let recorder = Arc::new(match arguments.compact {
+        true => {
+            let file = BufWriter::new(create(&out.join(COMPACT_HISTORY))?);
+            Recorder::writing(Writer::new(file, &scenario, seed)?)
+        }
+        false => Recorder::new(arguments.workload.has_several_topics()),
+    });
     let dir = tempfile::Builder::new().prefix("ledgermq-chaos-").tempdir()?;
-    let binary = std::env::current_exe().context("cannot find this binary")?;
-    let mut plan = ClusterPlan::new(binary, dir.path());
-    plan.brokers = arguments.nodes;
-    plan.network_seed = seed;
-    plan.faulty_network = arguments.cluster == ClusterKind::Netns;
-    arguments.scenario.prepare(&mut plan);
-    plan.compose = is_compose
-        .then(|| ComposePlan { project: arguments.project.clone(), image: arguments.image.clone() });
-    let mut cluster = Cluster::start(plan)?;
+    let mut cluster = Cluster::start(arguments.cluster_plan(dir.path(), seed)?)?;
     let brokers = u64::try_from(cluster.brokers().count())?;
     ensure!(
         brokers >= arguments.scenario.brokers_min(),
@@ -169,33 +194,57 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
         arguments.scenario.name,
         arguments.scenario.brokers_min()
     );
-    let recorder = Arc::new(Recorder::new());
     let has_topic = Cell::new(false);
     let outcome = tokio::select! {
         outcome = exercise(&mut cluster, &arguments, &recorder, &has_topic, seed) => outcome,
         _ = super::super::asked_to_stop() => Err(anyhow::anyhow!("interrupted")),
     };
     let outcome = match &arguments.project {
-        Some(project) if has_topic.get() => outcome.and(clear(&cluster, project).await),
+        Some(project) if has_topic.get() => {
+            outcome.and(clear(&cluster, project, &arguments.workload.topics()).await)
+        }
         _ => outcome,
     };
-    let logs: Vec<PathBuf> = cluster.brokers().map(|member| cluster.log_path(member)).collect();
-    if let Err(error) = cluster.stop(STOP_WITHIN).await {
-        eprintln!("ledgermq: stopping the cluster: {error:#}");
+    // The disks of containers are not read from here.
+    let mut found = (!is_compose).then(Found::default);
+    if let Some(found) = &mut found
+        && outcome.is_ok()
+    {
+        found.states(&cluster).await;
     }
+    let logs: Vec<PathBuf> = cluster.brokers().map(|member| cluster.log_path(member)).collect();
+    let data_dirs: Vec<PathBuf> = cluster.brokers().map(|member| cluster.data_dir(member)).collect();
+    let ended = cluster.end(STOP_WITHIN).await;
+    let replicas = match found {
+        Some(mut found) => {
+            let compared = tokio::task::spawn_blocking(move || {
+                found.logs(&data_dirs);
+                found.verdict()
+            });
+            Some(compared.await?)
+        }
+        None => None,
+    };
+    drop(cluster);
 
-    let scenario = format!("{}{}", arguments.scenario.name, arguments.workload.name());
-    let history = History { scenario, seed, events: recorder.take() };
-    std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    let path = out.join("history.jsonl");
-    let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    history.write(std::io::BufWriter::new(file))?;
-    std::fs::write(out.join("history.edn"), ledgermq_checkers::edn::write(&history))?;
+    let events = recorder.take()?;
+    let evidence = match arguments.compact {
+        true => judge::of_file(&out.join(COMPACT_HISTORY), judge::Ordering::Any)?,
+        false => {
+            let history = History { scenario, seed, events };
+            history.write(BufWriter::new(create(&out.join(HISTORY))?))?;
+            std::fs::write(out.join("history.edn"), edn::write(&history))?;
+            Evidence::of(&history, judge::Ordering::Any)?
+        }
+    };
     let proofs = recorder.proofs();
     std::fs::write(
         out.join("faults.txt"),
         proofs.iter().map(|proof| format!("{proof}\n")).collect::<String>(),
     )?;
+    if let Some(replicas) = &replicas {
+        std::fs::write(out.join(replicas::FILE), serde_json::to_vec(replicas)?)?;
+    }
     let mut moments = Vec::new();
     if !matches!(arguments.scenario.fault, Fault::Clock(_)) {
         for log in &logs {
@@ -203,18 +252,22 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
         }
         std::fs::write(out.join(moments::FILE), serde_json::to_vec(&moments)?)?;
     }
-    let report = Report::of(&history, judge::Ordering::Any, &moments)?;
-    report::write(&out, &history, &report)?;
+    let report = Report::of(&evidence, replicas, &moments);
+    report::write(&out, &evidence, &report)?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{}\nhistory and report: {}", report.as_text(), out.display());
     }
-    if let Err(error) = outcome {
+    if let Err(error) = outcome.and(ended) {
         eprintln!("logs and files of the cluster: {}", dir.keep().display());
         return Err(error.context(format!("seed {seed}")));
     }
     Ok(exit_code(report.outcome))
+}
+
+fn create(path: &Path) -> anyhow::Result<std::fs::File> {
+    std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 async fn exercise(
@@ -225,87 +278,32 @@ async fn exercise(
     seed: u64,
 ) -> anyhow::Result<()> {
     cluster.wait_ready(READY_WITHIN).await?;
-    let options = ClientOptions { total_deadline: SEND_DEADLINE, ..ClientOptions::default() };
-    let producing = Client::connect(&cluster.broker_access_points(), options.clone()).await?;
-    let consuming = Client::connect(&cluster.broker_access_points(), options).await?;
     if arguments.project.is_some() {
-        must_be_free(&producing).await?;
+        let client = Client::connect(&cluster.broker_access_points(), ClientOptions::default()).await?;
+        must_be_free(&client, &arguments.workload.topics()).await?;
     }
     has_topic.set(true);
-    prepare(&producing, arguments.workload).await?;
-    let stop_receiving = Arc::new(AtomicBool::new(false));
-    let mut receivers = Vec::new();
-    let old_handles = OldHandles::default();
-    let consumers = match arguments.workload {
-        Workload::Registers => 0,
-        _ => arguments.consumers,
+    let plan = LoadPlan {
+        workload: arguments.workload,
+        points: cluster.broker_access_points(),
+        options: ClientOptions { total_deadline: SEND_DEADLINE, ..ClientOptions::default() },
+        producers: if arguments.client == ClientKind::Own { arguments.producers } else { 0 },
+        consumers: arguments.consumers,
+        rate: arguments.rate,
+        batch: arguments.batch,
+        body_bytes: arguments.body_bytes(),
+        seed,
     };
-    for _ in 0..consumers {
-        let options = ConsumerOptions::new(CONSUMER_GROUP)
-            .subscribe(TOPIC, "*")
-            .await_duration(Duration::from_secs(2))
-            .invisible_duration(LEASE);
-        if arguments.workload == Workload::Leases {
-            let receiver = LeaseReceiver {
-                consumer: consuming.simple_consumer(options),
-                recorder: Arc::clone(recorder),
-                group: CONSUMER_GROUP.to_owned(),
-                old_handles: Arc::clone(&old_handles),
-                stop: Arc::clone(&stop_receiving),
-            };
-            receivers.push(tokio::spawn(receiver.run()));
-            continue;
-        }
-        let receiver = Receiver {
-            consumer: consuming.simple_consumer(options),
-            recorder: Arc::clone(recorder),
-            group: CONSUMER_GROUP.to_owned(),
-            stop: Arc::clone(&stop_receiving),
-        };
-        receivers.push(tokio::spawn(receiver.run()));
-    }
-    let stop_sending = Arc::new(AtomicBool::new(false));
-    let pause = match arguments.rate {
-        0 => Duration::ZERO,
-        rate => Duration::from_secs_f64(f64::from(arguments.producers) / f64::from(rate)),
-    };
-    let mut senders = Vec::new();
-    for producer in 0..arguments.producers {
-        let (recorder, stop) = (Arc::clone(recorder), Arc::clone(&stop_sending));
-        let (topic, body_bytes) = (TOPIC.to_owned(), arguments.body_bytes());
-        if arguments.workload == Workload::Transactions {
-            let producer = producing.transactional_producer([TOPIC], checker(Arc::clone(&recorder)));
-            let sender = TransactionSender { producer, recorder, topic, body_bytes, pause, stop };
-            senders.push(tokio::spawn(sender.run()));
-            continue;
-        }
-        if arguments.workload == Workload::Registers {
-            let client = RegisterClient { admin: producing.admin(), recorder, pause, stop };
-            senders.push(tokio::spawn(client.run()));
-            continue;
-        }
-        if arguments.workload == Workload::Delay {
-            let producer = producing.producer();
-            let sender = DelaySender { producer, recorder, topic, body_bytes, pause, stop };
-            senders.push(tokio::spawn(sender.run()));
-            continue;
-        }
-        let message_groups = match arguments.workload {
-            Workload::Fifo => (0..MESSAGE_GROUPS).map(|group| format!("{producer}-{group}")).collect(),
-            _ => Vec::new(),
-        };
-        let producer = producing.producer();
-        let sender = Sender { producer, recorder, topic, body_bytes, message_groups, pause, stop };
-        senders.push(tokio::spawn(sender.run()));
-    }
-    let mut clients = match arguments.scenario.fault {
-        Fault::Client(_) => Some(client_processes(cluster, arguments, recorder, pause)?),
-        _ => None,
+    let pause = LoadPlan { producers: arguments.producers, ..plan.clone() }.pause();
+    let mut load = Load::start(plan, recorder).await?;
+    let mut clients = match arguments.has_client_processes() {
+        true => Some(client_processes(cluster, arguments, recorder, pause)?),
+        false => None,
     };
     let flood = (arguments.scenario.fault == Fault::Overload).then(|| Flood {
-        client: producing.clone(),
+        client: load.client().clone(),
         recorder: Arc::clone(recorder),
-        topic: TOPIC.to_owned(),
+        topic: arguments.workload.main_topic(),
         body_bytes: arguments.body_bytes(),
     });
     let quiet = arguments.json || !std::io::stderr().is_terminal();
@@ -314,20 +312,12 @@ async fn exercise(
     if let Some(clients) = &mut clients {
         clients.finish(Role::Producer).await?;
     }
-    stop_sending.store(true, Ordering::Relaxed);
-    for sender in senders {
-        sender.await.context("a producer ended early")?;
-    }
-    while recorder.open() > 0 && recorder.quiet_for() < QUIET {
-        tokio::time::sleep(PROGRESS_INTERVAL).await;
-    }
+    load.stop_sending().await?;
+    load.settle().await;
     if let Some(clients) = &mut clients {
         clients.finish(Role::Consumer).await?;
     }
-    stop_receiving.store(true, Ordering::Relaxed);
-    for receiver in receivers {
-        receiver.await.context("a consumer ended early")?;
-    }
+    load.stop_receiving().await?;
     progress.abort();
     outcome
 }
@@ -352,16 +342,30 @@ async fn torment(
         flood,
         dropped_bytes: 0,
     };
+    let is_enough = || arguments.messages.is_some_and(|messages| recorder.acknowledged() >= messages);
     let mut injected = 0;
-    while Instant::now() < ends && injected < arguments.injections {
+    while Instant::now() < ends && injected < arguments.injections && !is_enough() {
         if arguments.scenario.fault == Fault::None {
-            tokio::time::sleep_until(ends).await;
+            if arguments.messages.is_none() {
+                tokio::time::sleep_until(ends).await;
+            }
             break;
         }
         nemesis.inject().await?;
         injected += 1;
         let more = nemesis.dice.below(arguments.pause_ms / 2 + 1);
         tokio::time::sleep(Duration::from_millis(arguments.pause_ms + more)).await;
+    }
+    if let Some(messages) = arguments.messages {
+        while !is_enough() && Instant::now() < ends {
+            tokio::time::sleep(PROGRESS_INTERVAL).await;
+        }
+        ensure!(
+            is_enough(),
+            "{} of {messages} messages were acknowledged within {} s",
+            recorder.acknowledged(),
+            arguments.duration
+        );
     }
     ensure!(
         injected > 0 || arguments.scenario.fault == Fault::None,
@@ -374,73 +378,60 @@ async fn torment(
     Ok(())
 }
 
-/// Besides the load of this process, which stays.
+/// Besides the load of this process, which stays; of a foreign client all producers are processes.
 fn client_processes(
     cluster: &Cluster,
     arguments: &RunArgs,
     recorder: &Arc<Recorder>,
     pause: Duration,
 ) -> anyhow::Result<ClientProcesses> {
-    ensure!(arguments.workload == Workload::Queue, "clients fail with --workload queue only");
+    let (program, roles, group) = match arguments.client {
+        ClientKind::Own => {
+            let binary = std::env::current_exe().context("cannot find this binary")?;
+            (ClientProgram::Own(binary), ROLES.to_vec(), arguments.workload.main_group())
+        }
+        ClientKind::Python => {
+            let role = |role, count| std::iter::repeat_n(role, count as usize);
+            let producers = role(Role::Producer, arguments.producers);
+            let roles = producers.chain(role(Role::Consumer, arguments.consumers)).collect();
+            let group = format!("{}-python", arguments.workload.main_group());
+            recorder.awaits(&arguments.workload.main_topic(), &group);
+            (ClientProgram::Python(arguments.python.clone()), roles, group)
+        }
+    };
     let plan = ClientPlan {
-        binary: std::env::current_exe().context("cannot find this binary")?,
+        program,
+        roles,
         points: cluster.broker_access_points(),
-        topic: TOPIC.to_owned(),
-        group: CONSUMER_GROUP.to_owned(),
+        topic: arguments.workload.main_topic(),
+        group,
         pause,
         body_bytes: arguments.body_bytes(),
     };
     ClientProcesses::start(plan, Arc::clone(recorder))
 }
 
-/// The topic of the workload's type, and a consumer group that keeps order where there is one.
-async fn prepare(client: &Client, workload: Workload) -> anyhow::Result<()> {
-    let message_type = match workload {
-        Workload::Queue | Workload::Leases | Workload::Registers => MessageType::Normal,
-        Workload::Fifo => MessageType::Fifo,
-        Workload::Transactions => MessageType::Transaction,
-        Workload::Delay => MessageType::Delay,
-    };
-    let request = CreateTopicRequest {
-        name: TOPIC.to_owned(),
-        queues: 8,
-        message_type: message_type as i32,
-        groups: Vec::new(),
-    };
-    let created = tokio::time::timeout(CREATE_WITHIN, client.admin().create_topic(request)).await;
-    created.context("the topic could not be created in time")??;
-    if workload == Workload::Fifo {
-        let request = SetConsumerGroupRequest {
-            name: CONSUMER_GROUP.to_owned(),
-            fifo: Some(true),
-            ..SetConsumerGroupRequest::default()
-        };
-        let set = tokio::time::timeout(CREATE_WITHIN, client.admin().set_consumer_group(request)).await;
-        set.context("the consumer group could not be set in time")??;
+/// Somebody's own cluster may have a topic of this name, or that of an earlier run with its messages.
+async fn must_be_free(client: &Client, wanted: &[String]) -> anyhow::Result<()> {
+    let topics = client.admin().list_topics(ListTopicsRequest {}).await?.topics;
+    for name in wanted {
+        ensure!(
+            topics.iter().all(|topic| topic.name != *name),
+            "this cluster has a topic {name} already; `ledgermq admin topic delete {name}` removes it with its messages"
+        );
     }
     Ok(())
 }
 
-/// Somebody's own cluster may have a topic of this name, or that of an earlier run with its messages.
-async fn must_be_free(client: &Client) -> anyhow::Result<()> {
-    let topics = client.admin().list_topics(ListTopicsRequest {}).await?.topics;
-    ensure!(
-        topics.iter().all(|topic| topic.name != TOPIC),
-        "this cluster has a topic {TOPIC} already; `ledgermq admin topic delete {TOPIC}` removes it with its messages"
-    );
-    Ok(())
-}
-
-/// Takes the topic of the run out of a cluster that goes on.
-async fn clear(cluster: &Cluster, project: &str) -> anyhow::Result<()> {
+/// Takes the topics of the run out of a cluster that goes on.
+async fn clear(cluster: &Cluster, project: &str, topics: &[String]) -> anyhow::Result<()> {
     let client = Client::connect(&cluster.broker_access_points(), ClientOptions::default()).await?;
-    let request = DeleteTopicRequest { name: TOPIC.to_owned() };
-    client
-        .admin()
-        .delete_topic(request)
-        .await
-        .map(|_| ())
-        .with_context(|| format!("the topic {TOPIC} stays in project {project}"))
+    for name in topics {
+        let request = DeleteTopicRequest { name: name.clone() };
+        let deleted = client.admin().delete_topic(request).await;
+        deleted.with_context(|| format!("the topic {name} stays in project {project}"))?;
+    }
+    Ok(())
 }
 
 async fn show_progress(recorder: Arc<Recorder>, quiet: bool) {

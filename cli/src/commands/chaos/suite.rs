@@ -19,7 +19,8 @@ use ledgermq_faultnet::Dice;
 use tokio::time::Instant;
 
 use super::ClusterKind;
-use super::run::{Workload, random_seed};
+use super::load::Workload;
+use super::run::random_seed;
 use super::scenario::{self, Fault};
 use super::summary::{Run, Seen, Summary};
 
@@ -79,15 +80,21 @@ const CI: &[Row] = &[
     once("stop-leader", Workload::Leases),
     once("term-leader", Workload::Registers),
     once("rolling-restart", Workload::Queue),
+    once("kill-leader", Workload::Log),
+    once("kill-follower", Workload::Groups),
+    once("term-leader", Workload::Mixed),
 ];
 
-static WORKLOADS: [Workload; 6] = [
+static WORKLOADS: [Workload; 9] = [
     Workload::Queue,
     Workload::Fifo,
     Workload::Transactions,
     Workload::Delay,
     Workload::Leases,
     Workload::Registers,
+    Workload::Log,
+    Workload::Groups,
+    Workload::Mixed,
 ];
 
 fn rows(set: Set, cluster: ClusterKind, injections: u32) -> Vec<Row> {

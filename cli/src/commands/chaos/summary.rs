@@ -92,13 +92,13 @@ impl Seen {
                 if anomaly["fatal"] != true {
                     continue;
                 }
-                if checker == "total-queue" {
+                if checker.starts_with("total-queue") {
                     seen.lost += if LOST.contains(&name) { count } else { 0 };
                     seen.duplicated += if name == "duplicated" { count } else { 0 };
                 }
                 seen.anomalies.push(format!("{checker}: {count} {name}"));
             }
-            if checker == "total-queue" {
+            if checker.starts_with("total-queue") {
                 let counts = verdict["counts"].as_array().into_iter().flatten();
                 let acknowledged = counts.into_iter().find(|count| count[0] == "acknowledged");
                 seen.acknowledged = acknowledged.and_then(|count| count[1].as_u64()).unwrap_or(0);

@@ -1,14 +1,18 @@
 //! Transactions under chaos: a half, then its outcome, which depends on the message's number alone, so
 //! that whoever is asked decides alike.
 //!
-//! | Number | Outcome |
+//! | Number ends in | Outcome |
 //! |---|---|
-//! | ends in 0 | left open; a checker is asked later and commits |
-//! | ends in 1 | left open; a checker rolls it back |
-//! | ends in 2 or 3 | rolled back |
+//! | 0 | left open; a checker is asked later and commits |
+//! | 1 | left open; a checker rolls it back |
+//! | 2 or 3 | rolled back |
+//! | 4 | the producer dies once the half is stored; another one's checker commits, or rolls back where it ends in 14 |
+//! | 5 | the producer dies while it says the outcome: nobody knows whether it was heard |
 //! | else | committed |
 //!
-//! What a checker answers is recorded as an operation without an answer: the client sends it by itself.
+//! A producer that dies says goodbye to nobody, and another one, of another client id, goes on in its
+//! place. What a checker answers is recorded as an operation without an answer: the client sends it by
+//! itself. At the end the cluster is asked until it names no transaction without an outcome.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,18 +20,45 @@ use std::time::Duration;
 
 use ledgermq_checkers::history::{Kind, Operation, Sending};
 use ledgermq_client::{
-    EndTransactionError, Message, Outcome, ReceivedHalf, SendError, Transaction, TransactionalProducer,
+    Admin, Client, EndTransactionError, Message, Outcome, ReceivedHalf, SendError, Transaction,
+    TransactionalProducer,
 };
+use ledgermq_proto::admin::{ListTransactionsRequest, ShowTransactionRequest};
 use tokio::time::Instant;
 
-use super::workload::{AFTER_ERROR, Recorder, body, number_in};
+use super::recorder::Recorder;
+use super::workload::{AFTER_ERROR, body, number_in};
+
+/// Settings of the brokers, so that a check comes while the run lasts.
+pub const BROKER_SETTINGS: [&str; 2] =
+    ["transactions.timeout_ms=1000", "transactions.check_interval_ms=1500"];
+/// Until the cluster has asked for every outcome that is missing, an election included.
+const DECIDED_WITHIN: Duration = Duration::from_secs(45);
+const DECIDED_POLL: Duration = Duration::from_millis(500);
+/// The producer that dies while it says an outcome has this long to say it, by its number.
+const LAST_WORDS_MAX_MS: u64 = 4;
+const PAGE: u32 = 1_000;
 
 fn commits(number: u64) -> bool {
-    !(1..=3).contains(&(number % 10))
+    !(1..=3).contains(&(number % 10)) && number % 20 != 14
 }
 
-fn is_left_open(number: u64) -> bool {
-    number % 10 <= 1
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Told,
+    LeftOpen,
+    /// By a producer that is no more.
+    DiesBefore,
+    DiesMeanwhile,
+}
+
+fn ending(number: u64) -> Ending {
+    match number % 10 {
+        0 | 1 => Ending::LeftOpen,
+        4 => Ending::DiesBefore,
+        5 => Ending::DiesMeanwhile,
+        _ => Ending::Told,
+    }
 }
 
 /// Decides for every producer of the run.
@@ -43,7 +74,7 @@ pub fn checker(recorder: Arc<Recorder>) -> impl Fn(&ReceivedHalf) -> Outcome + S
 }
 
 pub struct TransactionSender {
-    pub producer: TransactionalProducer,
+    pub client: Client,
     pub recorder: Arc<Recorder>,
     pub topic: String,
     pub body_bytes: usize,
@@ -52,19 +83,42 @@ pub struct TransactionSender {
 }
 
 impl TransactionSender {
-    pub async fn run(self) {
+    /// Answers how many producers died. The last one lives on, to be asked about what was left open.
+    pub async fn run(self) -> (TransactionalProducer, u64) {
         let mut process = self.recorder.process();
+        let mut producer = self.producer();
+        let mut died = 0;
         let mut next = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
-            let number = self.recorder.next_number();
-            let asked = Sending { number, half: true, ..Sending::default() };
+            let number = self.recorder.next_number(&self.topic);
+            let topic = self.recorder.topic_named(&self.topic);
+            let asked = Sending { number, topic, half: true, ..Sending::default() };
             self.recorder.record(process, Kind::Invoke, Operation::Send(asked.clone()));
-            match self.producer.send(Message::new(&self.topic, body(number, self.body_bytes))).await {
+            match producer.send(Message::new(&self.topic, body(number, self.body_bytes))).await {
                 Ok(transaction) => {
                     let id = Some(transaction.receipt.message_id.clone());
                     self.recorder.record(process, Kind::Ok, Operation::Send(Sending { id, ..asked }));
-                    if !is_left_open(number) {
-                        process = self.end(process, number, &transaction).await;
+                    if commits(number) {
+                        self.recorder.must_arrive(&self.topic, number);
+                    }
+                    let has_died = match ending(number) {
+                        Ending::LeftOpen => false,
+                        Ending::DiesBefore => true,
+                        Ending::Told => {
+                            process = self.end(process, number, &transaction).await;
+                            false
+                        }
+                        Ending::DiesMeanwhile => {
+                            let time = Duration::from_millis(number / 10 % LAST_WORDS_MAX_MS);
+                            // Dropped with the answer unheard; the operation stays open for ever.
+                            tokio::time::timeout(time, self.end(process, number, &transaction)).await.is_err()
+                        }
+                    };
+                    if has_died {
+                        drop(transaction);
+                        producer = self.producer();
+                        process = self.recorder.process();
+                        died += 1;
                     }
                 }
                 Err(SendError::Refused(_) | SendError::Batch(_)) => {
@@ -81,7 +135,11 @@ impl TransactionSender {
             next = (next + self.pause).max(Instant::now());
             tokio::time::sleep_until(next).await;
         }
-        self.producer.close().await;
+        (producer, died)
+    }
+
+    fn producer(&self) -> TransactionalProducer {
+        self.client.transactional_producer([self.topic.clone()], checker(Arc::clone(&self.recorder)))
     }
 
     /// Returns the process that goes on.
@@ -93,9 +151,6 @@ impl TransactionSender {
         match ended {
             Ok(()) => {
                 self.recorder.record(process, Kind::Ok, op());
-                if commit {
-                    self.recorder.must_arrive(number);
-                }
                 process
             }
             Err(EndTransactionError::Refused(refused)) => {
@@ -113,15 +168,64 @@ impl TransactionSender {
     }
 }
 
+/// Waits until the cluster knows every outcome, and records which it does not.
+pub async fn record_undecided(admin: &Admin, recorder: &Recorder, topic: &str) {
+    let until = Instant::now() + DECIDED_WITHIN;
+    loop {
+        let process = recorder.process();
+        recorder.record(process, Kind::Invoke, Operation::Undecided { numbers: Vec::new() });
+        let found = undecided(admin, topic).await;
+        let is_over = Instant::now() >= until;
+        match found {
+            Ok(numbers) if numbers.is_empty() || is_over => {
+                return recorder.record(process, Kind::Ok, Operation::Undecided { numbers });
+            }
+            other => {
+                tracing::debug!(?other, "what has no outcome yet");
+                recorder.record(process, Kind::Info, Operation::Undecided { numbers: Vec::new() });
+            }
+        }
+        if is_over {
+            return;
+        }
+        tokio::time::sleep(DECIDED_POLL).await;
+    }
+}
+
+async fn undecided(admin: &Admin, topic: &str) -> anyhow::Result<Vec<u64>> {
+    let (mut numbers, mut after) = (Vec::new(), String::new());
+    loop {
+        let request = ListTransactionsRequest {
+            topic: topic.to_owned(),
+            after: after.clone(),
+            max: PAGE,
+            ..ListTransactionsRequest::default()
+        };
+        let listed = admin.list_transactions(request).await?;
+        for transaction in &listed.transactions {
+            let transaction_id = transaction.transaction_id.clone();
+            let shown = admin.show_transaction(ShowTransactionRequest { transaction_id }).await?;
+            numbers.extend(shown.message.map(|message| number_in(&message.body)));
+        }
+        if listed.next.is_empty() {
+            return Ok(numbers);
+        }
+        after = listed.next;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_kind_of_outcome_occurs() {
-        let of_ten = |wanted: fn(u64) -> bool| (10..20).filter(|number| wanted(*number)).count();
-        assert_eq!(of_ten(is_left_open), 2);
-        assert_eq!(of_ten(|number| is_left_open(number) && commits(number)), 1);
-        assert_eq!(of_ten(commits), 7);
+        let of_twenty = |wanted: fn(u64) -> bool| (20..40).filter(|number| wanted(*number)).count();
+        let with = |ending| (20..40).filter(|number| super::ending(*number) == ending).count();
+        assert_eq!((with(Ending::LeftOpen), with(Ending::DiesBefore)), (4, 2));
+        assert_eq!((with(Ending::DiesMeanwhile), with(Ending::Told)), (2, 12));
+        assert_eq!(of_twenty(|number| ending(number) == Ending::LeftOpen && commits(number)), 2);
+        assert_eq!(of_twenty(|number| ending(number) == Ending::DiesBefore && commits(number)), 1);
+        assert_eq!(of_twenty(commits), 13);
     }
 }
