@@ -19,6 +19,7 @@
 //! | [`transactions`], [`producers`], [`check_back`] | ending transactions; asking producers for the outcome of those left open |
 //! | [`order`], [`placement`] | the queue of a message group |
 //! | [`lite`], [`lite_streams`] | lite topics: where they are, who reads them, telling a client that one was taken from it |
+//! | [`standing_question`] | questions that wait at the leaders, for what is to be told to clients |
 //! | [`registry_client`] | announcing led groups to nameservers |
 //!
 //! Nothing here is durable, and nothing here must be: an edge that starts anew serves at once.
@@ -49,6 +50,7 @@ pub mod registry_client;
 pub mod route;
 mod send;
 pub mod settings;
+mod standing_question;
 pub mod topics;
 pub mod topology;
 pub mod transactions;

@@ -69,8 +69,9 @@ async fn a_send_during_an_election_waits_for_the_new_leader() {
     let cluster = Cluster::start(3).await;
     cluster.elect(None);
     let mut client = client(cluster.node(1).client_addr).await;
+    let mut tries = cluster.agreed.tries.subscribe();
     let sending = tokio::spawn(async move { client.send_message(java(send("m"))).await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tries.wait_for(|tries| *tries > 3).await.expect("every member was asked, and one of them again");
     assert!(!sending.is_finished(), "held");
     cluster.elect(Some(3));
     let answer = sending.await.expect("task").expect("gRPC OK").into_inner();
@@ -103,8 +104,10 @@ async fn a_stopped_leader_is_abandoned_for_the_new_one() {
     assert_eq!(code_of(&warm.status), Code::Ok);
 
     cluster.node(1).member.stopped.store(true, Ordering::SeqCst);
+    let mut tries = cluster.agreed.tries.subscribe();
+    let before = *tries.borrow();
     let sending = tokio::spawn(async move { entry.send_message(java(send("m"))).await });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tries.wait_for(|tries| *tries > before).await.expect("the leader that does nothing has it");
     assert!(!sending.is_finished());
     let moved = Instant::now();
     cluster.elect(Some(2));

@@ -41,6 +41,8 @@ pub struct Agreed {
     pub stored: Mutex<BTreeMap<String, i64>>,
     pub bodies: Mutex<Vec<rmq::Message>>,
     pub delivered: AtomicUsize,
+    /// Requests that reached a member, whether it led or not.
+    pub tries: watch::Sender<usize>,
     pub topics: Mutex<BTreeMap<TopicName, TopicDescription>>,
     pub arrived: Notify,
 }
@@ -88,6 +90,7 @@ impl LocalGroups for Member {
         context: &CallContext,
         request: &GroupRequest,
     ) -> Result<GroupResponse, NotExecuted> {
+        self.agreed.tries.send_modify(|tries| *tries += 1);
         if self.stopped.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
