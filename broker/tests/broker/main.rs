@@ -3,6 +3,7 @@
 mod admin;
 mod dead_letters;
 mod delayed;
+mod differing_filters;
 mod growth;
 mod lite;
 mod offsets;
@@ -12,5 +13,6 @@ mod retention;
 mod start;
 mod support;
 mod three_nodes;
+mod trace;
 mod transaction_steps;
 mod transactions;

@@ -123,6 +123,7 @@ impl Applied {
             Command::OpenGeneration(command) => self.open_generation(command),
             Command::DrainGeneration(command) => self.drain_generation(command, effects),
             Command::AppendInOrder(command) => self.append_in_order(&command, payload_at, effects),
+            Command::SetFilters(command) => self.set_filters(command, effects),
         };
         result.unwrap_or_else(Answer::Refused)
     }
@@ -273,6 +274,7 @@ impl Applied {
         self.drop_expired_unread(|_, topic| topic == id);
         self.drop_lite_topics(id);
         self.drop_offsets(|_, topic| topic == id);
+        self.drop_filters(|_, topic| topic == id);
         self.drop_generations(id);
         Answer::Deleted(true)
     }
@@ -313,6 +315,7 @@ impl Applied {
         }
         self.drop_lite_group(id);
         self.drop_offsets(|group, _| group == id);
+        self.drop_filters(|group, _| group == id);
         self.drop_expired_unread(|group, _| group == id);
         self.drop_drained(|group, _| group == id);
         Answer::Deleted(true)

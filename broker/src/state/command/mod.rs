@@ -21,6 +21,7 @@
 mod append;
 mod dead_letter;
 mod delivery;
+mod filters;
 mod generation;
 mod lite;
 mod message;
@@ -43,6 +44,8 @@ pub use delivery::{
     AckEntry, AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart,
     ReleaseClient,
 };
+pub use filters::SetFilters;
+pub(crate) use filters::{put_filters, read_filters};
 pub use generation::{
     AppendInOrder, CloseGeneration, DrainGeneration, OpenGeneration, PrepareGeneration,
     encode_append_in_order, encoded_append_in_order_bytes,
@@ -117,6 +120,7 @@ enum Kind {
     OpenGeneration = 52,
     DrainGeneration = 53,
     AppendInOrder = 54,
+    SetFilters = 80,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -160,6 +164,7 @@ pub enum Command {
     OpenGeneration(OpenGeneration),
     DrainGeneration(DrainGeneration),
     AppendInOrder(AppendInOrder),
+    SetFilters(SetFilters),
 }
 
 /// Why bytes are no command.
@@ -231,6 +236,7 @@ impl Command {
             Self::OpenGeneration(body) => body.put(&mut out),
             Self::DrainGeneration(body) => body.put(&mut out),
             Self::AppendInOrder(body) => body.put(&mut out),
+            Self::SetFilters(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -291,6 +297,7 @@ impl Command {
             Kind::OpenGeneration => Self::OpenGeneration(OpenGeneration::read(reader)?),
             Kind::DrainGeneration => Self::DrainGeneration(DrainGeneration::read(reader)?),
             Kind::AppendInOrder => Self::AppendInOrder(AppendInOrder::read(reader)?),
+            Kind::SetFilters => Self::SetFilters(SetFilters::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -343,6 +350,7 @@ impl Command {
             Self::OpenGeneration(_) => Kind::OpenGeneration,
             Self::DrainGeneration(_) => Kind::DrainGeneration,
             Self::AppendInOrder(_) => Kind::AppendInOrder,
+            Self::SetFilters(_) => Kind::SetFilters,
         }
     }
 }
@@ -389,6 +397,7 @@ impl Kind {
             52 => Self::OpenGeneration,
             53 => Self::DrainGeneration,
             54 => Self::AppendInOrder,
+            80 => Self::SetFilters,
             _ => return None,
         })
     }

@@ -4,6 +4,7 @@
 mod dead_letters;
 mod delivery;
 mod determinism;
+mod differing_filters;
 mod durability;
 mod generations;
 mod lite;
@@ -175,6 +176,7 @@ impl Replica {
             messages_max: max,
             now: self.now,
             filter: TagFilter::All,
+            others: OthersWant::default(),
         }
     }
 
