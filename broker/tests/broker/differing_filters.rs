@@ -159,6 +159,46 @@ async fn each_member_gets_what_it_subscribed_to_and_what_nobody_wants_is_passed_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_waits_is_woken_for_what_another_one_left() {
+    let cluster = start(1, 120_000, MessageType::Normal).await;
+    let sender = member(&cluster, 0, "sender").await;
+    let expression = || Receive { tags: None, sql: Some("TAGS = 'b'".to_owned()), ..of("") };
+    for (round, first, second) in [("tags", of("a"), of("b")), ("mixed", of("a"), expression())] {
+        for swap in [false, true] {
+            let (first, second) = if swap { (&second, &first) } else { (&first, &second) };
+            let began = Instant::now();
+            let mut waiting = Vec::new();
+            for (name, receive) in [("one", first), ("two", second)] {
+                let client = member(&cluster, 0, &format!("{round}-{name}")).await;
+                let receive = Receive { poll: Duration::from_secs(20), ..receive.clone() };
+                let before = cluster.nodes[0].long_polls();
+                waiting.push(tokio::spawn(async move {
+                    let (_, messages) = client.receive("t", "c", receive).await;
+                    assert_eq!(client.ack("t", "c", &messages[0]).await, Code::Ok);
+                    assert_eq!(client.terminate("c").await, Code::Ok);
+                    messages.iter().map(|message| id(message).to_owned()).collect::<Vec<_>>()
+                }));
+                while cluster.nodes[0].long_polls() == before {
+                    assert!(began.elapsed() < PATIENCE, "it waits");
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+            // One entry of the log, so one arrival: whoever is woken by it, the other is to be woken too.
+            let both = ["a", "b"].map(|tag| tagged("t", &format!("{round}-{swap}-{tag}"), tag));
+            sender.try_send(both.to_vec()).await.expect("an answer");
+            let mut got = Vec::new();
+            for waiting in waiting {
+                got.extend(waiting.await.expect("received"));
+            }
+            got.sort_unstable();
+            assert_eq!(got, ["a", "b"].map(|tag| format!("{round}-{swap}-{tag}")));
+            assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        }
+    }
+    stop(cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expressions_tags_and_everything_share_a_topic_without_loss() {
     let cluster = start(1, 120_000, MessageType::Normal).await;
     let sender = member(&cluster, 0, "sender").await;

@@ -132,6 +132,11 @@ impl Node {
         Arc::clone(broker.node().hosted_groups().next().expect("one group"))
     }
 
+    /// Receives that wait here.
+    pub fn long_polls(&self) -> usize {
+        self.running.as_ref().map_or(0, |(broker, _)| broker.node().long_polls())
+    }
+
     pub fn client_addr(&self) -> String {
         self.config.listen.client.clone()
     }
