@@ -74,8 +74,8 @@ async fn send(client: &Client, tags: &[&str], from: usize, count: usize) {
     }
 }
 
-fn ids(tag: &str, count: usize) -> Vec<String> {
-    (0..count).map(|number| format!("{tag}{number}")).collect()
+fn ids(tag: &str, from: usize, to: usize) -> Vec<String> {
+    (from..to).map(|number| format!("{tag}{number}")).collect()
 }
 
 /// Messages before the group, and under delivery to it.
@@ -106,6 +106,11 @@ async fn each_member_gets_what_it_subscribed_to_and_what_nobody_wants_is_passed_
     assert_eq!(drain(&a, of("a")).await, Vec::<String>::new());
     assert_eq!(conflicts(&mut operator).await, [], "one filter is no conflict");
 
+    assert_eq!(drain(&b, of("b || b")).await, Vec::<String>::new());
+    send(&sender, &TAGS, 0, 40).await;
+    assert_eq!(drain(&a, of("a")).await, ids("a", 0, 40), "all of them, each once, in order");
+    assert_eq!(drain(&b, of("b || b")).await, ids("b", 0, 40), "though a was there first");
+
     let waits = |client: &Client, tag: &'static str| {
         let client = client.clone();
         tokio::spawn(async move {
@@ -118,12 +123,12 @@ async fn each_member_gets_what_it_subscribed_to_and_what_nobody_wants_is_passed_
         })
     };
     let (of_a, of_b) = (waits(&a, "a"), waits(&b, "b || b"));
-    send(&sender, &TAGS, 0, 40).await;
-    assert_eq!(of_a.await.expect("received"), ids("a", 40), "all of them, each once, in order");
-    assert_eq!(of_b.await.expect("received"), ids("b", 40));
+    send(&sender, &TAGS, 40, 40).await;
+    assert_eq!(of_a.await.expect("received"), ids("a", 40, 80), "and both at once");
+    assert_eq!(of_b.await.expect("received"), ids("b", 40, 80));
     // One more of a is behind all of c.
-    send(&sender, &["a"], 40, 1).await;
-    assert_eq!(drain(&a, of("a")).await, ["a40"]);
+    send(&sender, &["a"], 80, 1).await;
+    assert_eq!(drain(&a, of("a")).await, ["a80"]);
     assert_eq!(lag(&mut operator).await, (0, 0), "the group has come to the end");
 
     let found = conflicts(&mut operator).await;
@@ -151,9 +156,9 @@ async fn each_member_gets_what_it_subscribed_to_and_what_nobody_wants_is_passed_
         assert!(began.elapsed() < PATIENCE, "the filter of a member that ended is dropped");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    send(&sender, &["b"], 40, 5).await;
-    send(&sender, &["a"], 41, 1).await;
-    assert_eq!(drain(&a, of("a")).await, ["a41"]);
+    send(&sender, &["b"], 81, 5).await;
+    send(&sender, &["a"], 81, 1).await;
+    assert_eq!(drain(&a, of("a")).await, ["a81"]);
     assert_eq!(lag(&mut operator).await, (0, 0));
     stop(cluster).await;
 }
@@ -175,7 +180,6 @@ async fn a_member_that_waits_is_woken_for_what_another_one_left() {
                 waiting.push(tokio::spawn(async move {
                     let (_, messages) = client.receive("t", "c", receive).await;
                     assert_eq!(client.ack("t", "c", &messages[0]).await, Code::Ok);
-                    assert_eq!(client.terminate("c").await, Code::Ok);
                     messages.iter().map(|message| id(message).to_owned()).collect::<Vec<_>>()
                 }));
                 while cluster.nodes[0].long_polls() == before {
@@ -208,8 +212,8 @@ async fn expressions_tags_and_everything_share_a_topic_without_loss() {
     assert_eq!(drain(&tag, of("a")).await, Vec::<String>::new());
     assert_eq!(drain(&sql, expression()).await, Vec::<String>::new());
     send(&sender, &TAGS, 0, 20).await;
-    assert_eq!(drain(&sql, expression()).await, ids("b", 20));
-    assert_eq!(drain(&tag, of("a")).await, ids("a", 20));
+    assert_eq!(drain(&sql, expression()).await, ids("b", 0, 20));
+    assert_eq!(drain(&tag, of("a")).await, ids("a", 0, 20));
     let mut operator = admin(&cluster, 0).await;
     send(&sender, &["a"], 20, 1).await;
     assert_eq!(drain(&tag, of("a")).await, ["a20"]);
@@ -250,12 +254,12 @@ async fn a_new_leader_passes_nothing_over_that_a_member_it_has_not_heard_of_want
     .expect("killed");
     send(&sender, &TAGS, 0, 30).await;
     let patient = Receive { poll: Duration::from_secs(3), ..of("a") };
-    assert_eq!(drain(&a, patient).await, ids("a", 30));
+    assert_eq!(drain(&a, patient).await, ids("a", 0, 30));
     let mut operator = admin(&cluster, follower).await;
     let known: Vec<String> =
         conflicts(&mut operator).await[0].filters.iter().map(|filter| filter.expression.clone()).collect();
     assert_eq!(known, ["tag a", "tag b"], "from the log");
-    assert_eq!(drain(&b, of("b")).await, ids("b", 30), "nothing was passed over for it");
+    assert_eq!(drain(&b, of("b")).await, ids("b", 0, 30), "nothing was passed over for it");
     stop(cluster).await;
 }
 
@@ -268,7 +272,7 @@ async fn the_filter_of_a_member_that_died_lapses_and_its_messages_are_passed_ove
     assert_eq!(drain(&b, of("b")).await, Vec::<String>::new());
     // From here on nothing is heard of b.
     send(&sender, &["a", "b"], 0, 10).await;
-    assert_eq!(drain(&a, of("a")).await, ids("a", 10), "a does not wait for it");
+    assert_eq!(drain(&a, of("a")).await, ids("a", 0, 10), "a does not wait for it");
     assert_eq!(lag(&mut operator).await, (10, 0), "what is for b is left while it may come back");
     let began = Instant::now();
     while !conflicts(&mut operator).await.is_empty() {
@@ -308,8 +312,10 @@ async fn in_a_group_with_order_a_message_for_another_member_holds_up_its_message
     assert_eq!(drain(&b, expression()).await, ["2"], "and 5 for 3");
     assert_eq!(drain(&a, of("a")).await, ["3"]);
     a.send(in_group("6", "a", "x")).await;
-    assert_eq!(drain(&b, expression()).await, Vec::<String>::new());
+    a.send(in_group("7", "b", "x")).await;
+    assert_eq!(drain(&b, expression()).await, Vec::<String>::new(), "7 waits for 6");
     assert_eq!(drain(&a, of("a")).await, ["6"]);
+    assert_eq!(drain(&b, expression()).await, ["7"]);
     assert_eq!(lag(&mut operator).await, (0, 0));
     stop(cluster).await;
 }

@@ -53,6 +53,8 @@ pub struct Member {
     pub node: NodeId,
     pub agreed: Arc<Agreed>,
     pub leadership: watch::Sender<Leadership>,
+    /// How often somebody wanted to know who leads.
+    pub probes: watch::Sender<usize>,
     /// As a process under SIGSTOP: requests arrive and nothing happens.
     pub stopped: AtomicBool,
     pub requests: Mutex<Vec<GroupRequest>>,
@@ -81,6 +83,7 @@ impl LocalGroups for Member {
     }
 
     fn leadership(&self, asked: &GroupName) -> Option<watch::Receiver<Leadership>> {
+        self.probes.send_modify(|probes| *probes += 1);
         (*asked == self.group).then(|| self.leadership.subscribe())
     }
 
@@ -299,6 +302,7 @@ impl Cluster {
                     node: NodeId(node),
                     agreed: agreed.clone(),
                     leadership: watch::Sender::new(Leadership::default()),
+                    probes: watch::Sender::new(0),
                     stopped: AtomicBool::new(false),
                     requests: Mutex::default(),
                     contexts: Mutex::default(),
