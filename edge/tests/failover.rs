@@ -34,8 +34,8 @@ async fn a_repeat_through_a_node_that_is_behind_goes_to_the_group_of_its_first_t
     let first = Cluster::start(1).await;
     let second = Cluster::start_beside(&first, "group-2").await;
     first.elect(Some(1));
-    second.elect(Some(1));
-    let mut through = client(second.node(1).client_addr).await;
+    second.elect(Some(2));
+    let mut through = client(second.node(2).client_addr).await;
     for number in 0..40 {
         let answer = through.send_message(java(send(&format!("m{number}")))).await.expect("gRPC OK");
         assert_eq!(code_of(&answer.into_inner().status), Code::Ok);
@@ -45,9 +45,9 @@ async fn a_repeat_through_a_node_that_is_behind_goes_to_the_group_of_its_first_t
     assert!(there >= 8 && here >= 8 && there + here == 40, "shares {there} and {here}");
     // Without a leader that could say that it has the topic, nothing is placed past it.
     let fresh = Cluster::start_beside(&first, "group-2").await;
-    fresh.elect(Some(1));
+    fresh.elect(Some(2));
     first.elect(None);
-    let mut through = client(fresh.node(1).client_addr).await;
+    let mut through = client(fresh.node(2).client_addr).await;
     let mut held = 0;
     for number in 0..8 {
         let request = request("JAVA", Duration::from_millis(600), send(&format!("m{number}")));

@@ -1,9 +1,10 @@
 //! Leases the server renews by itself, for consumers that asked for it (`auto_renew`).
 //!
 //! The leader looks at all leases of its group every [`SCAN_INTERVAL`], and extends by one lease
-//! length those that it granted itself, that end soon and whose client is alive. After [`RENEWED_MS_MAX`] in all it stops:
-//! a message a client holds for hours is stuck, and goes back by the group's retry policy.
-//! Extensions travel in batches, one log entry each.
+//! length those that end soon, whose client is alive and of which it knows that the client got them
+//! ([`is_known_to_have_arrived`]). After [`RENEWED_MS_MAX`] in all it stops: a message a client holds
+//! for hours is stuck, and goes back by the group's retry policy. Extensions travel in batches, one log
+//! entry each.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use ledgermq_edge::validate::AUTO_RENEW_LEASE_MS;
 use tokio::time::MissedTickBehavior;
 
 use super::hosted_group::HostedGroup;
-use crate::state::{Command, DeliveryEpoch, ExtendLeases, LeaseExtension};
+use crate::state::{Command, DeliveryEpoch, ExtendLeases, LeaseExtension, RenewableLease};
 
 pub const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 /// Renewed when no more than this is left; above the interval of the scan, so that no lease ends
@@ -50,9 +51,16 @@ pub async fn renew_leases(hosted: Weak<HostedGroup>) {
     }
 }
 
-/// Renews deliveries from `since` on: those this leader made itself. Whether the answer of an
-/// earlier leader ever arrived is not known here; if it was lost with that leader, a renewed lease
-/// would hide its message for hours, while one that ends is delivered again.
+/// Whether the answer with the delivery reached its client, as far as a leader can know that has made
+/// the deliveries from `since` on. The last answers of a leader that died are lost with it: a renewed
+/// lease would hide their messages for hours, while one that ends is delivered again. One that was
+/// renewed before is older than that: its leader lived on for most of a lease, or the client itself
+/// changed it.
+fn is_known_to_have_arrived(lease: &RenewableLease, since: DeliveryEpoch) -> bool {
+    lease.epoch >= since || lease.renewal > 0
+}
+
+/// `since` is the first delivery that this leader can have made.
 async fn renew_due(hosted: &Arc<HostedGroup>, since: DeliveryEpoch) {
     let now = hosted.now();
     let due = hosted
@@ -60,7 +68,7 @@ async fn renew_due(hosted: &Arc<HostedGroup>, since: DeliveryEpoch) {
         .leases_to_renew(now.saturating_add_ms(RENEW_AHEAD_MS), EXTENSIONS_MAX * COMMANDS_PER_SCAN_MAX);
     let extensions: Vec<LeaseExtension> = due
         .into_iter()
-        .filter(|lease| lease.epoch >= since && hosted.liveness.is_alive(lease.client))
+        .filter(|lease| is_known_to_have_arrived(lease, since) && hosted.liveness.is_alive(lease.client))
         .map(|lease| {
             let held_ms = now.saturating_ms_since(lease.popped_at);
             let keep_renewing = held_ms < RENEWED_MS_MAX;
@@ -89,5 +97,34 @@ async fn renew_due(hosted: &Arc<HostedGroup>, since: DeliveryEpoch) {
             tracing::debug!(group = %hosted.name(), ?ended, "leases are not renewed here any more");
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ledgermq_common::clock::UnixMillis;
+    use ledgermq_common::{QueueId, QueueOffset};
+
+    use super::*;
+    use crate::state::{ClientHash, ConsumerGroupId, TopicId};
+
+    #[test]
+    fn what_an_earlier_leader_delivered_is_renewed_only_if_it_had_renewed_it_itself() {
+        let lease = |epoch, renewal| RenewableLease {
+            consumer_group: ConsumerGroupId(1),
+            topic: TopicId(1),
+            queue: QueueId(0),
+            offset: QueueOffset(0),
+            epoch: DeliveryEpoch(epoch),
+            client: ClientHash::of("push"),
+            popped_at: UnixMillis(0),
+            until: UnixMillis(60_000),
+            attempt: 1,
+            renewal,
+        };
+        let arrived = |epoch, renewal| is_known_to_have_arrived(&lease(epoch, renewal), DeliveryEpoch(10));
+        assert!(!arrived(9, 0), "its answer may be lost with the leader that gave it");
+        assert!(arrived(9, 1), "a consumer that works for minutes is not to get it again");
+        assert!(arrived(10, 0));
     }
 }

@@ -39,6 +39,7 @@ use ledgermq_common::PhysicalOffset;
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::limits::{MESSAGE_ID_WINDOW_IDS_MAX, MESSAGE_ID_WINDOW_MS};
 
+use super::applied::lite::is_lite;
 use super::applied::window::WindowEntry;
 use super::applied::{Applied, Scalars, Topic};
 use super::command::wire::{FieldReader, MalformedField, put_list};
@@ -79,6 +80,8 @@ pub(crate) struct Cut {
 pub(crate) struct Kept {
     /// The minimum of each queue, for topics where one has moved; else empty.
     minimums: BTreeMap<TopicId, Vec<u64>>,
+    /// The minimum of each lite topic, in the order of their queues. One that is gone is not among them.
+    lite: Vec<(QueueKey, u64)>,
     released_below: PhysicalOffset,
 }
 
@@ -90,6 +93,7 @@ impl Kept {
         };
         Self {
             minimums: applied.topics.iter().map(|(&id, topic)| (id, minimums(topic))).collect(),
+            lite: applied.lite.minimums().collect(),
             released_below: applied.keeping.progress.released_below,
         }
     }
@@ -100,6 +104,10 @@ impl Kept {
 
     /// The first offset of a queue that is wanted; `None` if its topic is gone.
     fn from(&self, key: QueueKey) -> Option<u64> {
+        if is_lite(key.queue()) {
+            let at = self.lite.binary_search_by_key(&key, |&(key, _)| key).ok()?;
+            return self.lite.get(at).map(|&(_, minimum)| minimum);
+        }
         let minimums = self.minimums.get(&key.topic())?;
         Some(minimums.get(key.queue() as usize).copied().unwrap_or(0))
     }

@@ -312,6 +312,7 @@ pub(crate) fn receive(mut from: impl Read) -> io::Result<Received> {
     let mut timers: Vec<(TimerKey, Timer)> = Vec::new();
     let (mut records, mut ids) = (0u64, 0u64);
     let mut run = BytesMut::new();
+    let mut index = Vec::new();
     loop {
         let (kind, content) = read_section(&mut from)?;
         let mut reader = FieldReader::new(&content);
@@ -347,7 +348,7 @@ pub(crate) fn receive(mut from: impl Read) -> io::Result<Received> {
                     return Err(damaged("run length"));
                 }
                 let image = std::mem::take(&mut run).freeze();
-                Run::check(image.clone()).map_err(io::Error::other)?;
+                index.push(Run::check(image.clone()).map_err(io::Error::other)?);
                 received.runs.push(image);
             }
             KEY_RUN_BYTES => run.put_slice(&content),
@@ -370,11 +371,32 @@ pub(crate) fn receive(mut from: impl Read) -> io::Result<Received> {
                 received.timers = write_image(timers.into_iter());
                 TimerRun::check(received.timers.clone()).map_err(io::Error::other)?;
                 received.applied.check_loaded().map_err(io::Error::other)?;
+                if !is_indexed(&received.applied, &index) {
+                    return Err(damaged("queues without an index"));
+                }
                 return Ok(received);
             }
             _ => return Err(damaged("section kind")),
         }
     }
+}
+
+/// Whether the runs have an entry for every message the queues claim: one that is not there would be
+/// taken for a message that nobody may have.
+fn is_indexed(applied: &Applied, index: &[Run]) -> bool {
+    applied.ranges().filter(|(_, range)| range.min < range.max).all(|(key, range)| {
+        let mut extents: Vec<(u64, u64)> = index
+            .iter()
+            .filter_map(|run| run.extent(key))
+            .map(|(first, entries)| (first, first.saturating_add(entries as u64)))
+            .collect();
+        extents.sort_unstable();
+        let reached = extents.into_iter().fold(range.min, |reached, (first, end)| match first <= reached {
+            true => reached.max(end),
+            false => reached,
+        });
+        reached >= range.max
+    })
 }
 
 fn read_section(from: &mut impl Read) -> io::Result<(u8, Bytes)> {

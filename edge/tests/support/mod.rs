@@ -281,7 +281,9 @@ impl Cluster {
             let bind = || TcpListener::bind("127.0.0.1:0");
             ports.push((bind().await.expect("peer port"), bind().await.expect("client port")));
         }
-        let members = (1..=size)
+        // A node has one number in the whole cluster.
+        let first = 1 + beside.map_or(0, |other| other.members.len() as u64);
+        let members = (first..)
             .zip(&ports)
             .map(|(node, (peer, client))| MemberView {
                 node: NodeId(node),
@@ -294,7 +296,7 @@ impl Cluster {
         let views = [Some(&view), beside].into_iter().flatten();
         let groups = views.map(|view| (view.name.clone(), view.clone())).collect();
         let cluster = Arc::new(ClusterView { groups });
-        let nodes = (1..=size)
+        let nodes = (first..)
             .zip(ports)
             .map(|(node, (peer, client))| {
                 let member = Arc::new(Member {
@@ -354,7 +356,7 @@ impl Cluster {
     }
 
     pub fn node(&self, number: u64) -> &Node {
-        &self.nodes[usize::try_from(number).expect("small") - 1]
+        self.nodes.iter().find(|node| node.member.node == NodeId(number)).expect("a node of the group")
     }
 }
 

@@ -102,6 +102,12 @@ impl LiteTopics {
         self.names.get(&(topic, Arc::from(name))).copied()
     }
 
+    /// In the order of their queues.
+    pub(crate) fn minimums(&self) -> impl Iterator<Item = (QueueKey, u64)> {
+        let key = |&(topic, queue): &(TopicId, u32)| QueueKey::new(topic, QueueId(queue));
+        self.topics.iter().map(move |(at, lite)| (key(at), lite.range.min))
+    }
+
     pub(crate) fn of_parent(&self, topic: TopicId) -> impl Iterator<Item = (u32, &LiteTopic)> {
         self.topics.range((topic, 0)..=(topic, u32::MAX)).map(|(key, lite)| (key.1, lite))
     }
@@ -161,6 +167,15 @@ impl Applied {
             return self.lite.range(topic, queue);
         }
         self.topics.get(&topic)?.queues.get(queue as usize).copied()
+    }
+
+    /// The messages of every queue, those of lite topics included.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (QueueKey, QueueRange)> {
+        let of_topics = self.topics.iter().flat_map(|(&topic, of)| {
+            (0u32..).zip(&of.queues).map(move |(queue, &range)| (QueueKey::new(topic, QueueId(queue)), range))
+        });
+        let lite = self.lite.topics.iter();
+        of_topics.chain(lite.map(|(&(topic, queue), of)| (QueueKey::new(topic, QueueId(queue)), of.range)))
     }
 
     pub(super) fn append_lite(

@@ -1,4 +1,5 @@
 use std::fs;
+use std::io::{Cursor, Read};
 use std::path::PathBuf;
 
 use proptest::prelude::*;
@@ -326,4 +327,47 @@ proptest! {
             model.commit(&header, &changes).expect("memory");
         }
     }
+}
+
+/// A queue that claims more than its index holds would answer for messages nobody can read.
+#[test]
+fn a_snapshot_whose_queues_claim_more_than_its_index_holds_is_refused() {
+    let mut source = Replica::in_memory();
+    let topic = source.topic("orders", 1);
+    source.send(topic, &[message(0, "m")]);
+    let (applied, mut stream) = source.state.snapshot().expect("a snapshot");
+    let mut whole = Vec::new();
+    stream.read_to_end(&mut whole).expect("read");
+    let target = Replica::in_memory();
+    let before = target.state.state_digest();
+    let refused = target
+        .state
+        .restore(applied.expect("entries"), Box::new(Cursor::new(without_index(&whole))))
+        .expect_err("its queue has a message and its index none");
+    assert!(refused.to_string().contains("queues without an index"), "{refused}");
+    assert_eq!(target.state.state_digest(), before);
+    target.state.restore(applied.expect("entries"), Box::new(Cursor::new(whole))).expect("whole");
+    assert_eq!(target.state.state_digest(), source.state.state_digest());
+}
+
+/// The sections of a snapshot less those of index runs, well-formed otherwise.
+fn without_index(snapshot: &[u8]) -> Vec<u8> {
+    let (run_bytes, run_end, end) = (4, 5, 255);
+    let (mut out, mut rest) = (snapshot[..8].to_vec(), &snapshot[8..]);
+    while let Some((&kind, _)) = rest.split_first() {
+        let len = u32::from_le_bytes(rest[1..5].try_into().expect("four bytes")) as usize;
+        let mut content = rest[9..9 + len].to_vec();
+        rest = &rest[9 + len..];
+        if kind == run_bytes || kind == run_end {
+            continue;
+        }
+        if kind == end {
+            content[24..32].fill(0);
+        }
+        out.push(kind);
+        out.extend((len as u32).to_le_bytes());
+        out.extend(crc32c::crc32c_append(crc32c::crc32c(&[kind]), &content).to_le_bytes());
+        out.extend(content);
+    }
+    out
 }

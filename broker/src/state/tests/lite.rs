@@ -462,6 +462,47 @@ fn lite_topics_readers_and_what_was_taken_survive_a_checkpoint_and_a_snapshot() 
     bed.replica.state.close().expect("closed");
 }
 
+/// Sessions come and go for years: what the index held of them must not stay.
+#[test]
+fn checkpoints_forget_the_messages_of_lite_topics_that_went_or_expired() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut bed = Bed::on(Replica::open(Some(directory.path()), Log::default()));
+    bed.replica.propose(&Command::SetLiteTopic(SetLiteTopic { topic: bed.topic, expire_after_ms: MINUTE }));
+    let mut largest = 0;
+    for round in 0..40 {
+        let name = format!("session-{round}");
+        bed.subscribe("c", &[&name, "kept"]);
+        bed.send(&name);
+        bed.send("kept");
+        for _ in 0..30 {
+            bed.send(&name);
+        }
+        let held = bed.receive("c", 64);
+        bed.ack(&held);
+        bed.sync("c", LiteAction::Remove, &[&name]);
+        bed.replica.pass_ms(2 * MINUTE);
+        assert_eq!(bed.sweep(), 1, "the session goes");
+        for plan in bed.replica.state.expiry_plan(bed.replica.now, 10 * MINUTE, None) {
+            bed.replica.propose(&Command::ExpireMessages(plan));
+        }
+        bed.replica.state.checkpoint().expect("written");
+        largest = largest.max(bytes_of_runs(directory.path()));
+    }
+    let all = 40 * 32 * 24;
+    assert!(largest < all / 4, "{largest} bytes of index runs, for {all} bytes of entries in all");
+    let digest = bed.replica.state.state_digest();
+    bed.replica.state.close().expect("closed");
+    let restarted = Replica::open(Some(directory.path()), bed.replica.log.clone());
+    assert_eq!(restarted.state.state_digest(), digest);
+    restarted.state.close().expect("closed");
+}
+
+fn bytes_of_runs(directory: &Path) -> u64 {
+    let items = std::fs::read_dir(directory).expect("a directory").map(|item| item.expect("an item"));
+    let runs = items.filter(|item| item.file_name().to_string_lossy().starts_with("run-"));
+    runs.map(|run| run.metadata().expect("a file").len()).sum()
+}
+
 const IDLE: usize = 100_000;
 /// The marks of what the next checkpoint is to write are part of it.
 const BYTES_PER_IDLE_LITE_TOPIC_MAX: u64 = 600;

@@ -28,6 +28,8 @@ pub(super) const GROUP: u32 = 1;
 const READY_WITHIN: Duration = Duration::from_secs(90);
 const TERMINATE_WITHIN: Duration = Duration::from_secs(20);
 const STATE_WITHIN: Duration = Duration::from_secs(2);
+/// Transfers of one storm that may be refused or end with another leader.
+const TRANSFERS_REFUSED_MAX: u64 = 20;
 /// Between two transfers of a storm.
 const TRANSFER_EVERY: Duration = Duration::from_millis(100);
 const STATE_POLL: Duration = Duration::from_millis(2);
@@ -172,21 +174,31 @@ impl Nemesis<'_> {
     async fn transfer_storm(&mut self) -> anyhow::Result<String> {
         let ends = tokio::time::Instant::now() + self.fault_time;
         let (_, first_term) = self.cluster.group_and_term(GROUP).await?;
-        let mut moved = 0u64;
+        let (mut moved, mut refused) = (0u64, 0u64);
         while tokio::time::Instant::now() < ends || moved == 0 {
             let leader = self.leader().await?;
             let others: Vec<Member> = self.cluster.brokers().filter(|member| *member != leader).collect();
             let chosen = usize::try_from(self.dice.below(others.len() as u64)).unwrap_or(0);
             let heir = *others.get(chosen).context("a transfer needs two brokers")?;
             let (group, _) = self.cluster.group_and_term(GROUP).await?;
-            moved += u64::from(self.cluster.transfer(&group, heir).await?);
+            match self.cluster.transfer(&group, heir).await {
+                Ok(has_moved) => moved += u64::from(has_moved),
+                // On a busy machine an heir may be behind, or another member wins: an operator would
+                // ask again too. That none succeeds is another matter.
+                Err(error) => {
+                    refused += 1;
+                    if refused > TRANSFERS_REFUSED_MAX {
+                        return Err(error);
+                    }
+                }
+            }
             tokio::time::sleep(TRANSFER_EVERY).await;
         }
         self.leader().await?;
         let (_, last_term) = self.cluster.group_and_term(GROUP).await?;
         let terms = last_term.saturating_sub(first_term);
         ensure!(terms >= moved, "{moved} transfers made {terms} terms");
-        Ok(format!("{moved} transfers, {terms} terms"))
+        Ok(format!("{moved} transfers, {refused} refused, {terms} terms"))
     }
 
     async fn targets(&mut self) -> anyhow::Result<Vec<Member>> {
