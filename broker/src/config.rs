@@ -125,6 +125,9 @@ pub struct TopicsSection {
     pub retention_bytes: u64,
     /// How often the leader of a group looks what may go.
     pub retention_check_ms: u64,
+    /// Where members of a consumer group subscribe to a topic by different filters: how long what a silent
+    /// member wants is left for it.
+    pub subscription_lapse_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -280,6 +283,7 @@ impl Default for TopicsSection {
             retention_s: 72 * 3600,
             retention_bytes: 0,
             retention_check_ms: 10_000,
+            subscription_lapse_ms: limits::CLIENT_EXPIRY_MS,
         }
     }
 }
@@ -363,6 +367,7 @@ impl BrokerConfig {
         within("transactions.checks_max", u64::from(self.transactions.checks_max), 1, 10_000)?;
         within("topics.retention_s", self.topics.retention_s, 0, RETENTION_S_MAX)?;
         within("topics.retention_check_ms", self.topics.retention_check_ms, 100, 3_600_000)?;
+        within("topics.subscription_lapse_ms", self.topics.subscription_lapse_ms, 1_000, 3_600_000)?;
         if self.topics.retention_bytes != 0 {
             let bytes_min = 4 * self.storage.segment_size_bytes;
             within("topics.retention_bytes", self.topics.retention_bytes, bytes_min, u64::MAX)?;

@@ -73,6 +73,20 @@ impl Admin {
     operation!(reset_offsets, "reset offsets", ResetOffsetsRequest, ResetOffsetsResponse);
     operation!(query_messages, "query messages", QueryMessagesRequest, QueryMessagesResponse);
     operation!(why, "why", WhyRequest, WhyResponse);
+    operation!(
+        /// What happened to a message, entry by entry of the log, a page at a time.
+        trace_message,
+        "trace message",
+        TraceMessageRequest,
+        TraceMessageResponse
+    );
+    operation!(
+        /// By name, a page at a time.
+        list_consumer_groups,
+        "list consumer groups",
+        ListConsumerGroupsRequest,
+        ListConsumerGroupsResponse
+    );
     operation!(set_topic_retention, "set topic retention", SetTopicRetentionRequest, RetentionResponse);
     operation!(show_retention, "show retention", ShowRetentionRequest, RetentionResponse);
     operation!(

@@ -20,43 +20,24 @@
 //! | the report is repeated | counted once: it names the number of the check |
 //! | no producer takes the command | no report; the leader asks elsewhere |
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ledgermq_common::{GroupName, TopicName};
 use ledgermq_proto::rocketmq::telemetry_command::Command;
 use ledgermq_proto::rocketmq::{MessageType, RecoverOrphanedTransactionCommand, TelemetryCommand};
-use tokio::time::Instant;
 use tracing::debug;
 
 use crate::codes::ok;
 use crate::context::CallContext;
 use crate::edge::Edge;
 use crate::group_call::{GroupRequest, GroupResponse};
+use crate::standing_question::PAUSE;
 use crate::topology::TopicKnowledge;
 use crate::transactions::{AskedTransaction, AwaitTransactionChecks, TransactionCheck};
 
-/// How long one question waits at a leader.
-const POLL: Duration = Duration::from_secs(20);
-/// What the way back may take beyond that.
-const ANSWER_GRACE: Duration = Duration::from_secs(1);
-/// Between two questions, so that a refusal or a crowd of new producers is no busy loop.
-const PAUSE: Duration = Duration::from_millis(50);
-const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 const REPORT_WITHIN: Duration = Duration::from_secs(5);
 /// Topics one question names. A node with more producers than that asks for the first ones only.
 const TOPICS_MAX: usize = 10_000;
-
-/// Starts the questions once, when the first producer is there.
-#[derive(Debug, Default)]
-pub(crate) struct Started(AtomicBool);
-
-impl Started {
-    /// True for the first call.
-    pub(crate) fn first(&self) -> bool {
-        !self.0.swap(true, Ordering::Relaxed)
-    }
-}
 
 impl Edge {
     /// Called for every producer's stream; the first call starts the work.
@@ -74,61 +55,20 @@ impl Edge {
         });
     }
 
-    /// One question per group, for the groups the cluster has now and gets later.
-    pub(crate) async fn ask_each_group<F>(&self, ask: impl Fn(Self, GroupName) -> F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let mut asked = std::collections::BTreeSet::new();
-        let mut groups = tokio::task::JoinSet::new();
-        let mut changes = self.shared.topology.changes();
-        loop {
-            changes.mark_unchanged();
-            if let Some(cluster) = self.shared.topology.cluster() {
-                for group in cluster.groups.keys() {
-                    if asked.insert(group.clone()) {
-                        groups.spawn(ask(self.clone(), group.clone()));
-                    }
-                }
-            }
-            if changes.changed().await.is_err() {
-                // The groups never change; dropping the set would end the questions.
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
     async fn ask_group(&self, group: &GroupName) {
-        let mut changed = self.shared.producers.topics_changed();
-        loop {
-            changed.mark_unchanged();
+        let changed = self.shared.producers.topics_changed();
+        let question = |poll_until| {
             let topics = self.topics_to_ask_about(group);
-            if topics.is_empty() {
-                if changed.changed().await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            let poll_until = Instant::now() + POLL;
-            let context = CallContext::internal(POLL + ANSWER_GRACE);
-            let request = GroupRequest::AwaitTransactionChecks(AwaitTransactionChecks { topics, poll_until });
-            let answer = tokio::select! {
-                answer = self.shared.caller.call(group, &context, &request, context.deadline) => answer,
-                _ = changed.changed() => {
-                    // Others may follow at once.
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            };
-            match answer {
-                Ok(GroupResponse::TransactionChecks(checks)) => self.ask_producers(group, checks).await,
-                Ok(_) => tokio::time::sleep(PAUSE_AFTER_FAILURE).await,
-                Err(failed) => {
-                    debug!(%group, %failed, "transactions to check are not known");
-                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
-                }
-            }
-        }
+            let ask =
+                |topics| GroupRequest::AwaitTransactionChecks(AwaitTransactionChecks { topics, poll_until });
+            (!topics.is_empty()).then(|| ask(topics))
+        };
+        let take = |answer| async move {
+            let GroupResponse::TransactionChecks(checks) = answer else { return false };
+            self.ask_producers(group, checks).await;
+            true
+        };
+        self.keep_question_standing(group, changed, question, take).await;
     }
 
     /// Topics with a producer here, without those known to take no transactions.

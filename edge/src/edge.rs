@@ -13,7 +13,6 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::check_back::Started;
 use crate::codes::CallFailed;
 use crate::context::CallContext;
 use crate::forward::connect::Connect;
@@ -25,6 +24,7 @@ use crate::lite_streams::LiteStreams;
 use crate::messaging::Messaging;
 use crate::producers::Producers;
 use crate::route::{AdvertisedAddress, RouteEndpoints};
+use crate::standing_question::Started;
 use crate::topics::CachedTopic;
 use crate::topology::{ClusterView, Topology};
 

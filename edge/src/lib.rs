@@ -20,6 +20,7 @@
 //! | [`order`], [`placement`] | the queue of a message group |
 //! | [`batch`] | messages of several topics in one log entry |
 //! | [`lite`], [`lite_streams`] | lite topics: where they are, who reads them, telling a client that one was taken from it |
+//! | [`standing_question`] | questions that wait at the leaders, for what is to be told to clients |
 //! | [`registry_client`] | announcing led groups to nameservers |
 //!
 //! Nothing here is durable, and nothing here must be: an edge that starts anew serves at once.
@@ -51,6 +52,7 @@ pub mod registry_client;
 pub mod route;
 mod send;
 pub mod settings;
+mod standing_question;
 pub mod topics;
 pub mod topology;
 pub mod transactions;

@@ -14,18 +14,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ledgermq_common::GroupName;
 use ledgermq_proto::rocketmq::telemetry_command::Command;
 use ledgermq_proto::rocketmq::{NotifyUnsubscribeLiteCommand, TelemetryCommand};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tracing::debug;
 
 use crate::codes::ok;
-use crate::context::CallContext;
 use crate::edge::Edge;
 use crate::group_call::{AwaitTakenLite, GroupRequest, GroupResponse, TakenLite};
 use crate::producers::Commands;
@@ -33,11 +29,6 @@ use crate::producers::Commands;
 /// Lite clients one question names. A node with more of them asks for the first ones only; the others
 /// notice by receiving nothing any more.
 const CLIENTS_MAX: usize = 10_000;
-const POLL: Duration = Duration::from_secs(20);
-const ANSWER_GRACE: Duration = Duration::from_secs(1);
-/// Between two questions, so that a crowd of new clients is no busy loop.
-const PAUSE: Duration = Duration::from_millis(50);
-const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Default)]
 pub(crate) struct LiteStreams {
@@ -119,36 +110,17 @@ impl Edge {
     }
 
     async fn ask_for_taken(&self, group: &GroupName) {
-        let mut changed = self.shared.lite_streams.changed.subscribe();
-        loop {
-            changed.mark_unchanged();
+        let changed = self.shared.lite_streams.changed.subscribe();
+        let question = |poll_until| {
             let client_ids = self.shared.lite_streams.clients();
-            if client_ids.is_empty() {
-                if changed.changed().await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            let poll_until = Instant::now() + POLL;
-            let context = CallContext::internal(POLL + ANSWER_GRACE);
-            let request = GroupRequest::AwaitTakenLite(AwaitTakenLite { client_ids, poll_until });
-            let answer = tokio::select! {
-                answer = self.shared.caller.call(group, &context, &request, context.deadline) => answer,
-                _ = changed.changed() => {
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            };
-            match answer {
-                Ok(GroupResponse::TakenLite(taken)) => {
-                    taken.into_iter().for_each(|taken| self.shared.lite_streams.tell(taken));
-                }
-                Ok(_) => tokio::time::sleep(PAUSE_AFTER_FAILURE).await,
-                Err(failed) => {
-                    debug!(%group, %failed, "lite topics that were taken over are not known");
-                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
-                }
-            }
-        }
+            let ask = |client_ids| GroupRequest::AwaitTakenLite(AwaitTakenLite { client_ids, poll_until });
+            (!client_ids.is_empty()).then(|| ask(client_ids))
+        };
+        let take = |answer| async move {
+            let GroupResponse::TakenLite(taken) = answer else { return false };
+            taken.into_iter().for_each(|taken| self.shared.lite_streams.tell(taken));
+            true
+        };
+        self.keep_question_standing(group, changed, question, take).await;
     }
 }

@@ -535,8 +535,13 @@ async fn each_wrong_receipt_gets_its_code_and_the_others_of_the_request_count() 
     let codes: Vec<_> = mixed.entries.iter().map(|entry| code_of(&entry.status)).collect();
     assert_eq!(codes, [Code::Ok, Code::InvalidReceiptHandle, Code::Ok]);
     assert_eq!(code_of(&answer(ack(&[])).await.status), Code::BadRequest);
-    let many = vec![good.as_str(); 1025];
-    assert_eq!(code_of(&answer(ack(&many)).await.status), Code::PayloadTooLarge);
+    for count in [1_025, 10_000] {
+        let answered = answer(ack(&vec![good.as_str(); count])).await;
+        assert_eq!(code_of(&answered.status), Code::PayloadTooLarge);
+        let text = answered.status.expect("a status").message;
+        assert!(text.contains(&count.to_string()) && text.contains("1024"), "{text}");
+        assert!(answered.entries.is_empty(), "none of them was looked at");
+    }
     assert_eq!(code_of(&answer(ack(&[&good])).await.status), Code::Ok);
 
     let change = |handle: &str, invisible| rmq::ChangeInvisibleDurationRequest {

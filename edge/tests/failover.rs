@@ -143,8 +143,13 @@ async fn a_send_during_an_election_waits_for_the_new_leader() {
     let cluster = Cluster::start(3).await;
     cluster.elect(None);
     let mut client = client(cluster.node(1).client_addr).await;
+    let mut probes = [2, 3].map(|member| cluster.node(member).member.probes.subscribe());
+    let before = probes.each_ref().map(|probes| *probes.borrow());
     let sending = tokio::spawn(async move { client.send_message(java(send("m"))).await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    for (probes, before) in probes.iter_mut().zip(before) {
+        let asked_again = probes.wait_for(|probes| *probes > before + 1);
+        tokio::time::timeout(SDK_TIMEOUT, asked_again).await.expect("the others are asked").expect("watch");
+    }
     assert!(!sending.is_finished(), "held");
     cluster.elect(Some(3));
     let answer = sending.await.expect("task").expect("gRPC OK").into_inner();
@@ -177,8 +182,11 @@ async fn a_stopped_leader_is_abandoned_for_the_new_one() {
     assert_eq!(code_of(&warm.status), Code::Ok);
 
     cluster.node(1).member.stopped.store(true, Ordering::SeqCst);
+    let mut tries = cluster.agreed.tries.subscribe();
+    let before = *tries.borrow();
     let sending = tokio::spawn(async move { entry.send_message(java(send("m"))).await });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let reached = tries.wait_for(|tries| *tries > before);
+    tokio::time::timeout(SDK_TIMEOUT, reached).await.expect("the leader has it").expect("watch");
     assert!(!sending.is_finished());
     let moved = Instant::now();
     cluster.elect(Some(2));

@@ -87,6 +87,8 @@ pass_on! {
     reset_offsets(ResetOffsetsRequest) -> ResetOffsetsResponse;
     query_messages(QueryMessagesRequest) -> QueryMessagesResponse;
     why(WhyRequest) -> WhyResponse;
+    trace_message(TraceMessageRequest) -> TraceMessageResponse;
+    list_consumer_groups(ListConsumerGroupsRequest) -> ListConsumerGroupsResponse;
     set_topic_retention(SetTopicRetentionRequest) -> RetentionResponse;
     show_retention(ShowRetentionRequest) -> RetentionResponse;
     show_lite_topics(ShowLiteTopicsRequest) -> ShowLiteTopicsResponse;

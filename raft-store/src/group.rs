@@ -146,6 +146,16 @@ impl Group {
         self.inner.store.read_bytes(at, len)
     }
 
+    /// The entry that has the byte at `at` in its command; it may touch the disk.
+    pub fn index_of(&self, at: PhysicalOffset) -> Result<LogIndex, ReadError> {
+        self.inner.store.index_of(at)
+    }
+
+    /// The oldest entry that can still be read.
+    pub fn oldest_index(&self) -> LogIndex {
+        self.inner.store.oldest_index()
+    }
+
     /// Applied commands from `from` on, in order, up to the one that is the last now.
     pub fn scan(&self, from: LogIndex) -> Scan {
         let end = self.inner.progress.applied().map_or(from, LogIndex::next);

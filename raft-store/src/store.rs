@@ -336,6 +336,11 @@ impl LogStore {
         self.log.read_bytes(at, len)
     }
 
+    /// The entry whose payload has the byte at `at`.
+    pub fn index_of(&self, at: PhysicalOffset) -> Result<LogIndex, ReadError> {
+        self.log.index_of(at)
+    }
+
     /// The id of the entry at `index`; `None` if it is not in the log (the purge pointer's own id
     /// is known too).
     pub fn entry_id_at(&self, index: LogIndex) -> Result<Option<EntryId>, ReadError> {

@@ -41,8 +41,8 @@ use ledgermq_broker::state::command::{
 use ledgermq_broker::state::{
     Answer, BodyEncoding, BrokerState, ClientHash, Command, ConsumerGroupId, CountTransactionChecks,
     Decision, DecisionSource, DeliveryEpoch, EndTransaction, FireTimers, Generation, MessageIdHash,
-    MessageType, NewHalf, ParkTransactions, QueueChoice, RecallTimer, ReceiveRequest, TagFilter, TopicId,
-    TransactionCheck, encode_halves,
+    MessageType, NewHalf, OthersWant, ParkTransactions, QueueChoice, RecallTimer, ReceiveRequest, TagFilter,
+    TopicId, TransactionCheck, encode_halves,
 };
 use ledgermq_common::clock::{Clock as _, SteppedClock, UnixMillis};
 use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
@@ -182,6 +182,7 @@ impl Front {
                     messages_max,
                     now: self.clock.now(),
                     filter: TagFilter::All,
+                    others: OthersWant::default(),
                 };
                 let Some(plan) = self.state.plan_receive(&request) else {
                     return Ok(Answer::Leased(Vec::new()));

@@ -1,5 +1,7 @@
 //! Consumer groups and their dead letters across broker groups: each keeps its own part.
 
+use std::collections::BTreeMap;
+
 use ledgermq_common::GroupName;
 use ledgermq_edge::context::CallContext;
 use ledgermq_edge::group_call::{GroupRequest, GroupResponse};
@@ -26,7 +28,8 @@ pub async fn set(
     Ok(wire::SetConsumerGroupResponse { consumer_group })
 }
 
-/// The first broker group that knows it speaks for all; one it did not reach yet has the defaults.
+/// The first broker group that knows it speaks for all; one it did not reach yet has the defaults. What
+/// members subscribe to is known to each for itself.
 pub async fn show(
     cluster: &Cluster,
     context: &CallContext,
@@ -36,14 +39,55 @@ pub async fn show(
     for group in cluster.all_groups()? {
         let operation = Operation::ShowConsumerGroup(request.clone());
         match operate(cluster, context, &group, operation).await? {
-            Answered::ConsumerGroup(shown) if shown.exists => {
-                return Ok(wire::ShowConsumerGroupResponse { consumer_group: Some(shown) });
-            }
-            Answered::ConsumerGroup(shown) => consumer_group = consumer_group.or(Some(shown)),
+            Answered::ConsumerGroup(shown) => merge(&mut consumer_group, shown),
             _ => return Err(not_understood("ShowConsumerGroup")),
         }
     }
     Ok(wire::ShowConsumerGroupResponse { consumer_group })
+}
+
+fn merge(merged: &mut Option<wire::ConsumerGroup>, shown: wire::ConsumerGroup) {
+    let Some(merged) = merged else {
+        *merged = Some(shown);
+        return;
+    };
+    let (mut first, mut other) = (std::mem::take(merged), shown);
+    if !first.exists && other.exists {
+        std::mem::swap(&mut first, &mut other);
+    }
+    first.conflicts.append(&mut other.conflicts);
+    first.differing_topics.append(&mut other.differing_topics);
+    *merged = first;
+}
+
+/// Every broker group gives the page that follows `after`; of all of them together the first ones are the
+/// page of the cluster.
+pub async fn list(
+    cluster: &Cluster,
+    context: &CallContext,
+    request: wire::ListConsumerGroupsRequest,
+) -> Result<wire::ListConsumerGroupsResponse, Status> {
+    let mut by_name: BTreeMap<String, Option<wire::ConsumerGroup>> = BTreeMap::new();
+    // Behind the last name of a page that has a successor another broker group's names are not complete.
+    let mut complete_to: Option<String> = None;
+    for group in cluster.all_groups()? {
+        let operation = Operation::ListConsumerGroups(request.clone());
+        let page = match operate(cluster, context, &group, operation).await? {
+            Answered::ConsumerGroups(page) => page,
+            _ => return Err(not_understood("ListConsumerGroups")),
+        };
+        if !page.next.is_empty() {
+            complete_to = Some(complete_to.map_or(page.next.clone(), |to| to.min(page.next.clone())));
+        }
+        for shown in page.consumer_groups {
+            merge(by_name.entry(shown.name.clone()).or_default(), shown);
+        }
+    }
+    if let Some(to) = &complete_to {
+        by_name.retain(|name, _| name <= to);
+    }
+    let consumer_groups = by_name.into_values().flatten().collect();
+    Ok(wire::ListConsumerGroupsResponse { consumer_groups, next: complete_to.unwrap_or_default() })
 }
 
 /// A page lies within one broker group; at its end the cursor goes on in the next one.

@@ -123,3 +123,26 @@ pub async fn why(
     let verdict = found.map_or_else(String::new, |part| part.verdict.clone());
     Ok(wire::WhyResponse { verdict, parts })
 }
+
+/// A message lies in one broker group; the first one that has it tells all of its history.
+pub async fn trace(
+    cluster: &Cluster,
+    context: &CallContext,
+    request: wire::TraceMessageRequest,
+) -> Result<wire::TraceMessageResponse, Status> {
+    let groups = match &request.from {
+        Some(from) => vec![cluster.group(&from.group)?],
+        None => cluster.all_groups()?,
+    };
+    for group in groups {
+        match operate(cluster, context, &group, Operation::TraceMessage(request.clone())).await? {
+            Answered::Trace(page) if page.found => return Ok(page),
+            Answered::Trace(_) => {}
+            _ => return Err(not_understood("TraceMessage")),
+        }
+    }
+    let id = ledgermq_common::names::excerpt(&request.message_id);
+    Err(Status::not_found(format!(
+        "message_id: message \"{id}\" is not stored: it was never acknowledged, or is older than what is kept"
+    )))
+}

@@ -208,6 +208,22 @@ impl Admin for AdminService {
         messages::why(&self.cluster, &context, request.into_inner()).await.map(Response::new)
     }
 
+    async fn trace_message(
+        &self,
+        request: Request<wire::TraceMessageRequest>,
+    ) -> Result<Response<wire::TraceMessageResponse>, Status> {
+        let context = context_of(request.metadata());
+        messages::trace(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_consumer_groups(
+        &self,
+        request: Request<wire::ListConsumerGroupsRequest>,
+    ) -> Result<Response<wire::ListConsumerGroupsResponse>, Status> {
+        let context = context_of(request.metadata());
+        consumer_groups::list(&self.cluster, &context, request.into_inner()).await.map(Response::new)
+    }
+
     async fn set_topic_retention(
         &self,
         request: Request<wire::SetTopicRetentionRequest>,

@@ -55,6 +55,11 @@ impl Liveness {
         }
     }
 
+    /// When word of the client last came, in whatever term.
+    pub fn last_heard(&self, client: ClientHash) -> Option<Instant> {
+        self.heard.lock().get(&client).copied()
+    }
+
     /// Forgets who was not heard of for long.
     pub fn sweep(&self) {
         self.heard.lock().retain(|_, heard| heard.elapsed() < CLIENT_EXPIRY);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ledgermq_common::clock::{Clock, UnixMillis};
@@ -21,6 +22,7 @@ use super::clients::Liveness;
 use super::lite::Told;
 use super::order_keys::OrderKeys;
 use super::retention::{LastLook, RetentionSettings};
+use super::subscriptions::Subscriptions;
 use super::waiters::Waiters;
 use crate::metrics::Metrics;
 use crate::state::{
@@ -46,6 +48,8 @@ pub struct Settings {
     pub store_host: String,
     pub transactions: TransactionSettings,
     pub retention: RetentionSettings,
+    /// How long the filter of a silent member of a consumer group counts, where members differ.
+    pub subscription_lapse: Duration,
 }
 
 /// When producers are asked for the outcome of a transaction they left open.
@@ -65,6 +69,7 @@ pub struct HostedGroup {
     pub(super) state: Arc<BrokerState>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) liveness: Liveness,
+    pub(super) subscriptions: Subscriptions,
     pub(super) check_back: Arc<CheckBack>,
     pub(super) order_keys: OrderKeys,
     pub(super) told: Told,
@@ -155,6 +160,7 @@ impl HostedGroup {
             state: parts.state,
             waiters: parts.waiters,
             liveness: Liveness::default(),
+            subscriptions: Subscriptions::new(parts.settings.subscription_lapse),
             check_back: Arc::default(),
             order_keys: OrderKeys::default(),
             told: Told::default(),
@@ -273,6 +279,18 @@ impl HostedGroup {
                     inflight: lag.in_flight,
                     expired_unread: self.state.expired_unread(group.id, topic),
                 })
+            })
+            .collect()
+    }
+
+    /// Consumer groups and topics about which members do not agree, with the number of their filters; at
+    /// most `max` of them.
+    pub fn differing_filters(&self, max: usize) -> Vec<(String, String, usize)> {
+        let conflicts = self.subscriptions.conflicts(max).into_iter();
+        conflicts
+            .filter_map(|conflict| {
+                let consumer_group = self.state.consumer_group_by_id(conflict.consumer_group)?.name;
+                Some((consumer_group, self.state.topic_by_id(conflict.topic)?.name, conflict.filters.len()))
             })
             .collect()
     }

@@ -169,7 +169,7 @@ impl Page<'_> {
 }
 
 /// A time after which a message that is not visible at once became visible.
-fn visible_after(stored: &StoredMessage) -> Option<UnixMillis> {
+pub(super) fn visible_after(stored: &StoredMessage) -> Option<UnixMillis> {
     match stored.message_type {
         // By its producer's clock, which may be ahead of ours.
         MessageType::Transaction => {
@@ -179,7 +179,7 @@ fn visible_after(stored: &StoredMessage) -> Option<UnixMillis> {
     }
 }
 
-fn read_found(hosted: &HostedGroup, record: FoundRecord) -> Option<StoredMessage> {
+pub(super) fn read_found(hosted: &HostedGroup, record: FoundRecord) -> Option<StoredMessage> {
     let FoundRecord { physical, record_bytes } = record;
     read_record(hosted, IndexEntry { physical, record_bytes, tag_code: 0, stored_at: UnixMillis(0) })
 }

@@ -4,14 +4,14 @@
 //! |---|---|
 //! | [`produce`] | Send |
 //! | [`batch`] | StoreBatch |
-//! | [`receive`] | Receive; [`waiters`] holds the long polls, [`order_keys`] what is to be delivered in order |
+//! | [`receive`] | Receive; [`subscriptions`] says what other members want, [`waiters`] holds the long polls, [`order_keys`] what is to be delivered in order |
 //! | [`acknowledge`] | Ack, ChangeInvisible |
 //! | [`transaction`] | half messages, EndTransaction; [`check_back`] asks for those left open |
 //! | [`dead_letters`] | ForwardToDeadLetterQueue; messages delivered too often |
 //! | [`naming`] | topics, consumer groups |
 //! | [`offsets`] | Pull, and the offsets of queues and groups |
 //! | [`lite`] | Send to a lite topic, SyncLiteSubscription; removes idle lite topics |
-//! | [`operations`], [`message_query`] | what administrators ask of one group |
+//! | [`operations`], [`message_query`], [`trace`] | what administrators ask of one group |
 //! | [`growth`] | more queues for a topic; drives and drains the generations of topics with order |
 //! | [`timers`] | Send to a topic of delayed messages, Recall; fires what is due |
 //! | [`retention`] | nobody's: expires messages, carries what is owed, releases the log |
@@ -40,7 +40,9 @@ mod produce;
 mod receive;
 mod renewal;
 mod retention;
+mod subscriptions;
 mod timers;
+mod trace;
 mod transaction;
 mod waiters;
 mod wanted;
@@ -65,6 +67,7 @@ pub use lite::sweep_lite;
 pub use naming::{consumer_group as describe_consumer_group, describe_view as describe_topic};
 pub use renewal::renew_leases;
 pub use retention::{LastLook, RetentionSettings, keep_retention};
+pub use subscriptions::watch_subscriptions;
 pub use timers::fire_timers;
 pub use waiters::{PollingFull, WaiterCount, Waiters};
 
@@ -196,6 +199,7 @@ async fn terminate(
     let consumer_group =
         termination.consumer_group.as_ref().and_then(|name| hosted.state().consumer_group(name.as_str()));
     let Some(consumer_group) = consumer_group else { return Ok(GroupResponse::Done) };
+    hosted.subscriptions.terminated(consumer_group.id, client);
     let release = ReleaseClient { consumer_group: consumer_group.id, client };
     match hosted.propose(Command::ReleaseClient(release).encode(hosted.now())).await? {
         // Unknown meanwhile: deleted, so nothing is held.

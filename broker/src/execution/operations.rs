@@ -6,6 +6,7 @@
 //! | dead letters of one redrive | 256 | BAD_REQUEST |
 //! | retention of a topic | a hundred years | BAD_REQUEST |
 //! | lite topics of a page | 256 | the page ends, with a cursor |
+//! | consumer groups of a page | 256 | the page ends, with its last name |
 //! | idle time of lite topics | 30 days | BAD_REQUEST |
 //! | priority factor; lite topics of a client | 0..=100; 1..=10,000 | BAD_REQUEST |
 //! | attempts of a retry policy | 1..=10,000 | BAD_REQUEST |
@@ -28,16 +29,18 @@ use super::growth;
 use super::hosted_group::{Ended, HostedGroup, unexpected};
 use super::message_query;
 use super::offsets::{self, ResetTo};
+use super::trace;
 use crate::config::RETENTION_S_MAX;
 use crate::state::{
-    Answer, Backoff, Command, ConsumerGroupSettings, CreateConsumerGroup, GroupAttributes, MessageType,
-    PRIORITY_FACTOR_MAX, Pinned, SetGroupAttributes, SetLiteTopic, SetTopicRetention, TopicView,
+    Answer, Backoff, Command, ConsumerGroupId, ConsumerGroupSettings, CreateConsumerGroup, GroupAttributes,
+    MessageType, PRIORITY_FACTOR_MAX, Pinned, SetGroupAttributes, SetLiteTopic, SetTopicRetention, TopicView,
     UpdateConsumerGroup,
 };
 
 const LETTERS_PER_PAGE_MAX: u32 = 256;
 const LETTERS_PER_REDRIVE_MAX: usize = 256;
 const LITE_TOPICS_PER_PAGE_MAX: u32 = 256;
+const CONSUMER_GROUPS_PER_PAGE_MAX: usize = 256;
 /// RocketMQ's: 30 days.
 const LITE_EXPIRATION_MINUTES_MAX: u32 = 43_200;
 const ATTEMPTS_MAX: u32 = 10_000;
@@ -90,6 +93,10 @@ pub async fn execute(hosted: &HostedGroup, operation: &wire::GroupOperation) -> 
         Operation::RedriveDeadLetters(request) => Answered::Redriven(redrive(hosted, request).await?),
         Operation::ShowLiteTopics(request) => Answered::LiteTopics(show_lite_topics(hosted, request)?),
         Operation::SetLiteTopic(request) => Answered::LiteTopicSet(set_lite_topic(hosted, request).await?),
+        Operation::ListConsumerGroups(request) => {
+            Answered::ConsumerGroups(list_consumer_groups(hosted, request))
+        }
+        Operation::TraceMessage(request) => Answered::Trace(trace::trace(hosted, request).await?),
     };
     Ok(GroupResponse::Operation(wire::GroupOperationResult { result: Some(result) }))
 }
@@ -263,6 +270,8 @@ fn backoff_of(backoff: &set_consumer_group_request::Backoff) -> Result<Backoff, 
 fn show_consumer_group(hosted: &HostedGroup, name: &ConsumerGroupName) -> wire::ConsumerGroup {
     let known = hosted.state.consumer_group(name.as_str());
     let exists = known.is_some();
+    let (conflicts, differing_topics) =
+        known.as_ref().map(|view| subscriptions_of(hosted, view.id)).unwrap_or_default();
     let attributes = known.as_ref().map(|view| hosted.state.group_attributes(view.id)).unwrap_or_default();
     let settings = known.map_or_else(ConsumerGroupSettings::default, |view| view.settings);
     let backoff = match settings.backoff {
@@ -292,7 +301,50 @@ fn show_consumer_group(hosted: &HostedGroup, name: &ConsumerGroupName) -> wire::
         retry: Some(retry),
         exists,
         attributes: Some(attributes),
+        conflicts,
+        differing_topics,
     }
+}
+
+/// What its members do not agree about.
+fn subscriptions_of(
+    hosted: &HostedGroup,
+    consumer_group: ConsumerGroupId,
+) -> (Vec<wire::SubscriptionConflict>, Vec<wire::DifferingTopics>) {
+    let name = |topic| hosted.state.topic_by_id(topic).map(|topic| topic.name);
+    let conflicts = hosted.subscriptions.conflicts_of(consumer_group).into_iter().filter_map(|conflict| {
+        let filters = conflict.filters.into_iter();
+        let filters = filters
+            .map(|(expression, client_ids)| wire::subscription_conflict::Filter { expression, client_ids });
+        Some(wire::SubscriptionConflict {
+            group: hosted.name.to_string(),
+            topic: name(conflict.topic)?,
+            filters: filters.collect(),
+        })
+    });
+    let differing = hosted.subscriptions.differing_topics(consumer_group).into_iter();
+    let differing = differing.map(|(topics, client_ids)| wire::DifferingTopics {
+        group: hosted.name.to_string(),
+        topics: topics.into_iter().filter_map(name).collect(),
+        client_ids,
+    });
+    (conflicts.collect(), differing.collect())
+}
+
+fn list_consumer_groups(
+    hosted: &HostedGroup,
+    request: &wire::ListConsumerGroupsRequest,
+) -> wire::ListConsumerGroupsResponse {
+    let limit = CONSUMER_GROUPS_PER_PAGE_MAX;
+    let max = if request.max == 0 { limit } else { (request.max as usize).min(limit) };
+    let mut names: Vec<String> = hosted.consumer_group_names().filter(|name| *name > request.after).collect();
+    names.sort_unstable();
+    let next =
+        if names.len() > max { names.get(max - 1).cloned().unwrap_or_default() } else { String::new() };
+    // Groups of the system's own have names that clients cannot use.
+    let shown = names.into_iter().take(max).filter_map(|name| ConsumerGroupName::parse(&name).ok());
+    let consumer_groups = shown.map(|name| show_consumer_group(hosted, &name)).collect();
+    wire::ListConsumerGroupsResponse { consumer_groups, next }
 }
 
 fn list_dead_letters(

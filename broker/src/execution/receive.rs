@@ -10,7 +10,8 @@
 //!
 //! The index knows a tag by its hash code only and nothing of the properties, so the plan is compared
 //! with the records before it is proposed ([`super::wanted`]); what does not match counts as consumed
-//! by the same command.
+//! by the same command, unless another member of the consumer group wants it ([`super::subscriptions`]):
+//! then it is left as it is, and that member is woken.
 //!
 //! | Failure | What happens |
 //! |---|---|
@@ -22,6 +23,7 @@
 mod in_order;
 mod lite;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,11 +40,12 @@ use tokio::time::Instant;
 use super::dead_letters::letter_at;
 use super::delivery::{Delivery, delivered};
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
+use super::subscriptions::{self, Membership, Others};
 use super::waiters::Place;
 use super::wanted::{SQL_EXAMINED_MAX, SQL_SKIPPED_MIN, Wanted};
 use crate::state::{
     self, Answer, AttemptHash, ChangeInvisible, ClientHash, Command, ConsumerGroupView, DeadLetterRecord,
-    Granted, IndexEntry, LeasePlan, QueueChoice, StoredMessage, TopicView,
+    Granted, HOLES_OF_QUEUE_MAX, IndexEntry, LeasePlan, QueueChoice, StoredMessage, TopicView,
 };
 
 /// Bodies of one answer together; a single message may be larger. The answer may travel from the
@@ -64,6 +67,8 @@ struct Poll<'a> {
     client: ClientHash,
     wanted: Wanted,
     is_lite: bool,
+    /// A client reads lite topics by name, whatever others of its group read.
+    membership: Option<Membership<'a>>,
 }
 
 pub async fn receive(
@@ -86,7 +91,13 @@ pub async fn receive(
     let is_lite = topic.settings.message_type == state::MessageType::Lite;
     // A client reads lite topics by name, not by content.
     let wanted = if is_lite { Wanted::of(&Filter::All) } else { Wanted::of(&request.filter) };
-    let poll = Poll { hosted, request, topic, consumer_group, client, wanted, is_lite };
+    let key = (consumer_group.id, topic.id);
+    let membership = if is_lite {
+        None
+    } else {
+        Some(subscriptions::join(hosted, key, (client, &context.client_id), &request.filter).await?)
+    };
+    let poll = Poll { hosted, request, topic, consumer_group, client, wanted, is_lite, membership };
     let repeated = poll.repeated();
     let messages = if repeated.is_empty() { poll.until(ends).await? } else { repeated };
     let body_bytes = messages.iter().map(|message| message.body.len()).sum();
@@ -206,24 +217,43 @@ impl Poll<'_> {
         if self.is_lite {
             return self.look_lite().await;
         }
+        let others = match &self.membership {
+            Some(membership) => membership.others().await?,
+            None => Others::default(),
+        };
         if self.consumer_group.settings.fifo {
-            return self.look_in_order(skipped_min).await;
+            return self.look_in_order(skipped_min, &others).await;
         }
-        let Some(mut plan) = self.plan() else { return Ok(Look::Nothing) };
+        let Some(mut plan) = self.plan(&others) else { return Ok(Look::Nothing) };
         let mut records = Records::default();
+        let mut is_left = false;
         if !self.wanted.is_everything() {
-            let found = self.compare(&mut plan, &mut records);
-            if found == 0 && matches!(self.wanted, Wanted::Sql(_)) && plan.messages().len() < skipped_min {
-                // Nobody is woken for it: two such receives would wake each other for ever. The next
-                // in line is asked by passing on.
+            let compared = self.compare(&mut plan, &mut records, &others);
+            is_left = compared.is_left;
+            let is_worth_it = match self.wanted {
+                Wanted::Sql(_) => compared.found > 0 || compared.rejected >= skipped_min,
+                Wanted::Tags(_) => true,
+            };
+            if !is_worth_it {
+                // Nobody is woken for it, but for what is theirs: two such receives would wake each
+                // other for ever. The next in line is asked by passing on.
                 plan.settle();
+                self.wake_others(is_left);
                 return Ok(Look::Nothing);
             }
         }
         let planned: Vec<_> = plan.messages().iter().map(|m| ((m.queue, m.offset), m.entry)).collect();
         let more = planned.len() >= self.request.batch_size as usize || fills_answer(&planned);
-        let granted = self.lease(plan).await?;
-        Ok(self.deliver(granted, &planned, records, more))
+        let granted = self.lease(plan).await;
+        self.wake_others(is_left);
+        Ok(self.deliver(granted?, &planned, records, more))
+    }
+
+    /// What was found to be for others is free for them from here on.
+    fn wake_others(&self, is_left: bool) {
+        if is_left {
+            self.hosted.waiters.leases_released(self.consumer_group.id, self.topic.id);
+        }
     }
 
     /// Reads what was granted, in the order of the plan.
@@ -246,7 +276,7 @@ impl Poll<'_> {
     }
 
     /// A plan whose bodies fit into one answer.
-    fn plan(&self) -> Option<LeasePlan> {
+    fn plan(&self, others: &Others) -> Option<LeasePlan> {
         let mut messages_max = match self.wanted {
             Wanted::Tags(_) => self.request.batch_size.clamp(1, RECEIVE_BATCH_MESSAGES_MAX),
             Wanted::Sql(_) => SQL_EXAMINED_MAX,
@@ -259,6 +289,7 @@ impl Poll<'_> {
                 messages_max,
                 now: self.hosted.now(),
                 filter: self.wanted.tags(),
+                others: others.plan.clone(),
             })?;
             if matches!(self.wanted, Wanted::Sql(_)) {
                 return Some(plan);
@@ -278,21 +309,36 @@ impl Poll<'_> {
         u64::from(letter.flatten().map_or(entry.record_bytes, |letter| letter.record_bytes))
     }
 
-    /// Judges what is planned, in its order, until the batch is full, and returns how many are to be
-    /// delivered. The rest leaves the plan.
-    fn compare(&self, plan: &mut LeasePlan, records: &mut Records) -> usize {
+    /// Judges what is planned, in its order, until the batch is full. The rest leaves the plan.
+    fn compare(&self, plan: &mut LeasePlan, records: &mut Records, others: &Others) -> Compared {
         let planned: Vec<_> = plan.messages().iter().map(|m| (m.queue, m.offset, m.entry)).collect();
         let batch = self.request.batch_size.clamp(1, RECEIVE_BATCH_MESSAGES_MAX) as usize;
         let (mut found, mut bytes) = (0, 0);
+        let (mut rejected, mut is_left) = (0, false);
+        // Queues that have as many holes as they may: nothing behind what is left there is seen.
+        let mut full = BTreeSet::new();
         for (position, (queue, offset, entry)) in planned.into_iter().enumerate() {
+            if full.contains(&queue) {
+                plan.leave_nth(position);
+                continue;
+            }
             let record_bytes = self.answer_bytes(entry);
             if found >= batch || (found > 0 && bytes + record_bytes > RECEIVE_BYTES_MAX) {
                 plan.keep_first(position);
                 break;
             }
             match read_record(self.hosted, entry) {
+                Some(stored) if !self.wanted.wants(&stored) && others.want(&stored) => {
+                    plan.leave_nth(position);
+                    is_left |= others.plan.left.add(queue.get(), offset.get());
+                    if plan.holes_of(queue) >= HOLES_OF_QUEUE_MAX {
+                        full.insert(queue);
+                    }
+                    continue;
+                }
                 Some(stored) if !self.wanted.wants(&stored) => {
                     plan.reject_nth(position);
+                    rejected += 1;
                     continue;
                 }
                 Some(stored) => records.0.push(((queue, offset), stored)),
@@ -302,7 +348,7 @@ impl Poll<'_> {
             found += 1;
             bytes += record_bytes;
         }
-        found
+        Compared { found, rejected, is_left }
     }
 
     async fn lease(&self, plan: LeasePlan) -> Result<Vec<Granted>, Ended> {
@@ -312,8 +358,7 @@ impl Poll<'_> {
             self.request.auto_renew,
             self.request.attempt_id.as_deref().unwrap_or_default(),
         );
-        let wanted =
-            plan.messages().iter().filter(|message| !plan.is_rejected(message.queue, message.offset)).count();
+        let wanted = plan.delivers();
         self.propose_lease(command, wanted, move || plan.settle()).await
     }
 
@@ -383,6 +428,14 @@ impl Poll<'_> {
             },
         )
     }
+}
+
+/// What the records of a plan said.
+struct Compared {
+    found: usize,
+    rejected: usize,
+    /// Something was left for others that was not known to be for them.
+    is_left: bool,
 }
 
 enum Look {

@@ -43,6 +43,21 @@ pub fn expose(node: &Arc<Node>) -> String {
             out.sample(&[("group", hosted.name().as_str()), ("topic", &topic)], halves);
         }
     }
+    out.family(
+        "ledgermq_consumer_group_filters",
+        Kind::Gauge,
+        "Filters that members of a consumer group have for a topic, where they differ.",
+    );
+    for hosted in node.hosted_groups().filter(|hosted| hosted.leads()) {
+        for (consumer_group, topic, filters) in hosted.differing_filters(CONSUMPTION_SERIES_MAX) {
+            let labels = [
+                ("group", hosted.name().as_str()),
+                ("consumer_group", consumer_group.as_str()),
+                ("topic", topic.as_str()),
+            ];
+            out.sample(&labels, filters);
+        }
+    }
     expose_retention(node, &mut out);
     out.family("ledgermq_long_polls", Kind::Gauge, "Receives that wait for a message.");
     out.sample(&[], node.long_polls());

@@ -1,6 +1,7 @@
 //! Opening the groups a node carries, and ending the process when one of them can never go on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ledgermq_common::clock::SystemClock;
 use ledgermq_common::steady_clock::SteadyClock;
@@ -108,6 +109,7 @@ pub async fn open(
                 check_interval_ms: config.topics.retention_check_ms,
                 segment_bytes: config.storage.segment_size_bytes,
             },
+            subscription_lapse: Duration::from_millis(config.topics.subscription_lapse_ms),
         },
         metrics: Arc::clone(&shared.metrics),
         stopping: shared.stopping.clone(),

@@ -43,7 +43,7 @@ use tonic::transport::server::TcpIncoming;
 use crate::config::{BrokerConfig, InvalidValue};
 use crate::execution::{
     Executor, WaiterCount, bury_exhausted, check_transactions, fire_timers, grow_topics, keep_retention,
-    renew_leases, sweep_lite,
+    renew_leases, sweep_lite, watch_subscriptions,
 };
 use crate::metrics::Metrics;
 use crate::{admin, http};
@@ -223,6 +223,7 @@ impl Broker {
             tasks.spawn(fire_timers(Arc::downgrade(hosted)));
             tasks.spawn(keep_retention(Arc::downgrade(hosted)));
             tasks.spawn(sweep_lite(Arc::downgrade(hosted)));
+            tasks.spawn(watch_subscriptions(Arc::downgrade(hosted)));
             tasks.spawn(grow_topics(Arc::downgrade(hosted), edge.clone()));
             tasks.spawn(announce::announce(
                 Arc::downgrade(hosted),

@@ -65,6 +65,7 @@ pub enum Answer {
         unread: u64,
     },
     RetentionSet,
+    FiltersSet,
     /// How many records are at the end of the log now.
     Carried(u32),
     LogReleased {
@@ -362,6 +363,7 @@ impl Answer {
                 out.put_u64_le(*unread);
             }
             Self::RetentionSet => out.put_u8(71),
+            Self::FiltersSet => out.put_u8(80),
             Self::Carried(records) => {
                 out.put_u8(72);
                 out.put_u32_le(*records);
@@ -434,6 +436,7 @@ impl Answer {
             9 => Self::Released(reader.u32("leases")?),
             70 => Self::Expired { messages: reader.u64("messages")?, unread: reader.u64("unread")? },
             71 => Self::RetentionSet,
+            80 => Self::FiltersSet,
             72 => Self::Carried(reader.u32("records")?),
             73 => Self::LogReleased { below: PhysicalOffset(reader.u64("released below")?) },
             20 => Self::Halves(reader.list(17, "halves", |reader| {

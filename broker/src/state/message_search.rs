@@ -3,7 +3,7 @@
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 
-use super::consume_queue::IndexEntry;
+use super::consume_queue::{IndexEntry, QueueKey};
 use super::key_index::{KeyEntry, SearchKey};
 use super::machine::BrokerState;
 use super::names::TopicId;
@@ -80,6 +80,29 @@ impl BrokerState {
                 std::cmp::Ordering::Equal => return Some((QueueOffset(middle), entry)),
                 std::cmp::Ordering::Less => low = middle + 1,
                 std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        None
+    }
+
+    /// Where a record was in its queue before it expired, for as long as the index has it.
+    pub fn place_of_expired(
+        &self,
+        topic: TopicId,
+        queue: QueueId,
+        physical: PhysicalOffset,
+    ) -> Option<(QueueOffset, IndexEntry)> {
+        let min = self.queue_ranges(topic)?.get(queue.get() as usize)?.start;
+        let (mut low, mut high) = (0, min);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let view = self.index_view(QueueKey::new(topic, queue), middle, middle + 1);
+            let entry = view.read().first().filter(|(at, _)| *at == middle).map(|(_, entry)| *entry);
+            match entry.map(|entry| (entry.physical.cmp(&physical), entry)) {
+                Some((std::cmp::Ordering::Equal, entry)) => return Some((QueueOffset(middle), entry)),
+                Some((std::cmp::Ordering::Greater, _)) => high = middle,
+                // Forgotten with all that was before it.
+                Some((std::cmp::Ordering::Less, _)) | None => low = middle + 1,
             }
         }
         None

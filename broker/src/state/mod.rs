@@ -49,6 +49,7 @@ pub use answer::{
 };
 pub use applied::QueueRange;
 pub use applied::generations::GENERATIONS_MAX;
+pub(crate) use applied::leases::RELEASED_CLIENT_INVISIBLE_MS;
 pub use applied::timers::FIRED_PER_ENTRY_MAX;
 pub use command::{
     AckEntry, AckMessages, AppendDelayed, Backoff, ChangeInvisible, Command, CommandError, CommitOffset,
@@ -61,8 +62,8 @@ pub use command::{
 pub use command::{
     AppendInOrder, AppendLite, CarriedRecord, CarryRecords, CloseGeneration, DrainGeneration, ExpireLite,
     ExpireMessages, ExpiryCause, GroupAttributes, LiteAction, LiteStart, OpenGeneration, Owed,
-    PRIORITY_FACTOR_MAX, PrepareGeneration, ReleaseLog, SetGroupAttributes, SetLiteTopic, SetTopicRetention,
-    SyncLite, TopicRetention, encode_append_in_order, encode_carried, encode_lite,
+    PRIORITY_FACTOR_MAX, PrepareGeneration, ReleaseLog, SetFilters, SetGroupAttributes, SetLiteTopic,
+    SetTopicRetention, SyncLite, TopicRetention, encode_append_in_order, encode_carried, encode_lite,
     encoded_append_in_order_bytes, encoded_lite_bytes,
 };
 pub use command::{BatchTopic, StoreBatch, encode_batch, encoded_batch_bytes};
@@ -85,8 +86,8 @@ pub use names::{
     MessageIdHash, MessageType, OrderKey, Permission, TopicId,
 };
 pub use planner::{
-    LeasePlan, PLAN_SCAN_ENTRIES_MAX, PLAN_SKIPPED_ENTRIES_MIN, PlannedMessage, QueueChoice, ReceiveRequest,
-    TagFilter,
+    HOLES_OF_QUEUE_MAX, LeasePlan, LeftPlaces, OthersWant, PLAN_SCAN_ENTRIES_MAX, PLAN_SKIPPED_ENTRIES_MIN,
+    PlannedMessage, QueueChoice, ReceiveRequest, TagFilter,
 };
 pub use planner::{ORDER_SCAN_ENTRIES_MAX, OrderOf, OrderedPlan, PlannedInOrder};
 pub use questions::{

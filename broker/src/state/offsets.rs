@@ -7,6 +7,16 @@ use super::machine::BrokerState;
 use super::names::{ConsumerGroupId, TopicId};
 
 impl BrokerState {
+    /// What the members of a consumer group want of a topic, while they do not agree.
+    pub fn filters_of(&self, consumer_group: ConsumerGroupId, topic: TopicId) -> Vec<String> {
+        self.applied_state().filters.get(&(consumer_group, topic)).cloned().unwrap_or_default()
+    }
+
+    /// The same of all consumer groups whose members do not agree.
+    pub fn differing_filters(&self) -> Vec<((ConsumerGroupId, TopicId), Vec<String>)> {
+        self.applied_state().filters.iter().map(|(key, filters)| (*key, filters.clone())).collect()
+    }
+
     /// Where a group is in a queue: what it committed, else the first message it has not consumed.
     pub fn group_offset(
         &self,

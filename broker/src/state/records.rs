@@ -4,11 +4,11 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `u` committed offset, `x` transactions, `n` generations, `l` lite topics |
-//! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`, `u`) |
+//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `u` committed offset, `x` transactions, `n` generations, `l` lite topics, `f` filters |
+//! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`, `u`, `f`) |
 //! | 1 | 8 | `d`: delivery time of the recalled timer |
 //! | 9 | 8 | `d`: its physical offset |
-//! | 5 | 4 | `q`: block of queues; `p`, `u`: topic |
+//! | 5 | 4 | `q`: block of queues; `p`, `u`, `f`: topic |
 //! | 9 | 4 | `p`, `u`: queue |
 //! | 1 | 1 | `x`: 1 an undecided transaction, 2 outcomes |
 //! | 1 | … | `r` (retention): 1 a topic's, then its number; 2 late references, topic and queue; 3 a carried record, its identity; 4 expired unread, consumer group and topic; 5 marks of time; 6 progress |
@@ -45,6 +45,7 @@
 //! | group attributes | as in `SetGroupAttributes` |
 //! | generations | current u32, layout; is there a next u8, and then: its number u32, layout, closed u8; list of ended: number u32, layout, ended u64 ms, list of ends u64 |
 //! | drained | below u32, resets u32 |
+//! | filters | as in `SetFilters`, two or more |
 //!
 //! A layout is as in `PrepareGeneration`.
 
@@ -63,7 +64,9 @@ use super::applied::retention::{RetentionProgress, TimeMarks};
 use super::applied::transactions::{Outcome, Transaction};
 use super::applied::{ConsumerGroup, QueueRange, Scalars};
 use super::command::wire::{FieldReader, MalformedField, put_count, put_list, put_text};
-use super::command::{ConsumerGroupSettings, GroupAttributes, TopicSettings, put_layout, read_layout};
+use super::command::{
+    ConsumerGroupSettings, GroupAttributes, TopicSettings, put_filters, put_layout, read_filters, read_layout,
+};
 use super::names::{
     AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, Generation, MessageIdHash, OrderKey,
     TopicId,
@@ -101,6 +104,7 @@ pub(crate) enum RecordKey {
     GroupAttributes(ConsumerGroupId),
     Generations(TopicId),
     Drained(ConsumerGroupId, TopicId),
+    Filters(ConsumerGroupId, TopicId),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -126,6 +130,7 @@ pub(crate) enum RecordValue {
     GroupAttributes(GroupAttributes),
     Generations(Generations),
     Drained(Drained),
+    Filters(Vec<String>),
 }
 
 impl RecordKey {
@@ -216,6 +221,11 @@ impl RecordKey {
                 out.put_u32(group.get());
                 out.put_u32(topic.get());
             }
+            Self::Filters(group, topic) => {
+                out.put_u8(b'f');
+                out.put_u32(group.get());
+                out.put_u32(topic.get());
+            }
             Self::Timers => out.put_u8(b'd'),
             Self::Recalled(key) => {
                 out.put_u8(b'd');
@@ -263,6 +273,7 @@ impl RecordKey {
             (b'n', 10) if key.get(1) == Some(&2) => {
                 Some(Self::Drained(ConsumerGroupId(number(2)?), TopicId(number(6)?)))
             }
+            (b'f', 9) => Some(Self::Filters(ConsumerGroupId(number(1)?), TopicId(number(5)?))),
             (b'd', 1) => Some(Self::Timers),
             (b'd', 17) => {
                 let wide = |at: usize| Some((u64::from(number(at)?) << 32) | u64::from(number(at + 4)?));
@@ -371,6 +382,7 @@ impl RecordValue {
                 out.put_u32_le(drained.below.get());
                 out.put_u32_le(drained.resets);
             }
+            Self::Filters(filters) => put_filters(&mut out, filters),
             Self::Recalled => {}
         }
         out.freeze()
@@ -415,6 +427,7 @@ impl RecordValue {
                 below: Generation(reader.u32("drained below")?),
                 resets: reader.u32("resets")?,
             }),
+            RecordKey::Filters(..) => Self::Filters(read_filters(reader)?),
             RecordKey::Offset(..) => Self::Offset(reader.u64("committed offset")?),
             RecordKey::TopicRetention(_) => Self::TopicRetention(reader.u64("retention")?),
             RecordKey::ExpiredUnread(..) => Self::ExpiredUnread(reader.u64("expired unread")?),

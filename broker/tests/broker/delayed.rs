@@ -31,6 +31,10 @@ fn delayed(topic: &str, id: &str, at_ms: u64) -> Message {
     message
 }
 
+pub(crate) fn delayed_by(topic: &str, id: &str, ahead_ms: u64) -> Message {
+    delayed(topic, id, now_ms() + ahead_ms)
+}
+
 async fn start(nodes: usize) -> Cluster {
     let cluster = tokio::task::spawn_blocking(move || Cluster::start(nodes)).await.expect("a cluster");
     let address = format!("http://{}", cluster.nodes[0].client_addr());

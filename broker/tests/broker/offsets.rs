@@ -9,7 +9,7 @@ use ledgermq_proto::rocketmq::{Code, QueryOffsetPolicy};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::support::client::{Pull, Receive, id, message, system};
-use crate::support::{Client, Cluster};
+use crate::support::{Client, Cluster, PATIENCE};
 
 struct Bed {
     cluster: Cluster,
@@ -18,7 +18,10 @@ struct Bed {
 }
 
 async fn bed(messages: usize) -> Bed {
-    let start = || Cluster::start_with(1, |config| config.topics.default_queues = 1);
+    bed_of(|| Cluster::start_with(1, |config| config.topics.default_queues = 1), messages).await
+}
+
+async fn bed_of(start: impl FnOnce() -> Cluster + Send + 'static, messages: usize) -> Bed {
     let cluster = tokio::task::spawn_blocking(start).await.expect("a cluster");
     let address = cluster.nodes[0].client_addr();
     let client = Client::connect(&address).await;
@@ -83,6 +86,43 @@ async fn a_queue_is_read_from_any_offset_without_leases_and_waits_at_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_offset_below_what_retention_left_or_above_the_end_is_refused_with_its_code() {
+    let start = || {
+        Cluster::start_with(1, |config| {
+            config.topics.default_queues = 1;
+            config.topics.retention_check_ms = 100;
+        })
+    };
+    let mut bed = bed_of(start, 3).await;
+    assert_eq!(bed.client.update_offset("t", "c", 0).await, Code::Ok, "nothing is gone yet");
+    let keep = wire::SetTopicRetentionRequest { topic: "t".to_owned(), retention_ms: Some(1) };
+    bed.admin.set_topic_retention(keep).await.expect("set");
+    let began = Instant::now();
+    while bed.client.query_offset("t", QueryOffsetPolicy::Beginning, None).await != (Code::Ok, 3) {
+        assert!(began.elapsed() < PATIENCE, "messages expire");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let keep = wire::SetTopicRetentionRequest { topic: "t".to_owned(), retention_ms: Some(0) };
+    bed.admin.set_topic_retention(keep).await.expect("set");
+    bed.client.send(message("t", "id-3", "body")).await;
+    for (offset, code) in [(0, Code::IllegalOffset), (2, Code::IllegalOffset), (3, Code::Ok)] {
+        let (status, messages, next) = bed.client.pull("t", "c", Pull { offset, ..Pull::default() }).await;
+        assert_eq!(status, code, "pull from {offset}");
+        if code == Code::Ok {
+            assert_eq!((messages.iter().map(id).collect::<Vec<_>>(), next), (vec!["id-3"], Some(4)));
+        }
+        assert_eq!(bed.client.update_offset("t", "c", offset).await, code, "commit of {offset}");
+    }
+    for offset in [5, i64::MAX] {
+        let pull = Pull { offset, ..Pull::default() };
+        assert_eq!(bed.client.pull("t", "c", pull).await.0, Code::IllegalOffset, "pull from {offset}");
+        assert_eq!(bed.client.update_offset("t", "c", offset).await, Code::IllegalOffset, "{offset}");
+    }
+    assert_eq!(bed.client.get_offset("t", "c").await, (Code::Ok, 3), "a refused commit changes nothing");
+    bed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn offsets_are_committed_read_and_found_by_end_and_by_time() {
     let bed = bed(3).await;
     let client = &bed.client;
@@ -128,6 +168,27 @@ async fn a_group_is_moved_back_and_gets_its_messages_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_reset_while_acknowledgements_left_gaps_brings_everything_from_there_again() {
+    let mut bed = bed(6).await;
+    let (_, held) = bed.client.receive("t", "c", Receive::default()).await;
+    for message in held.iter().step_by(2) {
+        assert_eq!(bed.client.ack("t", "c", message).await, Code::Ok);
+    }
+    for offset in [0u64, 3] {
+        let to = reset_offsets_request::To::Place(wire::Place { group: "g".to_owned(), queue: 0, offset });
+        let request =
+            wire::ResetOffsetsRequest { consumer_group: "c".to_owned(), topic: "t".to_owned(), to: Some(to) };
+        bed.admin.reset_offsets(request).await.expect("reset");
+        let (_, again) = bed.client.receive("t", "c", Receive::default()).await;
+        let expected: Vec<String> = (offset..6).map(|number| format!("id-{number}")).collect();
+        assert_eq!(again.iter().map(id).collect::<Vec<_>>(), expected);
+        assert!(again.iter().all(|message| system(message).delivery_attempt == Some(1)));
+        assert_eq!(bed.client.ack("t", "c", &again[0]).await, Code::Ok);
+    }
+    bed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn messages_are_found_by_id_key_place_and_time_a_page_at_a_time() {
     let mut bed = bed(5).await;
     let ids = |messages: &[wire::QueriedMessage]| -> Vec<String> {
@@ -158,6 +219,14 @@ async fn messages_are_found_by_id_key_place_and_time_a_page_at_a_time() {
         }
     }
     assert_eq!(all, ["id-0", "id-1", "id-2", "id-3", "id-4"], "every page, and each message once");
+    // The cursor names the first message of the page that follows.
+    for max in 1..5u32 {
+        let page = query(By::Key("k1".to_owned()), None, max, false);
+        let next = bed.admin.query_messages(page).await.expect("a page").into_inner().next.expect("more");
+        let page = query(By::Key("k1".to_owned()), Some(next), 1, false);
+        let page = bed.admin.query_messages(page).await.expect("a page").into_inner();
+        assert_eq!(ids(&page.messages), [format!("id-{max}")], "it begins the page");
+    }
 
     let place = By::Place(wire::Place { group: "g".to_owned(), queue: 0, offset: 4 });
     let found = bed.admin.query_messages(query(place, None, 0, false)).await.expect("found").into_inner();

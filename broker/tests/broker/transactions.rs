@@ -3,6 +3,13 @@
 
 use std::time::Duration;
 
+use ledgermq_broker::state::{
+    Answer, BodyEncoding, Command as Stored, Decision, DecisionSource, EndTransaction, MessageIdHash,
+    MessageProperties, MessageType as StoredType, NewHalf, NewMessage, encode_halves,
+};
+use ledgermq_common::QueueId;
+use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::limits::TRANSACTION_OUTCOME_MS;
 use ledgermq_proto::admin::admin_client::AdminClient;
 use ledgermq_proto::admin::transaction::State;
 use ledgermq_proto::admin::{
@@ -220,6 +227,75 @@ async fn what_is_no_transaction_is_refused_with_its_code() {
     assert_eq!(refused(patient).await, Code::BadRequest);
     assert_eq!(end(&client, "pay", &real, Commit).await.0, Code::Ok, "none of this touched it");
     stop(cluster).await;
+}
+
+/// Outcomes are remembered by the chunk, so more of them are needed than one has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_id_that_expired_is_refused_as_unknown() {
+    let cluster = start(1).await;
+    let client = Client::connect(&cluster.nodes[0].client_addr()).await;
+    let decided = send_half(&client, "decided").await;
+    let open = send_half(&client, "open").await;
+    assert_eq!(end(&client, "pay", &decided, TransactionResolution::Commit).await.0, Code::Ok);
+    assert_eq!(end(&client, "pay", &decided, TransactionResolution::Commit).await.0, Code::Ok, "a repeat");
+
+    let hosted = cluster.nodes[0].hosted();
+    let topic = hosted.state().topic("pay").expect("created").id;
+    let ids: Vec<String> = (0..600).map(|number| format!("other-{number}")).collect();
+    let propose_all = async |stamp: UnixMillis, ids: &[String]| {
+        let halves: Vec<NewHalf> = ids.iter().map(|id| new_half(id)).collect();
+        let answer = hosted.group().propose(encode_halves(stamp, topic, &halves)).await.expect("stored");
+        let Ok(Answer::Halves(halves)) = Answer::decode(&answer) else { panic!("halves") };
+        let ends = ids.iter().zip(halves).map(|(id, half)| {
+            let end = EndTransaction {
+                topic,
+                transaction: half.transaction,
+                message: MessageIdHash::of(id.as_bytes()),
+                decision: Decision::Rollback,
+                source: DecisionSource::Producer,
+            };
+            hosted.group().propose(Stored::EndTransaction(end).encode(stamp))
+        });
+        for ended in futures_util::future::join_all(ends).await {
+            ended.expect("decided");
+        }
+    };
+    let now = hosted.state().now();
+    propose_all(now, &ids).await;
+    assert_eq!(end(&client, "pay", &decided, TransactionResolution::Commit).await.0, Code::Ok, "remembered");
+    // The leader's clock is a day further.
+    let later = now.saturating_add_ms(TRANSACTION_OUTCOME_MS + 60_000);
+    propose_all(later, &["a day later".to_owned()]).await;
+    for resolution in [TransactionResolution::Commit, TransactionResolution::Rollback] {
+        let (code, text) = end(&client, "pay", &decided, resolution).await;
+        assert_eq!(code, Code::InvalidTransactionId);
+        assert!(text.contains("decided long ago"), "{text}");
+    }
+    assert_eq!(
+        end(&client, "pay", &open, TransactionResolution::Commit).await.0,
+        Code::Ok,
+        "never forgotten"
+    );
+    let (_, messages) = client.receive("pay", "c", Receive::default()).await;
+    let mut ids: Vec<&str> = messages.iter().map(id).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["decided", "open"], "the outcome itself stays");
+    stop(cluster).await;
+}
+
+fn new_half(id: &str) -> NewHalf {
+    NewHalf {
+        first_check_ms: 3_600_000,
+        message: NewMessage {
+            queue: QueueId(0),
+            id: id.to_owned(),
+            message_type: StoredType::Transaction,
+            body_encoding: BodyEncoding::Identity,
+            born_at: UnixMillis(0),
+            properties: MessageProperties::default(),
+            body: bytes::Bytes::new(),
+        },
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,10 +1,14 @@
-//! `ledgermq admin group`: a consumer group's retry policy.
+//! `ledgermq admin group`: consumer groups, their settings, and whether their members agree.
+
+use std::collections::BTreeSet;
 
 use clap::{Subcommand, ValueEnum};
 use ledgermq_client::Admin;
 use ledgermq_proto::admin as wire;
 use ledgermq_proto::admin::{reset_offsets_request, retry_policy, set_consumer_group_request};
 use serde_json::{Value, json};
+
+use super::admin::table;
 
 #[derive(Debug, Subcommand)]
 pub enum GroupCommand {
@@ -50,8 +54,14 @@ pub enum GroupCommand {
         #[arg(long)]
         to: String,
     },
-    /// Show a consumer group's settings.
+    /// Show a consumer group's settings, and what its members do not agree about.
     Show { name: String },
+    /// List the consumer groups.
+    List {
+        /// At most.
+        #[arg(long, default_value_t = 10_000)]
+        max: usize,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -140,6 +150,7 @@ pub async fn run(admin: &Admin, command: GroupCommand) -> anyhow::Result<(String
             admin.set_consumer_group(request).await?.consumer_group
         }
         GroupCommand::Reset { name, topic, to } => return reset(admin, name, topic, &to).await,
+        GroupCommand::List { max } => return list(admin, max).await,
         GroupCommand::Show { name } => {
             admin.show_consumer_group(wire::ShowConsumerGroupRequest { name }).await?.consumer_group
         }
@@ -167,9 +178,10 @@ pub async fn run(admin: &Admin, command: GroupCommand) -> anyhow::Result<(String
         }
         None => (String::new(), Value::Null),
     };
+    let warning = disagreement(&shown).map_or_else(String::new, |text| format!("\n{text}"));
     Ok((
         format!(
-            "consumer group {}{}\nordered: {}\nattempts: {}\nwaits: {text}\npriority factor: {}\nlite topics: {model}, of {}, {} per client",
+            "consumer group {}{}\nordered: {}\nattempts: {}\nwaits: {text}\npriority factor: {}\nlite topics: {model}, of {}, {} per client{warning}",
             shown.name,
             if shown.exists { "" } else { " (not used yet; these are the defaults)" },
             if shown.fifo { "yes" } else { "no" },
@@ -190,6 +202,87 @@ pub async fn run(admin: &Admin, command: GroupCommand) -> anyhow::Result<(String
             "lite.sub.client.quota": attributes.lite_client_quota,
             "lite.sub.reset.offset.exclusive": attributes.lite_reset_offset_exclusive,
             "lite.sub.reset.offset.unsubscribe": attributes.lite_reset_offset_unsubscribe,
+            "conflicts": conflicts_as_json(&shown),
+            "differing_topics": topics_as_json(&shown),
         }),
     ))
+}
+
+async fn list(admin: &Admin, max: usize) -> anyhow::Result<(String, Value)> {
+    let mut groups = Vec::new();
+    let mut after = String::new();
+    loop {
+        let page = admin.list_consumer_groups(wire::ListConsumerGroupsRequest { after, max: 0 }).await?;
+        groups.extend(page.consumer_groups);
+        after = page.next;
+        if after.is_empty() || groups.len() >= max {
+            break;
+        }
+    }
+    groups.truncate(max);
+    let mut table = table(&["consumer group", "ordered", "attempts", "members differ about"]);
+    for group in &groups {
+        let topics: BTreeSet<&str> = group.conflicts.iter().map(|of| of.topic.as_str()).collect();
+        let mut differ: Vec<String> = topics.into_iter().map(|topic| format!("filters of {topic}")).collect();
+        if !group.differing_topics.is_empty() {
+            differ.push("topics".to_owned());
+        }
+        table.add_row([
+            group.name.clone(),
+            if group.fifo { "yes" } else { "no" }.to_owned(),
+            group.retry.as_ref().map_or(0, |retry| retry.max_attempts).to_string(),
+            differ.join(", "),
+        ]);
+    }
+    let values = groups.iter().map(|group| {
+        json!({
+            "name": group.name, "fifo": group.fifo,
+            "max_attempts": group.retry.as_ref().map(|retry| retry.max_attempts),
+            "conflicts": conflicts_as_json(group), "differing_topics": topics_as_json(group),
+        })
+    });
+    Ok((table.to_string(), values.collect()))
+}
+
+/// What members of the group do not agree about, for people.
+fn disagreement(group: &wire::ConsumerGroup) -> Option<String> {
+    let mut lines = Vec::new();
+    for conflict in &group.conflicts {
+        lines.push(format!(
+            "WARNING: its members subscribe to {} by different filters ({}):",
+            conflict.topic, conflict.group
+        ));
+        for filter in &conflict.filters {
+            let clients = match filter.client_ids.as_slice() {
+                [] => "a member not heard of yet".to_owned(),
+                clients => clients.join(", "),
+            };
+            lines.push(format!("  {}: {clients}", filter.expression));
+        }
+    }
+    for of in &group.differing_topics {
+        let (topics, clients) = (of.topics.join(", "), of.client_ids.join(", "));
+        lines.push(format!(
+            "WARNING: these receive from {topics} ({}), others from others: {clients}",
+            of.group
+        ));
+    }
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+fn conflicts_as_json(group: &wire::ConsumerGroup) -> Value {
+    let conflicts = group.conflicts.iter().map(|conflict| {
+        let filters: Vec<Value> = conflict
+            .filters
+            .iter()
+            .map(|filter| json!({ "expression": filter.expression, "clients": filter.client_ids }))
+            .collect();
+        json!({ "group": conflict.group, "topic": conflict.topic, "filters": filters })
+    });
+    conflicts.collect()
+}
+
+fn topics_as_json(group: &wire::ConsumerGroup) -> Value {
+    let of = group.differing_topics.iter();
+    of.map(|of| json!({ "group": of.group, "topics": of.topics, "clients": of.client_ids })).collect()
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::admin::table;
 use super::admin_groups::place;
+use super::admin_trace;
 
 const BODY_SHOWN_BYTES_MAX: usize = 64 * 1024;
 
@@ -40,6 +41,19 @@ pub enum MessageCommand {
         #[arg(long, default_value_t = 100)]
         max: usize,
     },
+    /// Tell what happened to a message, entry by entry of the log.
+    Trace {
+        message_id: String,
+        /// Look in this topic only.
+        #[arg(long)]
+        topic: Option<String>,
+        /// Rows at most.
+        #[arg(long, default_value_t = 1_000)]
+        max: usize,
+        /// Entries of the log to look at, at most.
+        #[arg(long, default_value_t = 1_000_000)]
+        entries: u64,
+    },
 }
 
 pub async fn run(admin: &Admin, command: MessageCommand) -> anyhow::Result<(String, Value)> {
@@ -55,6 +69,9 @@ pub async fn run(admin: &Admin, command: MessageCommand) -> anyhow::Result<(Stri
                 (None, None, None) => anyhow::bail!("give --key, --id or --from-ms"),
             };
             query(admin, topic, by, max).await
+        }
+        MessageCommand::Trace { message_id, topic, max, entries } => {
+            admin_trace::run(admin, message_id, topic.unwrap_or_default(), max, entries).await
         }
     }
 }

@@ -6,6 +6,7 @@ mod admin_groups;
 mod admin_lite;
 mod admin_messages;
 mod admin_retention;
+mod admin_trace;
 mod bench;
 mod broker;
 mod chaos;

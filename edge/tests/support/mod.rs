@@ -43,6 +43,8 @@ pub struct Agreed {
     pub stored: Mutex<BTreeMap<String, i64>>,
     pub bodies: Mutex<Vec<rmq::Message>>,
     pub delivered: AtomicUsize,
+    /// Requests that reached a member, whether it led or not.
+    pub tries: watch::Sender<usize>,
     pub topics: Mutex<BTreeMap<TopicName, TopicDescription>>,
     pub arrived: Notify,
 }
@@ -53,6 +55,8 @@ pub struct Member {
     pub node: NodeId,
     pub agreed: Arc<Agreed>,
     pub leadership: watch::Sender<Leadership>,
+    /// How often somebody wanted to know who leads.
+    pub probes: watch::Sender<usize>,
     /// As a process under SIGSTOP: requests arrive and nothing happens.
     pub stopped: AtomicBool,
     pub requests: Mutex<Vec<GroupRequest>>,
@@ -81,6 +85,7 @@ impl LocalGroups for Member {
     }
 
     fn leadership(&self, asked: &GroupName) -> Option<watch::Receiver<Leadership>> {
+        self.probes.send_modify(|probes| *probes += 1);
         (*asked == self.group).then(|| self.leadership.subscribe())
     }
 
@@ -90,6 +95,7 @@ impl LocalGroups for Member {
         context: &CallContext,
         request: &GroupRequest,
     ) -> Result<GroupResponse, NotExecuted> {
+        self.agreed.tries.send_modify(|tries| *tries += 1);
         if self.stopped.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -310,6 +316,7 @@ impl Cluster {
                     node: NodeId(node),
                     agreed: agreed.clone(),
                     leadership: watch::Sender::new(Leadership::default()),
+                    probes: watch::Sender::new(0),
                     stopped: AtomicBool::new(false),
                     requests: Mutex::default(),
                     contexts: Mutex::default(),

@@ -80,6 +80,34 @@ impl CommitLog {
         )
     }
 
+    /// The entry whose payload has the byte at `at`.
+    pub fn index_of(&self, at: PhysicalOffset) -> Result<LogIndex, ReadError> {
+        self.retry_after_cut(
+            |inner| match inner.cache.at_offset(at) {
+                Some(cached) => Ok(Lookup::Cached(cached.entry.id.index)),
+                None => inner.place_of_offset(at, 1).map(Lookup::OnDisk),
+            },
+            |place| {
+                let segment = &place.segment;
+                self.complete_points(place)?;
+                let point = segment.points.read().around_offset(at).map(|(point, _)| point);
+                let point = point.unwrap_or_else(|| start_of(segment));
+                let mut cursor = FrameCursor::new(segment, self.name, point.at, point.index);
+                while cursor.at() < place.end.at {
+                    let header = cursor.step()?;
+                    let end = header.payload_at().get() + u64::from(header.payload_len);
+                    if header.payload_at() <= at && at.get() < end {
+                        return Ok(header.id.index);
+                    }
+                    if cursor.at() > at {
+                        break;
+                    }
+                }
+                Err(ReadError::Beyond { at, len: 1 })
+            },
+        )
+    }
+
     pub fn entry_id_at(&self, index: LogIndex) -> Result<Option<EntryId>, ReadError> {
         // Of a released entry the purge pointer may still know the id.
         if let Some(purged) = self.purged().filter(|purged| purged.index == index) {

@@ -122,6 +122,14 @@ async fn message_bytes_are_read_from_cache_and_disk_and_never_beyond_an_entry() 
                 assert!(part == entry.payload[10..510]);
             }
         }
+        for (place, index) in places.iter().zip(0..) {
+            for inside in [0, 999] {
+                let at = PhysicalOffset(place.get() + inside);
+                assert_eq!(store.index_of(at).unwrap(), LogIndex(index), "byte {inside}");
+            }
+            let behind = PhysicalOffset(place.get() + 1000);
+            assert!(matches!(store.index_of(behind), Err(ReadError::Beyond { .. })), "no payload is there");
+        }
     }
     let newest = *places.last().unwrap();
     assert!(matches!(store.read_bytes(newest, 1001), Err(ReadError::Beyond { .. })));
@@ -188,6 +196,7 @@ async fn released_segments_are_gone_and_the_log_goes_on() {
     let oldest = store.oldest_index();
     assert!(oldest > LogIndex(100) && oldest <= LogIndex(151), "{oldest}");
     assert!(matches!(store.read_bytes(places[0], 1), Err(ReadError::Released { .. })));
+    assert!(matches!(store.index_of(places[0]), Err(ReadError::Released { .. })));
     assert!(matches!(store.read(LogIndex(0)..LogIndex(5), 10), Err(ReadError::ReleasedEntry { .. })));
     assert_eq!(store.entry_id_at(LogIndex(150)).unwrap(), Some(entries[150].id));
     drop(store);

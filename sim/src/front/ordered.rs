@@ -19,7 +19,7 @@ use ledgermq_broker::state::command::{AckEntry, ConsumerGroupSettings, MessagePr
 use ledgermq_broker::state::{
     AckMessages, Answer, AttemptHash, ChangeInvisible, ClientHash, CloseGeneration, Command, ConsumerGroupId,
     CreateConsumerGroup, CreateTopic, DrainGeneration, Generation, IndexEntry, MessageType, NewMessage,
-    OpenGeneration, OrderKey, PrepareGeneration, QueueChoice, ReceiveRequest, TagFilter, TopicId,
+    OpenGeneration, OrderKey, OthersWant, PrepareGeneration, QueueChoice, ReceiveRequest, TagFilter, TopicId,
     TopicSettings, encode_append_in_order, tag_code,
 };
 use ledgermq_common::clock::Clock as _;
@@ -136,6 +136,7 @@ impl Front {
             messages_max,
             now,
             filter: TagFilter::All,
+            others: OthersWant::default(),
         };
         let mut order_of = |_: QueueId, _: QueueOffset, entry: IndexEntry| {
             let key = (0..KEYS).map(key_name).find(|name| tag_code(name) == entry.tag_code)?;

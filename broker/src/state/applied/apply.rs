@@ -124,6 +124,7 @@ impl Applied {
             Command::DrainGeneration(command) => self.drain_generation(command, effects),
             Command::AppendInOrder(command) => self.append_in_order(&command, payload_at, effects),
             Command::StoreBatch(command) => self.store_batch(&command, payload_at, effects),
+            Command::SetFilters(command) => self.set_filters(command, effects),
         };
         result.unwrap_or_else(Answer::Refused)
     }
@@ -274,6 +275,7 @@ impl Applied {
         self.drop_expired_unread(|_, topic| topic == id);
         self.drop_lite_topics(id);
         self.drop_offsets(|_, topic| topic == id);
+        self.drop_filters(|_, topic| topic == id);
         self.drop_generations(id);
         Answer::Deleted(true)
     }
@@ -314,6 +316,7 @@ impl Applied {
         }
         self.drop_lite_group(id);
         self.drop_offsets(|group, _| group == id);
+        self.drop_filters(|group, _| group == id);
         self.drop_expired_unread(|group, _| group == id);
         self.drop_drained(|group, _| group == id);
         Answer::Deleted(true)

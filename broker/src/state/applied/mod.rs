@@ -9,6 +9,7 @@
 pub(crate) mod apply;
 mod batch;
 pub(crate) mod dead_letters;
+mod filters;
 pub(crate) mod generations;
 pub(crate) mod leases;
 pub(crate) mod lite;
@@ -115,6 +116,8 @@ pub(crate) struct Applied {
     /// Where the command that is being applied starts.
     pub(crate) applying_at: PhysicalOffset,
     pub(crate) lite: LiteTopics,
+    /// Of consumer groups whose members do not agree about a topic: what the members want.
+    pub(crate) filters: BTreeMap<(ConsumerGroupId, TopicId), Vec<String>>,
     /// Records changed since the last checkpoint began.
     pub(crate) dirty: HashSet<RecordKey>,
     pub(crate) since_checkpoint: SinceCheckpoint,
@@ -176,6 +179,9 @@ impl Applied {
             }
             RecordKey::GroupAttributes(group) => {
                 self.lite.attributes.get(&group).cloned().map(RecordValue::GroupAttributes)
+            }
+            RecordKey::Filters(group, topic) => {
+                self.filters.get(&(group, topic)).cloned().map(RecordValue::Filters)
             }
             RecordKey::Generations(id) => {
                 self.generations.topics.get(&id).cloned().map(RecordValue::Generations)
@@ -278,7 +284,8 @@ impl Applied {
         let attributes = self.lite.attributes.keys().map(|&group| RecordKey::GroupAttributes(group));
         let lite = lite_topics.chain(lite_clients).chain(lite_parents).chain(attributes);
         let records = records.chain(undecided).chain(outcomes).chain(timers).chain(recalled);
-        records.chain(offsets).chain(lite).chain(generations).chain(keeping)
+        let filters = self.filters.keys().map(|key| RecordKey::Filters(key.0, key.1));
+        records.chain(offsets).chain(lite).chain(generations).chain(keeping).chain(filters)
     }
 
     /// Puts a record where it belongs, when the state is loaded. The order of records is free.
@@ -336,6 +343,9 @@ impl Applied {
             (RecordKey::GroupAttributes(group), RecordValue::GroupAttributes(attributes)) => {
                 self.lite.attributes.insert(group, attributes);
             }
+            (RecordKey::Filters(group, topic), RecordValue::Filters(filters)) => {
+                self.filters.insert((group, topic), filters);
+            }
             (RecordKey::Generations(id), RecordValue::Generations(generations)) => {
                 self.generations.topics.insert(id, generations);
             }
@@ -382,6 +392,11 @@ impl Applied {
         for &(group, topic) in self.subscriptions.keys() {
             if !self.consumer_groups.contains_key(&group) || !self.topics.contains_key(&topic) {
                 return Err(IncompleteState { part: "subscription of group", id: u64::from(group.get()) });
+            }
+        }
+        for &(group, topic) in self.filters.keys() {
+            if !self.consumer_groups.contains_key(&group) || !self.topics.contains_key(&topic) {
+                return Err(IncompleteState { part: "filters of group", id: u64::from(group.get()) });
             }
         }
         for &(topic, queue) in self.lite.topics.keys() {

@@ -22,6 +22,7 @@ mod append;
 mod batch;
 mod dead_letter;
 mod delivery;
+mod filters;
 mod generation;
 mod lite;
 mod message;
@@ -45,6 +46,8 @@ pub use delivery::{
     AckEntry, AckMessages, ChangeInvisible, ExtendLeases, LeaseExtension, LeaseMessages, LeasePart,
     ReleaseClient,
 };
+pub use filters::SetFilters;
+pub(crate) use filters::{put_filters, read_filters};
 pub use generation::{
     AppendInOrder, CloseGeneration, DrainGeneration, OpenGeneration, PrepareGeneration,
     encode_append_in_order, encoded_append_in_order_bytes,
@@ -120,6 +123,7 @@ enum Kind {
     DrainGeneration = 53,
     AppendInOrder = 54,
     StoreBatch = 90,
+    SetFilters = 80,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -164,6 +168,7 @@ pub enum Command {
     DrainGeneration(DrainGeneration),
     AppendInOrder(AppendInOrder),
     StoreBatch(StoreBatch),
+    SetFilters(SetFilters),
 }
 
 /// Why bytes are no command.
@@ -236,6 +241,7 @@ impl Command {
             Self::DrainGeneration(body) => body.put(&mut out),
             Self::AppendInOrder(body) => body.put(&mut out),
             Self::StoreBatch(body) => body.put(&mut out),
+            Self::SetFilters(body) => body.put(&mut out),
         }
         out.freeze()
     }
@@ -297,6 +303,7 @@ impl Command {
             Kind::DrainGeneration => Self::DrainGeneration(DrainGeneration::read(reader)?),
             Kind::AppendInOrder => Self::AppendInOrder(AppendInOrder::read(reader)?),
             Kind::StoreBatch => Self::StoreBatch(StoreBatch::read(reader)?),
+            Kind::SetFilters => Self::SetFilters(SetFilters::read(reader)?),
         };
         reader.end("end of the command")?;
         Ok((stamped_at, command))
@@ -350,6 +357,7 @@ impl Command {
             Self::DrainGeneration(_) => Kind::DrainGeneration,
             Self::AppendInOrder(_) => Kind::AppendInOrder,
             Self::StoreBatch(_) => Kind::StoreBatch,
+            Self::SetFilters(_) => Kind::SetFilters,
         }
     }
 }
@@ -397,6 +405,7 @@ impl Kind {
             53 => Self::DrainGeneration,
             54 => Self::AppendInOrder,
             90 => Self::StoreBatch,
+            80 => Self::SetFilters,
             _ => return None,
         })
     }

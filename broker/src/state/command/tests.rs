@@ -278,6 +278,13 @@ fn commands() -> impl Strategy<Value = Command> {
                 }),
             }
         }),
+        (any::<u32>(), vec("[a-z |=*]{0,12}", 0..4)).prop_map(|(number, filters)| {
+            Command::SetFilters(SetFilters {
+                consumer_group: ConsumerGroupId(number),
+                topic: TopicId(!number),
+                filters,
+            })
+        }),
         (any::<u64>(), any::<u64>()).prop_map(|(deliver_at, physical)| {
             Command::RecallTimer(RecallTimer {
                 deliver_at: UnixMillis(deliver_at),

@@ -160,6 +160,11 @@ mod tests {
         let run = KeyRun::check(whole.clone()).expect("whole");
         let found: Vec<u64> = run.find(3, PhysicalOffset(6)).map(|entry| entry.physical.get()).collect();
         assert_eq!(found, [7, 9]);
+        for (from, expected) in [(5, vec![5, 7, 9]), (7, vec![7, 9]), (9, vec![9]), (10, vec![])] {
+            let found: Vec<u64> =
+                run.find(3, PhysicalOffset(from)).map(|entry| entry.physical.get()).collect();
+            assert_eq!(found, expected, "from {from} on");
+        }
         assert_eq!(run.find(2, PhysicalOffset(0)).count(), 0);
         for at in 0..whole.len() {
             let mut flipped = whole.to_vec();

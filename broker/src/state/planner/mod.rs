@@ -9,7 +9,11 @@
 //! another queue each time so that no queue starves. In a topic with priorities the queue is the
 //! priority: the highest goes first, its ended leases before its unseen messages, in as many receives of
 //! a hundred as the consumer group's priority factor says.
+//!
+//! What the receive does not want is passed over by the same entry, unless another member of the group
+//! may want it: then it is left where it is ([`left`]).
 
+mod left;
 mod order;
 mod reservations;
 
@@ -24,6 +28,7 @@ use super::command::{Command, LeaseMessages, LeasePart, tag_code};
 use super::consume_queue::{IndexEntry, QueueKey};
 use super::machine::BrokerState;
 use super::names::{ClientHash, ConsumerGroupId, MessageType, TopicId};
+pub use left::{HOLES_OF_QUEUE_MAX, LeftPlaces, OthersWant};
 pub use order::{ORDER_SCAN_ENTRIES_MAX, OrderOf, OrderedPlan, PlannedInOrder};
 pub(crate) use reservations::Reservations;
 use reservations::Reserved;
@@ -56,6 +61,7 @@ pub struct ReceiveRequest {
     /// The leader's clock.
     pub now: UnixMillis,
     pub filter: TagFilter,
+    pub others: OthersWant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +112,10 @@ struct PlannedPart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Decision {
     Deliver,
+    /// Consumed by the same entry.
     Reject,
+    /// Stays as it is.
+    Leave,
 }
 
 #[derive(Debug)]
@@ -151,6 +160,26 @@ impl LeasePlan {
         }
     }
 
+    /// The message at this position does not match, and another member of the group wants it.
+    pub fn leave_nth(&mut self, position: usize) {
+        if let Some(choice) = self.choices.get_mut(position) {
+            choice.decision = Decision::Leave;
+        }
+    }
+
+    /// How many messages are to be delivered.
+    pub fn delivers(&self) -> usize {
+        self.choices.iter().filter(|choice| choice.decision == Decision::Deliver).count()
+    }
+
+    /// Holes that the consumer group has in a queue now.
+    pub fn holes_of(&self, queue: QueueId) -> usize {
+        let applied = self.state.applied_state();
+        let subscription = applied.subscriptions.get(&(self.consumer_group, self.topic));
+        let progress = subscription.and_then(|subscription| subscription.queues.get(&queue.get()));
+        progress.map_or(0, |progress| progress.holes.len())
+    }
+
     /// Gives up all but the first `count` messages; other receives may plan them at once.
     pub fn keep_first(&mut self, count: usize) {
         if count >= self.messages.len() {
@@ -190,25 +219,36 @@ impl LeasePlan {
         auto_renew: bool,
         attempt_id: &str,
     ) -> Command {
-        let mut parts: Vec<LeasePart> =
-            self.parts.iter().map(|part| empty_part(part.queue, part.from, part.to)).collect();
+        // Each examined range, in pieces where messages are left inside.
+        let mut pieces: Vec<Vec<LeasePart>> =
+            self.parts.iter().map(|part| vec![empty_part(part.queue, part.from, part.to)]).collect();
         let mut again: BTreeMap<QueueId, LeasePart> = BTreeMap::new();
         for (message, choice) in self.messages.iter().zip(&self.choices) {
             let offset = message.offset;
-            match (choice.part.and_then(|part| parts.get_mut(part)), choice.decision) {
-                (Some(part), Decision::Deliver) => part.take.push(offset),
-                // An unseen message inside the examined range and not taken counts as consumed.
-                (Some(_), Decision::Reject) => {}
-                (None, decision) => {
-                    let part = again.entry(message.queue).or_insert_with(|| empty_part(message.queue, 0, 0));
-                    match decision {
-                        Decision::Deliver => part.redeliver.push(offset),
-                        Decision::Reject => part.finish.push(offset),
+            let pieces = choice.part.and_then(|part| pieces.get_mut(part));
+            match (pieces, choice.decision) {
+                (Some(pieces), Decision::Deliver) => {
+                    if let Some(piece) = pieces.last_mut() {
+                        piece.take.push(offset);
                     }
                 }
+                // An unseen message inside the examined range and not taken counts as consumed.
+                (Some(_), Decision::Reject) => {}
+                (Some(pieces), Decision::Leave) => {
+                    // Messages of a part come in the order of their offsets.
+                    if let Some(piece) = pieces.last_mut() {
+                        let end = piece.to;
+                        piece.to = offset;
+                        let rest = empty_part(message.queue, offset.get() + 1, end.get());
+                        pieces.push(rest);
+                    }
+                }
+                (None, Decision::Deliver) => again_of(&mut again, message.queue).redeliver.push(offset),
+                (None, Decision::Reject) => again_of(&mut again, message.queue).finish.push(offset),
+                (None, Decision::Leave) => {}
             }
         }
-        let parts = parts.into_iter().filter(|part| part.from < part.to);
+        let parts = pieces.into_iter().flatten().filter(|part| part.from < part.to);
         let parts = again.into_values().chain(parts).collect();
         Command::LeaseMessages(LeaseMessages {
             consumer_group: self.consumer_group,
@@ -243,6 +283,10 @@ impl std::fmt::Debug for LeasePlan {
     }
 }
 
+fn again_of(again: &mut BTreeMap<QueueId, LeasePart>, queue: QueueId) -> &mut LeasePart {
+    again.entry(queue).or_insert_with(|| empty_part(queue, 0, 0))
+}
+
 fn empty_part(queue: QueueId, from: u64, to: u64) -> LeasePart {
     LeasePart {
         queue,
@@ -261,6 +305,8 @@ struct Candidates {
     ended: Vec<(u32, u64, u32)>,
     /// Unseen ranges, in the order in which they are to be examined.
     unseen: Vec<(u32, u64, u64)>,
+    /// By queue: holes that may still be made for others.
+    holes_left: BTreeMap<u32, usize>,
     /// Queues are priorities: the greatest first.
     by_priority: bool,
 }
@@ -310,11 +356,13 @@ impl BrokerState {
         };
         let mut scanned = 0;
         let mut skipped = 0;
-        {
+        let mut is_left = false;
+        let is_empty = {
             // One plan of a subscription at a time: what it finds free is still free when it reserves.
             let lane = self.reservations().lane(request.consumer_group, request.topic);
             let mut lane = lane.lock();
-            let candidates = self.candidates(request, &lane)?;
+            let mut candidates = self.candidates(request, &lane)?;
+            let mut holes_left = std::mem::take(&mut candidates.holes_left);
             for candidate in candidates.in_turn() {
                 match candidate {
                     Candidate::Ended(queue, offset, attempt) => {
@@ -337,51 +385,76 @@ impl BrokerState {
                             break;
                         }
                         let to = to.min(from.saturating_add(examine));
-                        let (end, unwanted) = self.plan_unseen(request, &mut plan, queue, from, to);
-                        skipped += unwanted;
-                        scanned += end - from;
+                        let mut unlimited = usize::MAX;
+                        let holes_left = holes_left.get_mut(&queue).unwrap_or(&mut unlimited);
+                        let examined = self.plan_unseen(request, &mut plan, (queue, from, to), holes_left);
+                        skipped += examined.unwanted;
+                        scanned += examined.end - from;
+                        is_left |= examined.is_left;
                     }
                 }
             }
-            if plan.messages.is_empty() && skipped < PLAN_SKIPPED_ENTRIES_MIN {
-                return None;
+            let is_empty = plan.messages.is_empty() && skipped < PLAN_SKIPPED_ENTRIES_MIN;
+            if !is_empty {
+                lane.reserve(&plan.reserved);
             }
-            lane.reserve(&plan.reserved);
+            is_empty
+        };
+        if is_left {
+            // Whoever was woken for it was not the one who wants it.
+            self.observer().leases_released(request.consumer_group, request.topic);
+        }
+        if is_empty {
+            plan.reserved = Reserved::default();
+            return None;
         }
         plan.granted = false;
         Some(plan)
     }
 
-    /// Plans unseen messages of one queue; answers how far it looked and how many it does not want.
+    /// Plans unseen messages of one queue, in parts around what is left for others.
     fn plan_unseen(
         &self,
         request: &ReceiveRequest,
         plan: &mut LeasePlan,
-        queue: u32,
-        from: u64,
-        to: u64,
-    ) -> (u64, u64) {
+        (queue, from, to): (u32, u64, u64),
+        holes_left: &mut usize,
+    ) -> Examined {
         let messages_max = request.messages_max as usize;
         let view = self.index_view(QueueKey::new(request.topic, QueueId(queue)), from, to);
-        let part = plan.parts.len();
-        let (mut end, mut unwanted) = (from, 0);
+        let mut examined = Examined { end: from, unwanted: 0, is_left: false };
+        let mut part_from = from;
+        let others = &request.others;
+        let mut after_left = !others.is_nothing() && from > 0 && others.left.contains(queue, from - 1);
         for (offset, entry) in view.read() {
-            if offset != end || plan.messages.len() >= messages_max {
+            if offset != examined.end || plan.messages.len() >= messages_max {
                 break;
             }
-            end += 1;
-            if request.filter.may_match(entry.tag_code) {
+            let is_wanted = request.filter.may_match(entry.tag_code);
+            if !is_wanted && others.may_match(entry.tag_code) {
+                plan.close_part(queue, part_from, offset);
+                examined.is_left |= others.left.add(queue, offset);
+                examined.end += 1;
+                part_from = examined.end;
+                after_left = true;
+                continue;
+            }
+            // What lies before this one becomes a hole.
+            if std::mem::take(&mut after_left) {
+                let Some(left) = holes_left.checked_sub(1) else { break };
+                *holes_left = left;
+            }
+            examined.end += 1;
+            if is_wanted {
                 let (queue, offset) = (QueueId(queue), QueueOffset(offset));
+                let part = plan.parts.len();
                 plan.push(Some(part), PlannedMessage { queue, offset, entry, attempt: 1 });
             } else {
-                unwanted += 1;
+                examined.unwanted += 1;
             }
         }
-        if end > from {
-            plan.parts.push(PlannedPart { queue: QueueId(queue), from, to: end });
-            plan.reserved.unseen.push((queue, from, end));
-        }
-        (end, unwanted)
+        plan.close_part(queue, part_from, examined.end);
+        examined
     }
 
     fn candidates(&self, request: &ReceiveRequest, lane: &reservations::Lane) -> Option<Candidates> {
@@ -398,8 +471,12 @@ impl BrokerState {
             QueueChoice::One(chosen) => chosen.get() == queue,
         };
         let ended = subscription.ends.iter().take_while(|(until, _, _)| *until <= now);
+        let others = &request.others;
         for &(_, queue, offset) in ended.take(PLAN_SCAN_ENTRIES_MAX as usize) {
             if !is_chosen(queue) || lane.has_ended(queue, offset) {
+                continue;
+            }
+            if !others.is_nothing() && others.left.contains(queue, offset) {
                 continue;
             }
             let lease = subscription.queues.get(&queue).and_then(|progress| progress.leases.get(&offset));
@@ -419,6 +496,7 @@ impl BrokerState {
             QueueChoice::One(queue) => (queue.get(), 1),
         };
         let mut found = 0;
+        let mut holes_left = BTreeMap::new();
         let enough = examined_at_most(&request.filter, request.messages_max as usize);
         let by_priority = candidates.by_priority;
         for step in 0..count {
@@ -435,16 +513,29 @@ impl BrokerState {
                 continue;
             }
             let mut add = |from: u64, to: u64| {
-                lane.free(queue, from.max(range.min), to.min(range.max), |from, to| {
+                let mut take = |from: u64, to: u64| {
                     found += to - from;
                     candidates.unseen.push((queue, from, to));
+                };
+                lane.free(queue, from.max(range.min), to.min(range.max), |from, to| {
+                    if others.is_nothing() {
+                        take(from, to);
+                    } else {
+                        others.left.unknown(queue, from, to, &mut take);
+                    }
                 });
             };
-            match subscription.queues.get(&queue) {
+            let progress = subscription.queues.get(&queue);
+            if !others.is_nothing() {
+                let holes = progress.map_or(0, |progress| progress.holes.len());
+                holes_left.insert(queue, HOLES_OF_QUEUE_MAX.saturating_sub(holes));
+            }
+            match progress {
                 Some(progress) => progress.unseen(range.max).for_each(|(from, to)| add(from, to)),
                 None => add(range.min, range.max),
             }
         }
+        candidates.holes_left = holes_left;
         Some(candidates)
     }
 
@@ -454,7 +545,22 @@ impl BrokerState {
     }
 }
 
+/// How far a plan looked in one range, and what it found beside what it takes.
+struct Examined {
+    end: u64,
+    unwanted: u64,
+    /// Something was left for others that was not known to be for them.
+    is_left: bool,
+}
+
 impl LeasePlan {
+    fn close_part(&mut self, queue: u32, from: u64, to: u64) {
+        if from < to {
+            self.parts.push(PlannedPart { queue: QueueId(queue), from, to });
+            self.reserved.unseen.push((queue, from, to));
+        }
+    }
+
     fn push(&mut self, part: Option<usize>, message: PlannedMessage) {
         self.messages.push(message);
         self.choices.push(Choice { part, decision: Decision::Deliver });

@@ -6,6 +6,9 @@
 //! that is stuck holds up nobody else; it does so for [`ORDER_SCAN_ENTRIES_MAX`] messages of a queue,
 //! which bounds the holes in the group's progress and the work of one plan.
 //!
+//! A message that another member of the group wants by another filter blocks its key as well: what comes
+//! behind it in its message group has to wait for it.
+//!
 //! Of a topic that grew, a queue is looked at up to the end of the first generation that the group has
 //! not drained.
 //!
@@ -67,6 +70,17 @@ impl OrderedPlan {
             planned.into_iter().partition(|message| rejected.contains(&(message.queue, message.offset)));
         self.messages = messages;
         self.pass_over.extend(pass_over.iter().map(|message| (message.queue, message.offset)));
+    }
+
+    /// These are for other members of the group: they stay as they are.
+    pub fn leave(&mut self, places: &[(QueueId, QueueOffset)]) {
+        let left: BTreeSet<_> = places.iter().copied().collect();
+        self.messages.retain(|message| !left.contains(&(message.queue, message.offset)));
+    }
+
+    /// Whether proposing it would change anything.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.pass_over.is_empty()
     }
 
     /// Leaves out the last messages; they are planned again by the next receive.
@@ -166,7 +180,8 @@ impl BrokerState {
             reserved: Reserved::default(),
             granted: true,
         };
-        {
+        let mut is_left = false;
+        let is_idle = {
             // One plan of a subscription at a time: a key that is free now is free when it is reserved.
             let lane = self.reservations().lane(request.consumer_group, request.topic);
             let mut lane = lane.lock();
@@ -175,16 +190,24 @@ impl BrokerState {
                     break;
                 }
                 let Some(state) = self.queue_state(request, queue, &lane) else { continue };
-                self.plan_queue(request, state, order_of, &mut plan);
+                is_left |= self.plan_queue(request, state, order_of, &mut plan);
             }
             let passed_over = plan.pass_over.len() as u64;
-            if plan.messages.is_empty() && passed_over < PLAN_SKIPPED_ENTRIES_MIN {
-                return None;
+            let is_idle = plan.messages.is_empty() && passed_over < PLAN_SKIPPED_ENTRIES_MIN;
+            if !is_idle {
+                let keys: BTreeSet<(u32, OrderKey)> =
+                    plan.messages.iter().map(|message| (message.queue.get(), message.order)).collect();
+                plan.reserved.orders = keys.into_iter().collect();
+                lane.reserve(&plan.reserved);
             }
-            let keys: BTreeSet<(u32, OrderKey)> =
-                plan.messages.iter().map(|message| (message.queue.get(), message.order)).collect();
-            plan.reserved.orders = keys.into_iter().collect();
-            lane.reserve(&plan.reserved);
+            is_idle
+        };
+        if is_left {
+            // Whoever was woken for it was not the one who wants it.
+            self.observer().leases_released(request.consumer_group, request.topic);
+        }
+        if is_idle {
+            return None;
         }
         plan.granted = false;
         Some(plan)
@@ -242,42 +265,56 @@ impl BrokerState {
         (!state.unseen.is_empty() || !state.ended.is_empty()).then_some(state)
     }
 
-    /// Takes what is free of one queue, in the order of offsets.
+    /// Takes what is free of one queue, in the order of offsets. True: something was left for others that
+    /// was not known to be for them.
     fn plan_queue(
         &self,
         request: &ReceiveRequest,
-        state: QueueState,
+        mut state: QueueState,
         order_of: OrderOf<'_>,
         plan: &mut OrderedPlan,
-    ) {
+    ) -> bool {
+        let others = &request.others;
+        let mut is_left = false;
         let queue = QueueId(state.queue);
         let key = QueueKey::new(request.topic, queue);
-        let mut ended = state.ended.into_iter().peekable();
-        let unseen = state.unseen.into_iter().flat_map(|(from, to)| self.index_view(key, from, to).read());
+        let mut ended = std::mem::take(&mut state.ended).into_iter().peekable();
+        let unseen = std::mem::take(&mut state.unseen);
+        let unseen = unseen.into_iter().flat_map(|(from, to)| self.index_view(key, from, to).read());
         let mut unseen = unseen.peekable();
         while plan.messages.len() < request.messages_max as usize {
             let again = match (ended.peek(), unseen.peek()) {
-                (None, None) => return,
+                (None, None) => return is_left,
                 (Some((ended, _)), Some((unseen, _))) => ended < unseen,
                 (ended, _) => ended.is_some(),
             };
             let (offset, entry, known) = if again {
-                let Some((offset, order)) = ended.next() else { return };
-                let Some(entry) = self.entry_of(request.topic, state.queue, offset) else { return };
+                let Some((offset, order)) = ended.next() else { return is_left };
+                let Some(entry) = self.entry_of(request.topic, state.queue, offset) else { return is_left };
                 (QueueOffset(offset), entry, (order != OrderKey(0)).then_some(order))
             } else {
-                let Some((offset, entry)) = unseen.next() else { return };
+                let Some((offset, entry)) = unseen.next() else { return is_left };
                 (QueueOffset(offset), entry, None)
             };
-            if !request.filter.may_match(entry.tag_code) {
+            let is_wanted = request.filter.may_match(entry.tag_code);
+            let is_for_others = !others.is_nothing()
+                && (others.left.contains(state.queue, offset.get())
+                    || (!is_wanted && others.may_match(entry.tag_code)));
+            if !is_wanted && !is_for_others {
                 plan.pass_over.push((queue, offset));
                 continue;
             }
             // Without its key nothing behind it may be delivered: it might belong to the same group.
-            let Some(order) = known.or_else(|| order_of(queue, offset, entry)) else { return };
+            let Some(order) = known.or_else(|| order_of(queue, offset, entry)) else { return is_left };
+            if is_for_others {
+                is_left |= others.left.add(state.queue, offset.get());
+                state.blocked.insert(order);
+                continue;
+            }
             if !state.blocked.contains(&order) || defects::is_active(Defect::TwoHolders) {
                 plan.messages.push(PlannedInOrder { queue, offset, entry, order, again });
             }
         }
+        is_left
     }
 }

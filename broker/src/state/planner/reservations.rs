@@ -72,22 +72,8 @@ impl Lane {
     }
 
     /// The parts of `from..to` that no plan holds.
-    pub(super) fn free(&self, queue: u32, from: u64, to: u64, mut part: impl FnMut(u64, u64)) {
-        let mut at = from;
-        let before = self.unseen.range(..(queue, from)).next_back();
-        let held = before.into_iter().chain(self.unseen.range((queue, from)..(queue, to.max(from))));
-        for (&(of_queue, start), &end) in held {
-            if of_queue != queue || end <= at {
-                continue;
-            }
-            if start > at {
-                part(at, start.min(to));
-            }
-            at = at.max(end);
-        }
-        if at < to {
-            part(at, to);
-        }
+    pub(super) fn free(&self, queue: u32, from: u64, to: u64, part: impl FnMut(u64, u64)) {
+        free_parts(&self.unseen, queue, from, to, part);
     }
 
     /// The order keys of a queue that plans hold.
@@ -133,6 +119,32 @@ impl Lane {
 
     fn is_empty(&self) -> bool {
         self.ended.is_empty() && self.unseen.is_empty() && self.orders.is_empty()
+    }
+}
+
+/// The parts of `from..to` that none of the `held` ranges, (queue, from) → to, has.
+pub(super) fn free_parts(
+    held: &BTreeMap<(u32, u64), u64>,
+    queue: u32,
+    from: u64,
+    to: u64,
+    mut part: impl FnMut(u64, u64),
+) {
+    let mut at = from;
+    let before = held.range(..(queue, from)).next_back();
+    for (&(of_queue, start), &end) in
+        before.into_iter().chain(held.range((queue, from)..(queue, to.max(from))))
+    {
+        if of_queue != queue || end <= at {
+            continue;
+        }
+        if start > at {
+            part(at, start.min(to));
+        }
+        at = at.max(end);
+    }
+    if at < to {
+        part(at, to);
     }
 }
 

@@ -109,6 +109,7 @@ pub(super) enum Step {
     Suspend(usize, u64),
     ExpireLite(u32, u64),
     SetAttributes(u32, bool),
+    SetFilters(u32, u32, u8),
     Pass(u64),
     Malformed(Vec<u8>),
 }
@@ -179,6 +180,7 @@ pub(super) fn steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         2 => (any::<usize>(), 0u64..40_000).prop_map(|(which, ms)| Step::Suspend(which, ms)),
         1 => (1u32..7, 1u64..400_000).prop_map(|(topic, ms)| Step::ExpireLite(topic, ms)),
         1 => (1u32..4, any::<bool>()).prop_map(|(group, flag)| Step::SetAttributes(group, flag)),
+        1 => (1u32..4, 1u32..4, 0u8..4).prop_map(|(group, topic, n)| Step::SetFilters(group, topic, n)),
         3 => prop_oneof![0u64..30_000, 500_000u64..700_000].prop_map(Step::Pass),
         3 => (0u64..60_000, proptest::option::of(0u64..2_000_000))
             .prop_map(|(retention_ms, log_bytes_max)| Step::Expire { retention_ms, log_bytes_max }),
@@ -594,6 +596,13 @@ impl Leader {
                 self.propose_command(&Command::SetGroupAttributes(SetGroupAttributes {
                     consumer_group: ConsumerGroupId(*group),
                     attributes,
+                }));
+            }
+            Step::SetFilters(group, topic, count) => {
+                self.propose_command(&Command::SetFilters(SetFilters {
+                    consumer_group: ConsumerGroupId(*group),
+                    topic: TopicId(*topic),
+                    filters: (0..*count).map(|number| format!("tag tag-{number}")).collect(),
                 }));
             }
             Step::Pass(ms) => self.replica.pass_ms(*ms),

@@ -5,6 +5,7 @@ mod batch;
 mod dead_letters;
 mod delivery;
 mod determinism;
+mod differing_filters;
 mod durability;
 mod generations;
 mod lite;
@@ -176,6 +177,7 @@ impl Replica {
             messages_max: max,
             now: self.now,
             filter: TagFilter::All,
+            others: OthersWant::default(),
         }
     }
 

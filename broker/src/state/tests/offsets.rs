@@ -107,6 +107,31 @@ fn a_reset_goes_back_or_ahead_and_ends_what_is_under_delivery() {
 }
 
 #[test]
+fn a_reset_of_offsets_keeps_no_holes() {
+    let mut bed = bed(None);
+    // Two receives at once, of which the first never reaches the log: 0..4 is a hole.
+    let request = bed.replica.request(bed.group, bed.topic, 4);
+    let lost = bed.replica.state.plan_receive(&request).expect("messages");
+    let held = bed.receive(4);
+    assert_eq!(offsets(&held)[0], (0, 4));
+    drop(lost);
+    // Acknowledgements leave holes of their own: 4 and 6 are consumed, 5 and 7 are not.
+    bed.replica.ack(bed.group, bed.topic, &[held[0], held[2]]);
+
+    bed.reset(2);
+    let again = bed.receive(10);
+    let places: Vec<u64> = again.iter().map(|lease| lease.offset.get()).collect();
+    assert_eq!(places, [2, 3, 4, 5, 6, 7, 8, 9], "all from there on, and nothing before");
+    bed.replica.ack(bed.group, bed.topic, &again);
+    assert_eq!(bed.receive(10), [], "each once");
+
+    bed.reset(0);
+    assert_eq!(bed.receive(10).len(), 10);
+    bed.reset(9);
+    assert_eq!(offsets(&bed.receive(10)), [(0, 9)], "what was before it is no hole");
+}
+
+#[test]
 fn the_offset_of_a_time_is_that_of_the_first_message_stored_then_or_later() {
     let bed = bed(None);
     let at = |ms| bed.replica.state.offset_at(bed.topic, QueueId(0), UnixMillis(START + ms));
@@ -128,6 +153,11 @@ fn records_are_found_by_id_and_by_key_in_the_order_of_the_log_before_and_after_a
         let page = bed.replica.state.search(bed.topic, SearchKey::Key("all"), PhysicalOffset(0), 4);
         let rest = bed.search(SearchKey::Key("all"), page[3].physical.get() + 1, 100);
         assert_eq!(rest, ["id-4", "id-5", "id-6", "id-7", "id-8", "id-9"], "a page goes on after the last");
+        // A page that begins at a record has it.
+        for first in &page {
+            let at_its_start = bed.replica.state.search(bed.topic, SearchKey::Key("all"), first.physical, 1);
+            assert_eq!(at_its_start, [*first]);
+        }
         assert_eq!(bed.search(SearchKey::Key("id-7"), 0, 10), Vec::<String>::new(), "an id is no key");
         let other = bed.replica.state.search(TopicId(99), SearchKey::Key("all"), PhysicalOffset(0), 4);
         assert_eq!(other, []);

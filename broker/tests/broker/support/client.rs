@@ -35,6 +35,8 @@ pub struct Receive {
     pub poll: Duration,
     pub invisible: Duration,
     pub tags: Option<String>,
+    /// An expression, where there are no tags.
+    pub sql: Option<String>,
     pub auto_renew: bool,
     /// The broker group to receive from.
     pub broker: String,
@@ -62,6 +64,7 @@ impl Default for Receive {
             poll: Duration::from_secs(5),
             invisible: Duration::from_secs(30),
             tags: None,
+            sql: None,
             auto_renew: false,
             broker: "g".to_owned(),
         }
@@ -74,6 +77,12 @@ impl Client {
         let channel = endpoint.connect().await.expect("a broker that listens");
         let id = format!("test@{address}@{:p}", &raw const channel);
         Self { batches: BatchClient::new(channel.clone()), stub: MessagingServiceClient::new(channel), id }
+    }
+
+    /// The same connection as another client.
+    pub fn named(mut self, id: &str) -> Self {
+        id.clone_into(&mut self.id);
+        self
     }
 
     pub fn stub(&self) -> MessagingServiceClient<Channel> {
@@ -125,9 +134,15 @@ impl Client {
                 broker: Some(Broker { name: receive.broker, ..Broker::default() }),
                 ..MessageQueue::default()
             }),
-            filter_expression: receive
-                .tags
-                .map(|expression| FilterExpression { r#type: FilterType::Tag as i32, expression }),
+            filter_expression: match (receive.tags, receive.sql) {
+                (Some(expression), _) => {
+                    Some(FilterExpression { r#type: FilterType::Tag as i32, expression })
+                }
+                (None, Some(expression)) => {
+                    Some(FilterExpression { r#type: FilterType::Sql as i32, expression })
+                }
+                (None, None) => None,
+            },
             batch_size: receive.batch,
             invisible_duration: Some(duration(receive.invisible)),
             auto_renew: receive.auto_renew,

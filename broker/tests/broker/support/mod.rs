@@ -5,9 +5,11 @@ pub mod client;
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ledgermq_broker::config::{GroupEntry, NodeEntry};
+use ledgermq_broker::execution::HostedGroup;
 use ledgermq_broker::{Broker, BrokerConfig};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -122,6 +124,17 @@ impl Node {
         self.running.as_ref().is_some_and(|(broker, _)| {
             broker.node().hosted_groups().any(|hosted| hosted.name().as_str() == group && hosted.leads())
         })
+    }
+
+    /// Its replica of the group.
+    pub fn hosted(&self) -> Arc<HostedGroup> {
+        let (broker, _) = self.running.as_ref().expect("it runs");
+        Arc::clone(broker.node().hosted_groups().next().expect("one group"))
+    }
+
+    /// Receives that wait here.
+    pub fn long_polls(&self) -> usize {
+        self.running.as_ref().map_or(0, |(broker, _)| broker.node().long_polls())
     }
 
     pub fn client_addr(&self) -> String {

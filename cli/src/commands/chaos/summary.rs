@@ -101,7 +101,8 @@ impl Seen {
             if checker.starts_with("total-queue") {
                 let counts = verdict["counts"].as_array().into_iter().flatten();
                 let acknowledged = counts.into_iter().find(|count| count[0] == "acknowledged");
-                seen.acknowledged = acknowledged.and_then(|count| count[1].as_u64()).unwrap_or(0);
+                // Of each topic, where there are several.
+                seen.acknowledged += acknowledged.and_then(|count| count[1].as_u64()).unwrap_or(0);
             }
             if let Ok(property) = serde_json::from_value(verdict.clone()) {
                 seen.properties.insert(checker, property);
@@ -114,7 +115,7 @@ impl Seen {
 impl Seen {
     /// Some workloads send none; figures of sends mean nothing then.
     fn has_messages(&self) -> bool {
-        self.properties.contains_key("total-queue")
+        self.properties.keys().any(|checker| checker.starts_with("total-queue"))
     }
 }
 
