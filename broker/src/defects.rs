@@ -55,6 +55,10 @@ pub enum Defect {
     OffsetOfRepeat,
     /// Log time follows the clock of each leader, also back.
     LogTimeBack,
+    /// A new leader gives the last offset of a queue to another message.
+    SharedQueueOffset,
+    /// A transaction that was checked once is not checked again.
+    CheckStalled,
 }
 
 #[cfg(feature = "defects")]

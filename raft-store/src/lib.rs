@@ -4,6 +4,7 @@
 //! brings. No openraft type leaves this crate, and nothing outside `io` opens a file.
 
 mod commit_log;
+pub mod defects;
 mod frame;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -50,7 +50,15 @@ pub fn majority_holds_what_was_answered(nodes: &[Arc<Node>], oracle: &Oracle) {
     }
 }
 
+/// By the whole build, also where a broken one wrote it.
 fn durable_log(node: &Arc<Node>, oracle: &Oracle) -> Option<DurableLog> {
+    let broken = ledgermq_raft_store::defects::activate(None);
+    let log = read_durable_log(node, oracle);
+    ledgermq_raft_store::defects::activate(broken);
+    log
+}
+
+fn read_durable_log(node: &Arc<Node>, oracle: &Oracle) -> Option<DurableLog> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)

@@ -11,6 +11,9 @@
 //! | [`Defect::OpenBeforeClosed`] | a generation of queues is served only when the one before has ended |
 //! | [`Defect::RepeatByNewGeneration`] | a repeated send is stored once, also across a growth |
 //! | [`Defect::Product`] | those of the state machine that need no more than a name: [`PRODUCT`] |
+//! | [`Defect::Store`] | those of the log and of replication: [`STORE`] |
+//!
+//! What no simulated fault reaches (bytes that rot) is tried by `tests/store.rs`.
 
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -19,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use ledgermq_broker::defects::Defect as Broken;
+use ledgermq_raft_store::defects::Defect as BrokenStore;
 use ledgermq_raft_store::io::{DirectoryLock, Disk, DiskFile};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,33 +43,66 @@ pub enum Defect {
     RepeatByNewGeneration,
     /// One of [`PRODUCT`].
     Product(Broken),
+    /// One of the log and of replication, such as those in [`STORE`].
+    Store(BrokenStore),
 }
 
 /// Broken promises about messages, leases, transactions and timers.
-pub const PRODUCT: [Broken; 16] = [
+pub const PRODUCT: [Broken; 22] = [
     Broken::TwoOutcomes,
     Broken::EarlyVisibility,
     Broken::LostCheck,
+    Broken::CheckStalled,
     Broken::CommitDropped,
     Broken::EndOfAnother,
     Broken::HalfTwice,
     Broken::DoubleFire,
     Broken::EarlyFire,
     Broken::RecalledFires,
+    Broken::DelayedTwice,
     Broken::ShortenedLease,
     Broken::ForgottenAck,
+    Broken::StaleAckTaken,
     Broken::ChangeIgnored,
     Broken::AttemptBack,
+    Broken::MessageSkipped,
     Broken::LetterWithoutEnd,
     Broken::DedupeOfOneTerm,
     Broken::OffsetOfRepeat,
+    Broken::SharedQueueOffset,
+    Broken::LogTimeBack,
 ];
 
-/// Broken promises that no seed has been seen to convict yet.
-pub const UNPROVEN: [Broken; 4] =
-    [Broken::DelayedTwice, Broken::StaleAckTaken, Broken::MessageSkipped, Broken::LogTimeBack];
+/// Broken promises of the log and of replication that the simulation convicts.
+pub const STORE: [BrokenStore; 16] = [
+    BrokenStore::AckBeforeSync,
+    BrokenStore::LeaderCountsItself,
+    BrokenStore::FollowerAckBeforeSync,
+    BrokenStore::FlushedThoughSyncFailed,
+    BrokenStore::SyncRetried,
+    BrokenStore::VoteNotWritten,
+    BrokenStore::SegmentNameNotSynced,
+    BrokenStore::SnapshotNameNotSynced,
+    BrokenStore::SnapshotNotSynced,
+    BrokenStore::CommitUnchecked,
+    BrokenStore::AppendedIsCommitted,
+    BrokenStore::CommitWithoutQuorum,
+    BrokenStore::LaggingNodeElected,
+    BrokenStore::PurgeAfterSnapshot,
+    BrokenStore::SnapshotBoundaryBehind,
+    BrokenStore::BarrierLeftOut,
+];
 
 impl Defect {
+    /// The name a person calls it by.
+    pub fn name(self) -> String {
+        match self {
+            Self::Product(broken) => format!("{broken:?}"),
+            Self::Store(broken) => format!("{broken:?}"),
+            other => format!("{other:?}"),
+        }
+    }
+
     pub fn spoil(self, disk: Arc<dyn Disk>) -> Arc<dyn Disk> {
         match self {
             Self::SyncLies => Arc::new(LyingDisk { inner: disk, about: ".log", every: 2 }),
@@ -83,6 +120,15 @@ impl Defect {
             Self::OpenBeforeClosed => Some(Broken::OpenBeforeClosed),
             Self::RepeatByNewGeneration => Some(Broken::RepeatByNewGeneration),
             Self::Product(broken) => Some(broken),
+            Self::Store(_) => None,
+        }
+    }
+
+    /// The promise that the log or its replication breaks.
+    pub fn in_the_store(self) -> Option<BrokenStore> {
+        match self {
+            Self::Store(broken) => Some(broken),
+            _ => None,
         }
     }
 }

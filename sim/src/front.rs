@@ -17,6 +17,7 @@
 //! | 8 end | transaction u64, decision u8, id |
 //! | 9 check | none: counts a check of the transaction that is due, or parks it |
 //! | 10 give up, to the dead letters | as 3 |
+//! | 11 read | none: behind a read barrier, how far this replica has applied |
 //! | 50 to 55 | see [`ordered`] |
 //!
 //! | Answer | Fields |
@@ -25,6 +26,7 @@
 //! | 1 not the leader | the leader's node id plus one as u64, or 0 |
 //! | 2 unknown outcome | |
 //! | 3 placement | generation u32, queues u32 |
+//! | 4 read | applied entries u64 |
 
 pub mod ordered;
 
@@ -47,7 +49,7 @@ use ledgermq_broker::state::{
 use ledgermq_common::clock::{Clock as _, SteppedClock, UnixMillis};
 use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use ledgermq_raft_store::Group;
-use ledgermq_raft_store::group::ProposeError;
+use ledgermq_raft_store::group::{BarrierError, ProposeError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::network::SimStream;
@@ -76,6 +78,7 @@ pub enum Request {
     End { transaction: PhysicalOffset, id: String, decision: Decision },
     Check,
     GiveUp(AckEntry),
+    Read,
     Ordered(OrderedRequest),
 }
 
@@ -85,6 +88,7 @@ pub enum Response {
     NotLeader { leader: Option<u64> },
     OutcomeUnknown,
     Placement { generation: u32, queues: u32 },
+    Read { applied: u64 },
 }
 
 /// What serves the requests of one life of a node.
@@ -114,6 +118,9 @@ impl Front {
         if matches!(request, Request::Ordered(OrderedRequest::Placement)) {
             return self.placement();
         }
+        if matches!(request, Request::Read) {
+            return self.read().await;
+        }
         let leadership = *self.group.leadership().borrow();
         if !leadership.is_leader_ready {
             return Response::NotLeader { leader: leadership.leader.map(|leader| leader.get()) };
@@ -127,13 +134,27 @@ impl Front {
         }
     }
 
+    /// What a consumer group's offset is read like: the state behind a barrier, without an entry.
+    async fn read(&self) -> Response {
+        match self.group.read_barrier().await {
+            Ok(()) => {
+                let applied = self.group.status().applied;
+                Response::Read { applied: applied.map_or(0, |index| index.get() + 1) }
+            }
+            Err(BarrierError::NotLeader { leader }) => {
+                Response::NotLeader { leader: leader.map(|leader| leader.get()) }
+            }
+            Err(BarrierError::Stopped) => Response::OutcomeUnknown,
+        }
+    }
+
     async fn execute(&self, request: Request) -> Result<Answer, ProposeError> {
         if let Request::Ordered(request) = request {
             return self.execute_ordered(request).await;
         }
         let topic = self.topic().await?;
         match request {
-            Request::Ordered(_) => unreachable!("executed above"),
+            Request::Ordered(_) | Request::Read => unreachable!("executed above"),
             Request::Send { queue, id, body } => {
                 let message = NewMessage {
                     queue: QueueId(queue.get() % self.queues),
@@ -390,6 +411,7 @@ impl Request {
                 out.put_slice(id.as_bytes());
             }
             Self::Check => out.put_u8(9),
+            Self::Read => out.put_u8(11),
             Self::Ordered(request) => request.encode(&mut out),
         }
         out.freeze()
@@ -415,6 +437,7 @@ impl Request {
                 id: String::from_utf8(frame.to_vec()).ok()?,
             }),
             9 => Some(Self::Check),
+            11 => Some(Self::Read),
             10 => Some(Self::GiveUp(decode_entry(&mut frame)?)),
             kind @ 50..=55 => OrderedRequest::decode(kind, frame).map(Self::Ordered),
             2 => Some(Self::Receive {
@@ -472,6 +495,10 @@ impl Response {
                 out.put_u32_le(*generation);
                 out.put_u32_le(*queues);
             }
+            Self::Read { applied } => {
+                out.put_u8(4);
+                out.put_u64_le(*applied);
+            }
         }
         out.freeze()
     }
@@ -485,6 +512,7 @@ impl Response {
                 generation: frame.try_get_u32_le().ok()?,
                 queues: frame.try_get_u32_le().ok()?,
             }),
+            4 => Some(Self::Read { applied: frame.try_get_u64_le().ok()? }),
             _ => None,
         }
     }

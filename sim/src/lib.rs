@@ -77,12 +77,14 @@ pub fn run_seed(seed: u64, options: Options) -> Outcome {
     let mut power_losses_of_all = 0;
     PANIC_TEXT.set(Some(String::new()));
     ledgermq_broker::defects::activate(options.defect.and_then(Defect::in_the_product));
+    ledgermq_raft_store::defects::activate(options.defect.and_then(Defect::in_the_store));
     let run = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(Plan::draw(seed), oracle.clone(), options.defect);
         world.run();
         power_losses_of_all = world.power_losses_of_all;
     }));
     ledgermq_broker::defects::activate(None);
+    ledgermq_raft_store::defects::activate(None);
     let panic_text = PANIC_TEXT.take().unwrap_or_default();
     if run.is_err() || !panic_text.is_empty() {
         oracle.violate(format_args!("a panic: {panic_text}"));
@@ -112,6 +114,10 @@ fn catch_panic_texts() {
         std::panic::set_hook(Box::new(move |panic| {
             let is_ours = PANIC_TEXT.with_borrow_mut(|text| match text {
                 Some(text) => {
+                    // A runtime that ends because of the first one may panic again, and then it aborts.
+                    if !text.is_empty() {
+                        eprintln!("VIOLATION a panic: {}", text.replace('\n', " "));
+                    }
                     text.push_str(&format!("{panic}; "));
                     true
                 }

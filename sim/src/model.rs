@@ -109,7 +109,8 @@ impl Model {
                 Ok(())
             }
             (Command::LeaseMessages(lease), Answer::Leased(granted)) => {
-                granted.iter().try_for_each(|grant| self.grant(index, grant, lease.invisible_ms))
+                granted.iter().try_for_each(|grant| self.grant(index, grant, lease.invisible_ms))?;
+                lease.parts.iter().try_for_each(|part| self.nothing_is_passed_over(index, part))
             }
             (Command::AckMessages(acks), Answer::Acked(outcomes)) => self.acks(index, &acks, &outcomes),
             (Command::ChangeInvisible(change), Answer::Changed(outcome)) => {

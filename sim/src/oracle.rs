@@ -5,7 +5,8 @@
 //! | every apply on every replica | all replicas apply the same bytes at the same index, term and physical offset and give the same answer; nothing is applied twice in a life or left out; the [`Model`] |
 //! | the state's digest behind an entry | equal on all replicas |
 //! | the status of every replica after every tick | one leader per term; applied ≤ committed ≤ last; watermarks of a life never go back; what is committed is flushed on a majority |
-//! | what clients were answered | the entry was committed then; an id has one place, a transaction one outcome; nothing acknowledged is delivered |
+//! | what clients were answered | the entry was committed then; an id has one place, a transaction one outcome; nothing acknowledged is delivered; a read shows what was answered before it began |
+//! | which halves nobody decides | they are parked in the end |
 //!
 //! A violation is kept, never repaired; the first one ends the run.
 
@@ -43,8 +44,11 @@ struct State {
     leaders: BTreeMap<u64, usize>,
     replicas: [Replica; NODES],
     committed_max: u64,
-    /// The furthest entry a client was told of since the last look at the replicas.
+    /// The furthest entry a client was told of since the last look at the replicas, and ever.
     answered_in_tick: u64,
+    answered_max: u64,
+    /// Halves that nobody decides.
+    abandoned: BTreeSet<String>,
     sends: BTreeMap<String, Send>,
     /// Answered sends of message groups.
     steps: BTreeSet<Step>,
@@ -84,6 +88,8 @@ pub struct Tallies {
     pub unknown_outcomes: u64,
     pub commits: u64,
     pub rollbacks: u64,
+    /// Reads behind a barrier.
+    pub reads: u64,
     /// Snapshots that replaced a state: at starts and for replicas that were far behind.
     pub restores: u64,
     pub purges: u64,
@@ -138,6 +144,8 @@ impl Oracle {
             replicas: Default::default(),
             committed_max: 0,
             answered_in_tick: 0,
+            answered_max: 0,
+            abandoned: BTreeSet::new(),
             sends: BTreeMap::new(),
             steps: BTreeSet::new(),
             delayed: BTreeSet::new(),
@@ -337,6 +345,34 @@ impl Oracle {
         state.trace.event(who, format_args!("half {id} is {transaction}"));
     }
 
+    /// The entries up to which clients were answered so far.
+    pub fn answered(&self) -> u64 {
+        self.0.lock().answered_max
+    }
+
+    /// A read was served from a state of `applied` entries; `answered` were answered before it began.
+    pub fn read_answered(&self, who: &str, applied: u64, answered: u64) {
+        let mut state = self.0.lock();
+        if applied < answered {
+            state.violate(format!(
+                "{who} read a state of {applied} entries, {answered} were answered before it asked"
+            ));
+        }
+        state.tallies.reads += 1;
+        state.trace.event(who, format_args!("read a state of {applied} entries"));
+    }
+
+    /// Nobody will decide this half.
+    pub fn half_abandoned(&self, id: &str) {
+        self.0.lock().abandoned.insert(id.to_owned());
+    }
+
+    /// Whether every half that nobody decides was checked as often as it may be and then parked.
+    pub fn abandoned_are_parked(&self) -> bool {
+        let state = self.0.lock();
+        state.abandoned.iter().all(|id| state.model.transactions().is_parked(id))
+    }
+
     /// A producer was told the outcome of its transaction.
     pub fn end_answered(&self, who: &str, id: &str, end: &TransactionEnd, body: &[u8]) {
         let mut state = self.0.lock();
@@ -345,7 +381,7 @@ impl Oracle {
             state.violate(format!("{who} was told {id} ended by {end:?}, the log says {outcome:?}"));
             return;
         };
-        state.answered_in_tick = state.answered_in_tick.max(outcome.index + 1);
+        state.answered(outcome.index);
         state.trace.event(who, format_args!("{id} ended by {:?}", end.decision));
         if outcome.decision == Decision::Commit {
             let send = Send { place: outcome.place, index: outcome.index, body_hash: xxh3_64(body) };
@@ -386,6 +422,11 @@ impl State {
     fn violate(&mut self, what: String) {
         self.trace.event("VIOLATION", &what);
         self.violations.push(what);
+    }
+
+    fn answered(&mut self, index: u64) {
+        self.answered_in_tick = self.answered_in_tick.max(index + 1);
+        self.answered_max = self.answered_max.max(index + 1);
     }
 
     fn applied(&mut self, node: usize, entry: &AppliedEntry, answer: &Bytes) {
@@ -548,7 +589,7 @@ impl State {
         if stored.place != place {
             self.violate(format!("{who} was told {id} is at {place:?}, it is at {:?}", stored.place));
         }
-        self.answered_in_tick = self.answered_in_tick.max(stored.index + 1);
+        self.answered(stored.index);
         self.sends.insert(id.to_owned(), Send { place, index: stored.index, body_hash });
     }
 }

@@ -113,6 +113,10 @@ pub enum Fault {
         target: Target,
         for_ms: u64,
     },
+    /// The leader loses its peers and keeps its clients.
+    CutOff {
+        for_ms: u64,
+    },
     Partition {
         from: usize,
         to: usize,
@@ -167,12 +171,27 @@ impl Plan {
             faults: Vec::new(),
         };
         plan.draw_faults(random);
+        plan.draw_cut_offs();
         plan
     }
 
     /// When the last fault ends.
     pub fn heal_at_ms(&self) -> u64 {
         self.quiet_ms + self.faults_ms
+    }
+
+    /// From a seed of its own, so that what else a seed means stays as it was.
+    fn draw_cut_offs(&mut self) {
+        let mut random = StdRng::seed_from_u64(self.seed ^ 0x0063_7574);
+        if random.random_bool(0.5) {
+            return;
+        }
+        for _ in 0..random.random_range(1..=2) {
+            let at_ms = random.random_range(self.quiet_ms..self.heal_at_ms());
+            let fault = Fault::CutOff { for_ms: random.random_range(900..2_500) };
+            self.faults.push(PlannedFault { at_ms, fault });
+        }
+        self.faults.sort_by_key(|planned| planned.at_ms);
     }
 
     fn draw_faults(&mut self, random: &mut StdRng) {
@@ -198,6 +217,7 @@ impl Plan {
     }
 }
 
+/// Kinds of [`draw_fault`]; [`Fault::CutOff`] is drawn beside them.
 const KINDS: u32 = 14;
 
 fn draw_fault(kind: u32, random: &mut StdRng) -> Fault {
@@ -275,7 +295,7 @@ mod tests {
                 seen.insert(name.split([' ', '{']).next().unwrap_or_default().to_owned());
             }
         }
-        assert_eq!(seen.len(), 14, "{seen:?}");
+        assert_eq!(seen.len(), 15, "{seen:?}");
     }
 
     #[test]

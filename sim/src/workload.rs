@@ -1,25 +1,32 @@
 //! The clients: producers that repeat a send under its id until it is answered, and consumers that
 //! acknowledge most of what they get, move the visibility of some and forget the rest.
 //!
+//! Some of a producer's halves are decided by nobody: they are to be checked until they are parked.
+//! A reader sends a message and asks every node how far it is: it is to hear of all that was answered.
+//!
 //! They run on one host of their own and reach the brokers over the simulated network, so answers
 //! are lost, late and in doubt. Everything they are told goes to the oracle.
 
 mod ordered;
 mod transact;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use ledgermq_broker::state::command::AckEntry;
-use ledgermq_broker::state::{Answer, ChangeOutcome, DeliveryOutcome, Placed, Refusal, StoredAt};
+use ledgermq_broker::state::{
+    Answer, ChangeOutcome, DeliveryEpoch, DeliveryOutcome, Placed, Refusal, Scheduled, StoredAt,
+};
 use ledgermq_common::QueueId;
 use ledgermq_common::clock::UnixMillis;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::front::{Request, Response, read_frame, write_frame};
+use crate::model::Place;
 use crate::network::{Network, SimStream};
 use crate::oracle::Oracle;
 use crate::plan::{NODES, Plan};
@@ -34,10 +41,22 @@ const REQUEST_TIMEOUT: Duration = Duration::from_millis(1_200);
 const PROBES: u32 = 3;
 /// Sends a producer makes at most, which bounds the memory of a run.
 const SENDS_MAX: u32 = 2_000;
+/// How often a send or a half that was answered is repeated, and how far back.
+const AGAIN_SHARE: f64 = 0.1;
+const REMEMBERED_SENDS: usize = 20;
 /// How often a producer sends a delayed message beside a normal one, and how often it recalls it.
 const DELAYED_SHARE: f64 = 0.3;
 const RECALL_SHARE: f64 = 0.4;
 const DELAY_MS_MAX: u64 = 2_000;
+/// How often a delayed send that was answered is sent once more.
+const DELAYED_AGAIN_SHARE: f64 = 0.15;
+/// Halves of a producer that nobody decides.
+const ABANDONED_MAX: usize = 2;
+/// How often a consumer acknowledges a redelivered message by the handle it had before.
+const STALE_ACK_SHARE: f64 = 0.3;
+const READS_MAX: u32 = 200;
+const READ_PAUSE_MS_MAX: u64 = 150;
+const READER_PATIENCE: Duration = Duration::from_millis(150);
 /// Deliveries a consumer keeps for long before it acknowledges the oldest, which may be stale by then.
 const OLD_DELIVERIES_MAX: usize = 3;
 
@@ -98,6 +117,7 @@ impl Workload {
         for consumer in 0..self.plan.consumers {
             tasks.push(tokio::spawn(self.clone().consume(consumer)));
         }
+        tasks.push(tokio::spawn(self.clone().read()));
         self.spawn_ordered(&mut tasks);
         for task in tasks {
             task.await.expect("a client does not panic");
@@ -108,7 +128,7 @@ impl Workload {
         let who = format!("producer {producer}");
         let mut client = self.client(&who, 100 + producer as u64);
         let mut probes_left = PROBES;
-        let mut open = Vec::new();
+        let (mut sent, mut open, mut abandoned) = (Vec::new(), Vec::new(), 0);
         for number in 0..SENDS_MAX {
             if self.stage.is_healed() {
                 if probes_left == 0 {
@@ -123,8 +143,15 @@ impl Workload {
             }
             if client.random.random_bool(0.25) {
                 let half = client.half(&id, &body).await;
+                if client.random.random_bool(AGAIN_SHARE) {
+                    // The oracle compares the answers.
+                    client.half(&id, &body).await;
+                }
                 if client.random.random_bool(0.7) {
                     client.decide(&half).await
+                } else if abandoned < ABANDONED_MAX && self.plan.consumers > 0 {
+                    abandoned += 1;
+                    self.oracle.half_abandoned(&half.id);
                 } else {
                     open.push(half)
                 }
@@ -132,8 +159,12 @@ impl Workload {
                 continue;
             }
             let at = client.send(&id, &body).await;
-            if client.random.random_bool(0.1) {
-                let again = client.send(&id, &body).await;
+            sent.push((id, body, at));
+            if client.random.random_bool(AGAIN_SHARE) {
+                // Also one of a while ago, when another led.
+                let recent = sent.len().saturating_sub(REMEMBERED_SENDS);
+                let (id, body, at) = &sent[client.random.random_range(recent..sent.len())];
+                let again = client.send(id, body).await;
                 if (again.queue, again.offset) != (at.queue, at.offset) || !again.repeated {
                     self.oracle.violate(format_args!("{who}: {id} was answered {at:?} and then {again:?}"));
                 }
@@ -149,19 +180,40 @@ impl Workload {
     async fn consume(self, consumer: usize) {
         let who = format!("consumer {consumer}");
         let mut client = self.client(&who, 200 + consumer as u64);
-        let mut old_deliveries = Vec::new();
+        let mut held = Held::default();
         loop {
             let producers_ended = self.stage.producers_done() == self.plan.producers;
-            if producers_ended && self.oracle.everything_is_consumed() {
+            if producers_ended && self.oracle.everything_is_consumed() && self.oracle.abandoned_are_parked() {
                 break;
             }
-            client.receive(200 + consumer as u64, self.stage.is_healed(), &mut old_deliveries).await;
-            if client.random.random_bool(0.3) {
+            client.receive(200 + consumer as u64, self.stage.is_healed(), &mut held).await;
+            if self.stage.is_healed() || client.random.random_bool(0.3) {
                 client.check().await;
             }
             client.pause(40).await;
         }
         self.stage.consumers_done.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Asks also a node that does not know yet that another leads. It gives up soon where nothing is
+    /// answered, so that it has written by the new leader while the old one is still asked.
+    async fn read(self) {
+        let mut client = self.client("reader", 600);
+        client.patience = READER_PATIENCE;
+        for number in 0..READS_MAX {
+            if self.stage.is_healed() {
+                break;
+            }
+            client.send(&format!("r-{number:05}"), &Bytes::new()).await;
+            for node in 0..NODES {
+                client.turn_to(node);
+                let answered = self.oracle.answered();
+                if let Some(Response::Read { applied }) = client.call(&Request::Read).await {
+                    self.oracle.read_answered(&client.who, applied, answered);
+                }
+            }
+            client.pause(READ_PAUSE_MS_MAX).await;
+        }
     }
 
     fn body(&self, random: &mut StdRng) -> Bytes {
@@ -183,8 +235,18 @@ impl Workload {
             random: StdRng::seed_from_u64(self.plan.seed.wrapping_mul(31).wrapping_add(salt)),
             node: 0,
             stream: None,
+            patience: REQUEST_TIMEOUT,
         }
     }
+}
+
+/// What a consumer remembers of its deliveries.
+#[derive(Default)]
+struct Held {
+    /// Kept for long before the oldest is acknowledged.
+    long: Vec<AckEntry>,
+    /// The last delivery of each message.
+    epochs: BTreeMap<Place, DeliveryEpoch>,
 }
 
 /// One client with one connection at a time.
@@ -195,6 +257,8 @@ struct Client {
     random: StdRng,
     /// The broker it believes to lead.
     node: usize,
+    /// How long it waits for an answer.
+    patience: Duration,
     stream: Option<SimStream>,
 }
 
@@ -224,21 +288,18 @@ impl Client {
         let queue = QueueId(self.random.random_range(0..64));
         let delay_ms = self.random.random_range(0..DELAY_MS_MAX);
         let deliver_at = UnixMillis(EPOCH.get() + self.oracle.now_ms() + delay_ms);
-        let at = loop {
-            let (id, body) = (id.to_owned(), body.clone());
-            match self.call(&Request::SendDelayed { queue, deliver_at, id, body }).await {
-                Some(Response::Answered(Answer::Scheduled(scheduled))) if scheduled.len() == 1 => {
-                    break scheduled[0];
-                }
-                Some(Response::Answered(answer)) => {
-                    self.oracle
-                        .violate(format_args!("{}: a delayed send was answered by {answer:?}", self.who));
-                    return;
-                }
-                _ => {}
-            }
-        };
+        let request = Request::SendDelayed { queue, deliver_at, id: id.to_owned(), body: body.clone() };
+        let Some(at) = self.schedule(&request).await else { return };
         self.oracle.delayed_answered(&self.who, id, at);
+        if self.random.random_bool(DELAYED_AGAIN_SHARE) {
+            // By now it may have fired, and another may lead.
+            self.pause(delay_ms).await;
+            let Some(again) = self.schedule(&request).await else { return };
+            if again.placed != at.placed || !again.repeated {
+                self.oracle
+                    .violate(format_args!("{}: {id} was answered {at:?} and then {again:?}", self.who));
+            }
+        }
         let Placed::Pending { physical } = at.placed else { return };
         if !self.random.random_bool(RECALL_SHARE) {
             return;
@@ -259,8 +320,24 @@ impl Client {
         }
     }
 
+    async fn schedule(&mut self, request: &Request) -> Option<Scheduled> {
+        loop {
+            match self.call(request).await {
+                Some(Response::Answered(Answer::Scheduled(scheduled))) if scheduled.len() == 1 => {
+                    return Some(scheduled[0]);
+                }
+                Some(Response::Answered(answer)) => {
+                    self.oracle
+                        .violate(format_args!("{}: a delayed send was answered by {answer:?}", self.who));
+                    return None;
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Once the faults are over it acknowledges all it gets, so that the group drains.
-    async fn receive(&mut self, client: u64, is_healed: bool, old_deliveries: &mut Vec<AckEntry>) {
+    async fn receive(&mut self, client: u64, is_healed: bool, held: &mut Held) {
         let asked_at_ms = self.oracle.now_ms();
         let request = Request::Receive {
             messages_max: self.random.random_range(1..=16),
@@ -278,14 +355,19 @@ impl Client {
         self.oracle.receive_answered(&self.who, &granted, asked_at_ms);
         for grant in granted {
             let entry = AckEntry { queue: grant.queue, offset: grant.offset, epoch: grant.epoch };
+            let before = held.epochs.insert((grant.queue, grant.offset), grant.epoch);
+            if let Some(epoch) = before.filter(|_| self.random.random_bool(STALE_ACK_SHARE)) {
+                // The handle of a delivery that ended: it may not end this one.
+                self.ack(AckEntry { epoch, ..entry }).await;
+            }
             match self.random.random_range(0..10) {
                 0 if !is_healed => {}
                 1 if !is_healed => self.change(entry).await,
                 2 if !is_healed => self.give_up(entry).await,
                 3 if !is_healed => {
-                    old_deliveries.push(entry);
-                    if old_deliveries.len() > OLD_DELIVERIES_MAX {
-                        let old = old_deliveries.remove(0);
+                    held.long.push(entry);
+                    if held.long.len() > OLD_DELIVERIES_MAX {
+                        let old = held.long.remove(0);
                         self.ack(old).await;
                     }
                 }
@@ -332,7 +414,12 @@ impl Client {
             Some(Response::Answered(Answer::Changed(
                 ChangeOutcome::Changed { .. } | ChangeOutcome::Not(_),
             )))
-            | Some(Response::NotLeader { .. } | Response::OutcomeUnknown | Response::Placement { .. })
+            | Some(
+                Response::NotLeader { .. }
+                | Response::OutcomeUnknown
+                | Response::Placement { .. }
+                | Response::Read { .. },
+            )
             | None => {}
             Some(Response::Answered(answer)) => {
                 self.oracle.violate(format_args!("{}: a change was answered by {answer:?}", self.who));
@@ -342,9 +429,9 @@ impl Client {
 
     /// One request and its answer. `None`: nothing is known about it.
     async fn call(&mut self, request: &Request) -> Option<Response> {
-        let response = tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(request)).await.ok().flatten();
+        let response = tokio::time::timeout(self.patience, self.exchange(request)).await.ok().flatten();
         match &response {
-            Some(Response::Answered(_)) => return response,
+            Some(Response::Answered(_) | Response::Read { .. }) => return response,
             Some(Response::NotLeader { leader: Some(leader) }) if *leader != node_number(self.node) => {
                 self.turn_to(usize::try_from(leader.saturating_sub(1)).unwrap_or_default() % NODES);
             }

@@ -26,6 +26,8 @@ use crate::workload::{CLIENT_HOST, Stage, Workload, host_name};
 
 /// Virtual time a healed group has to answer every client, drain and agree.
 const RECOVERY_MS_MAX: u64 = 40_000;
+/// ... and to check the halves that nobody decides as often as they may be checked.
+const CHECKS_MS_MAX: u64 = 15_000;
 /// What the disks would keep is checked this often.
 const AUDIT_EVERY_MS: u64 = 1_500;
 /// A process that ended by itself without a fault that says so is started again after this.
@@ -139,8 +141,15 @@ impl<'a> World<'a> {
         }
         self.heal();
         let deadline_ms = self.now_ms + RECOVERY_MS_MAX;
+        let checked_by_ms = self.now_ms + CHECKS_MS_MAX;
         while !self.is_quiet() {
             if !self.tick() {
+                return;
+            }
+            if self.now_ms > checked_by_ms && !self.oracle.abandoned_are_parked() {
+                self.oracle.violate(format_args!(
+                    "{CHECKS_MS_MAX} ms after the faults ended a half that nobody decides is still to be checked"
+                ));
                 return;
             }
             if self.now_ms > deadline_ms {
@@ -296,6 +305,13 @@ impl<'a> World<'a> {
                         self.block_for(&host_name(node), &other, for_ms);
                         self.block_for(&other, &host_name(node), for_ms);
                     }
+                }
+            }
+            Fault::CutOff { for_ms } => {
+                let node = self.resolve(Target::Leader);
+                for other in (0..NODES).filter(|other| *other != node) {
+                    self.block_for(&host_name(node), &host_name(other), for_ms);
+                    self.block_for(&host_name(other), &host_name(node), for_ms);
                 }
             }
             Fault::Partition { from, to, one_way, for_ms } => {

@@ -47,6 +47,7 @@ use std::sync::Arc;
 
 use ledgermq_common::PhysicalOffset;
 
+use crate::defects::{self, Defect};
 use crate::frame::{self, FRAME_ALIGN, FrameError, FrameHeader, LogName};
 use crate::io::{DirectoryLock, Disk};
 use crate::position::LogPosition;
@@ -163,7 +164,9 @@ pub fn recover(
         let path = directory.join(name);
         disk.remove(&path).map_err(io("remove", &path))?;
     }
-    write_again(&segments, superblock.watermark.at, end.at)?;
+    if !defects::is_active(Defect::TailNotWrittenAgain) {
+        write_again(&segments, superblock.watermark.at, end.at)?;
+    }
     if end.at > superblock.watermark.at {
         tracing::info!(end = %end.at, watermark = %superblock.watermark.at, "recovered the tail of the log");
     }
@@ -349,7 +352,8 @@ impl Walk<'_> {
             behind = Some(self.end_of_segment(segment)?);
         }
         let end = behind.expect("the segment of the watermark was found");
-        assert!(end.at >= watermark.at, "nothing durable is cut");
+        let cuts_anything = defects::is_active(Defect::CorruptionIsTail);
+        assert!(end.at >= watermark.at || cuts_anything, "nothing durable is cut");
         Ok(end)
     }
 
@@ -379,7 +383,8 @@ impl Walk<'_> {
                 }
                 Found::Nothing { why } => why,
             };
-            if position.at < watermark.at && segment.contains(watermark.at) {
+            let cuts_anything = defects::is_active(Defect::CorruptionIsTail);
+            if position.at < watermark.at && segment.contains(watermark.at) && !cuts_anything {
                 return Err(corrupt(
                     segment,
                     position.at,
@@ -388,7 +393,11 @@ impl Walk<'_> {
                 ));
             }
             let is_last = self.segments.range(segment.limit()..).next().is_none();
-            if is_last && let Some(witness) = self.witness(segment, position.at)? {
+            let looks_for_witness = !cuts_anything && !defects::is_active(Defect::WitnessIgnored);
+            if is_last
+                && looks_for_witness
+                && let Some(witness) = self.witness(segment, position.at)?
+            {
                 let why =
                     format!("{why}, and the frame at {} was written after this was durable", witness.at);
                 return Err(corrupt(segment, position.at, witness.at, why));

@@ -17,6 +17,7 @@ use super::schedule::Schedule;
 use super::stalled_disk::StalledDisk;
 use super::watching::{forward_flushed, publish_fault, publish_leadership};
 use super::{Inner, Leadership};
+use crate::defects::{self, Defect};
 use crate::machine::StateMachine;
 use crate::offload::Offload;
 use crate::raft::links::Links;
@@ -213,7 +214,11 @@ fn raft_config(config: &GroupConfig) -> Result<Arc<Config>, OpenGroupError> {
         enable_leader_restore: Some(false),
         snapshot_policy: SnapshotPolicy::Never,
         // Purging is ours alone; openraft's own would start after every snapshot.
-        max_in_snapshot_log_to_keep: u64::MAX,
+        max_in_snapshot_log_to_keep: if defects::is_active(Defect::PurgeAfterSnapshot) {
+            0
+        } else {
+            u64::MAX
+        },
         max_payload_entries: APPEND_ENTRIES_MAX,
         // Replication starts when the write is submitted, beside it rather than after it.
         broadcast_submitted_on_append: Some(true),

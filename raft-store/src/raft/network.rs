@@ -21,8 +21,8 @@ use ledgermq_proto::raft as proto;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, VoteRequest, VoteResponse,
 };
 use openraft_rt::{BoxFuture, BoxStream};
 use tokio::time::Sleep;
@@ -32,6 +32,7 @@ use super::links::{Links, PeerLinks};
 use super::state_machine::FinishedSnapshot;
 use super::vocabulary::{Consensus, LogId, Node, Vote};
 use super::wire::{self, Address};
+use crate::defects::{self, Defect};
 use crate::offload::Offload;
 use crate::snapshot::{PIECE_BYTES, SnapshotFile};
 
@@ -373,6 +374,14 @@ impl Answers {
                 Ok(Err(status)) => Err(unreachable(status)),
                 Err(_) if owed_before => Err(NetworkError::from_string("no answer to an append").into()),
                 Err(_) => continue,
+            };
+            let result = match result {
+                Ok(Err(StreamAppendError::Conflict(at)))
+                    if defects::is_active(Defect::CommitWithoutQuorum) =>
+                {
+                    Ok(Ok(Some(at)))
+                }
+                result => result,
             };
             if !matches!(result, Ok(Ok(_))) {
                 self.inbound = None;

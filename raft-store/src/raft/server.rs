@@ -27,6 +27,7 @@ use super::links::{BULK_WINDOW_BYTES, FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
 use super::state_machine::Applier;
 use super::vocabulary::{Consensus, Runtime, SnapshotMeta, Vote, log_id};
 use super::wire::{self, Address, MalformedMessage};
+use crate::defects::{self, Defect};
 use crate::group::Group;
 use crate::machine::EntryId;
 use crate::offload::Offload;
@@ -129,7 +130,10 @@ impl RaftPeer for PeerServer {
         let mut request = request.into_inner();
         let port = self.port(request.to.take())?;
         let is_pre_vote = request.is_pre_vote;
-        let request = wire::vote_request_from_wire(request)?;
+        let mut request = wire::vote_request_from_wire(request)?;
+        if defects::is_active(Defect::LaggingNodeElected) {
+            request.last_log_id = request.last_log_id.max(port.store.last_id().map(log_id));
+        }
         let response =
             if is_pre_vote { port.raft.pre_vote(request).await } else { port.raft.vote(request).await };
         let response = response.map_err(stopped)?;
@@ -142,9 +146,12 @@ impl RaftPeer for PeerServer {
     ) -> Result<Response<proto::AppendResponse>, Status> {
         let mut request = request.into_inner();
         let port = self.port(request.to.take())?;
-        let request = wire::append_from_wire(request)?;
+        let mut request = wire::append_from_wire(request)?;
         // openraft's unary answer to a match names no entry; a match confirms what was asked for.
         let asked = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        if defects::is_active(Defect::CommitUnchecked) && request.entries.is_empty() {
+            request.prev_log_id = port.store.last_id().map(log_id);
+        }
         let response = port.raft.append_entries(request).await.map_err(stopped)?;
         let result = response.into_stream_result(asked, asked);
         Ok(Response::new(wire::append_response_to_wire(result)))
@@ -215,7 +222,7 @@ impl PeerServer {
         };
         let port = self.port(first.to.take())?;
         let first = wire::append_from_wire(first)?;
-        let requests = futures_util::stream::iter([first]).chain(appends(inbound));
+        let requests = futures_util::stream::iter([first]).chain(appends(inbound)).map(as_committed);
         let raft = port.raft.clone();
         // openraft starts a task here, which takes its seed from its surroundings.
         Ok(Runtime::scope(port.seed, async move {
@@ -250,6 +257,15 @@ fn appends(
             }
         }
     })
+}
+
+/// Only in a broken build it changes anything.
+fn as_committed(mut request: AppendEntriesRequest<Consensus>) -> AppendEntriesRequest<Consensus> {
+    if defects::is_active(Defect::AppendedIsCommitted) {
+        let last = request.entries.last().map(|entry| entry.log_id);
+        request.leader_commit = request.leader_commit.max(last);
+    }
+    request
 }
 
 async fn leads(port: &GroupPort) -> proto::WatchEvent {
@@ -296,6 +312,9 @@ async fn install(
 /// what is inside; so the tail may be called committed right here, as the leader's next heartbeat
 /// would, and nothing is left for openraft to look for.
 async fn settle_tail(port: &GroupPort, vote: Vote, inside: EntryId) -> Result<(), Status> {
+    if defects::is_active(Defect::TailNotSettled) {
+        return Ok(());
+    }
     let Some(last) = port.store.last_id() else { return Ok(()) };
     // First the disk itself, however slow it is: what is committed but not synced has an apply that
     // waits for the sync, and that is the one that would find its entries gone.

@@ -24,6 +24,7 @@ use super::vocabulary::{
     Answer, CommittedLeaderId, Consensus, LogId, Node, Payload, SnapshotMeta, StoredMembership, entry_id,
     log_id,
 };
+use crate::defects::{self, Defect};
 use crate::group::GroupFault;
 use crate::machine::{AppliedEntry, EntryId, SnapshotReader, StateMachine};
 use crate::offload::Offload;
@@ -291,7 +292,9 @@ impl RaftSnapshotBuilder<Consensus> for Builder {
         let file = self
             .offload
             .run(move || {
-                let boundary = store.boundary_at(id.index).map_err(io::Error::other)?.ok_or_else(|| {
+                let behind = u64::from(defects::is_active(Defect::SnapshotBoundaryBehind));
+                let covered = LogIndex(id.index.get().saturating_sub(behind));
+                let boundary = store.boundary_at(covered).map_err(io::Error::other)?.ok_or_else(|| {
                     io::Error::other(format!("entry {} left the log under a snapshot", id.index))
                 })?;
                 catalog.write(SnapshotHead { boundary, membership }, &mut *body)

@@ -37,6 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ledgermq_common::PhysicalOffset;
 use parking_lot::{Mutex, RwLock};
 
+use crate::defects::{self, Defect};
 use crate::frame::{self, put, u32_at, u64_at};
 use crate::io::{Disk, DiskFile};
 use crate::position::LogPosition;
@@ -196,7 +197,9 @@ impl Segment {
         file.write_at(&header.encode(), 0).map_err(fault("write", &prepared.path))?;
         file.sync_data().map_err(fault("sync", &prepared.path))?;
         disk.rename(&prepared.path, &path).map_err(fault("rename", &path))?;
-        disk.sync_directory(directory).map_err(fault("sync", directory))?;
+        if !defects::is_active(Defect::SegmentNameNotSynced) {
+            disk.sync_directory(directory).map_err(fault("sync", directory))?;
+        }
         let filled = prepared.filled.max(HEADER_BYTES);
         let files = [file, prepared.fill_file];
         Ok(Self::assemble(header, path, files, filled, PointTable::complete()))

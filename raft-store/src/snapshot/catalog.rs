@@ -12,6 +12,7 @@ use ledgermq_common::{GroupId, LogIndex, PhysicalOffset, Term};
 use parking_lot::Mutex;
 
 use super::body::{BodyReader, read_exact_at, write_body};
+use crate::defects::{self, Defect};
 use crate::io::{Disk, DiskFile};
 use crate::machine::{EntryId, SnapshotReader};
 use crate::raft::membership::{get_stored, put_stored};
@@ -144,7 +145,9 @@ impl SnapshotCatalog {
         let encoded = self.encode_head(&head);
         file.write_at(&encoded, 0)?;
         let file_bytes = write_body(&*file, encoded.len() as u64, body)?;
-        file.sync_data()?;
+        if !defects::is_active(Defect::SnapshotNotSynced) {
+            file.sync_data()?;
+        }
         self.finish(SnapshotFile { head, path, file, body_at: encoded.len() as u64, file_bytes })
     }
 
@@ -162,7 +165,9 @@ impl SnapshotCatalog {
                 incoming.written_bytes, incoming.file_bytes
             )));
         }
-        incoming.file.sync_data()?;
+        if !defects::is_active(Defect::SnapshotNotSynced) {
+            incoming.file.sync_data()?;
+        }
         let received = self.open_file(&incoming.path)?;
         let end = BodyReader::new(Arc::clone(&received.file), received.body_at).verify()?;
         if end != incoming.file_bytes {
@@ -182,7 +187,9 @@ impl SnapshotCatalog {
         let path = self.directory.join(format!("{NAME_PREFIX}{:020}", index.get()));
         if path != snapshot.path {
             self.disk.rename(&snapshot.path, &path)?;
-            self.disk.sync_directory(&self.directory)?;
+            if !defects::is_active(Defect::SnapshotNameNotSynced) {
+                self.disk.sync_directory(&self.directory)?;
+            }
         }
         let finished = SnapshotFile { path, ..snapshot };
         self.finished.lock().insert(index, finished.clone());

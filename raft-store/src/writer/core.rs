@@ -24,6 +24,7 @@ use super::batch::WriteBatch;
 use super::{Done, Operation, WriteQueue, closed_fault};
 use crate::commit_log::recovery::make_first_segment;
 use crate::commit_log::{CommitLog, Flushed, PlacedFrame};
+use crate::defects::{self, Defect};
 use crate::io::Disk;
 use crate::machine::EntryId;
 use crate::position::LogPosition;
@@ -135,6 +136,9 @@ impl WriterCore {
         let far = self.durable.at.get().saturating_sub(self.superblock.watermark.at.get());
         if idle || far >= self.log.config.watermark_interval_bytes {
             self.log.counters.wait_begins();
+            if defects::is_active(Defect::AckBeforeSync) {
+                self.sync()?;
+            }
             self.write_hints()?;
             self.log.counters.wait_ends();
         }
@@ -190,7 +194,11 @@ impl WriterCore {
         }
         self.log.counters.wait_begins();
         self.write_batch()?;
-        self.sync()?;
+        if defects::is_active(Defect::AckBeforeSync) {
+            self.durable = self.written;
+        } else {
+            self.sync()?;
+        }
         self.log.counters.wait_ends();
 
         let waiting = std::mem::take(waiting);
@@ -224,10 +232,18 @@ impl WriterCore {
 
     fn sync(&mut self) -> Result<(), StoreFault> {
         let started = Instant::now();
-        self.active.file.sync_data().map_err(fault("sync", &self.active.path))?;
+        self.sync_active().map_err(fault("sync", &self.active.path))?;
         self.log.counters.synced(started.elapsed());
         self.durable = self.written;
         Ok(())
+    }
+
+    fn sync_active(&self) -> std::io::Result<()> {
+        match self.active.file.sync_data() {
+            Err(_) if defects::is_active(Defect::FlushedThoughSyncFailed) => Ok(()),
+            Err(_) if defects::is_active(Defect::SyncRetried) => self.active.file.sync_data(),
+            result => result,
+        }
     }
 
     /// Goes on in the next segment. Its name on the disk says that this one is complete.
@@ -252,8 +268,10 @@ impl WriterCore {
     }
 
     fn vote(&mut self, vote: VoteRecord) -> Result<(), StoreFault> {
-        self.superblock.vote = Some(vote);
-        self.write_promise()?;
+        if !defects::is_active(Defect::VoteNotWritten) {
+            self.superblock.vote = Some(vote);
+            self.write_promise()?;
+        }
         self.log.publish_vote(vote);
         Ok(())
     }
@@ -272,10 +290,14 @@ impl WriterCore {
         assert!(to.at <= self.durable.at, "what a cut keeps was synced before it");
         self.durable = to;
         self.written = to;
-        self.next_life();
+        if !defects::is_active(Defect::LifeNotRaised) {
+            self.next_life();
+        }
         let last_base = segment::base_of(to.at, self.log.config.segment_bytes);
         self.superblock.last_segment = last_base;
-        self.write_promise()?;
+        if !defects::is_active(Defect::CutInMemory) {
+            self.write_promise()?;
+        }
 
         let segments = self.log.segments();
         let (kept, removed): (Vec<_>, Vec<_>) = segments.into_iter().partition(|s| s.base() <= last_base);
@@ -293,7 +315,7 @@ impl WriterCore {
         self.superblock.first_segment = segment::base_of(to.at, self.log.config.segment_bytes);
         self.superblock.last_segment = self.superblock.first_segment;
         self.superblock.purged = to.last;
-        self.superblock.reset_pending = true;
+        self.superblock.reset_pending = !defects::is_active(Defect::ResetUnmarked);
         self.write_promise()?;
 
         // By the directory, not by the list in memory: the reset emptied that already.
@@ -328,9 +350,15 @@ impl WriterCore {
         let removed: Vec<Arc<Segment>> = going.map(|(segment, _)| Arc::clone(segment)).collect();
         let Some(first_segment) = removed.last().map(|last| last.limit()) else { return Ok(()) };
         assert!(first_segment <= self.active.base(), "the segment in use stays");
+        if defects::is_active(Defect::ReleaseBeforePromise) {
+            self.remove(&removed)?;
+        }
         self.superblock.first_segment = first_segment;
         self.write_promise()?;
         self.log.publish_released(first_segment);
+        if defects::is_active(Defect::ReleaseBeforePromise) {
+            return Ok(());
+        }
         self.remove(&removed)
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
-use ledgermq_sim::defect::{Defect, PRODUCT, UNPROVEN};
+use ledgermq_sim::defect::{Defect, PRODUCT, STORE};
 use ledgermq_sim::{Options, Outcome, run_seed};
 
 #[derive(Parser)]
@@ -33,7 +33,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     threads: usize,
     /// A broken build, which has to be convicted: sync-lies, vote-forgotten, apply-diverges, or a name
-    /// of the state machine's list in `defect`, such as TwoOutcomes.
+    /// of one of the lists in `defect`, such as TwoOutcomes or AckBeforeSync.
     #[arg(long, value_parser = parse_defect)]
     defect: Option<Defect>,
 }
@@ -130,9 +130,9 @@ fn parse_defect(text: &str) -> Result<Defect, String> {
         "apply-diverges" => Ok(Defect::ApplyDiverges),
         other => PRODUCT
             .into_iter()
-            .chain(UNPROVEN)
-            .find(|broken| format!("{broken:?}") == other)
             .map(Defect::Product)
+            .chain(STORE.into_iter().map(Defect::Store))
+            .find(|defect| defect.name() == other)
             .ok_or_else(|| format!("no defect is called {other}")),
     }
 }

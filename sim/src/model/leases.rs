@@ -3,6 +3,7 @@
 //! | Promise | Check |
 //! |---|---|
 //! | one live lease per message | nothing is granted while an earlier grant runs, by log time |
+//! | nothing is passed over | whatever a receive has looked at was delivered by then: the group has no filter |
 //! | a lease lasts what was asked for | a grant and a change end exactly that much after log time |
 //! | acknowledged is done | nothing is granted after an acknowledgement was answered |
 //! | only the last delivery counts | an acknowledgement of an older one is refused and changes nothing |
@@ -12,7 +13,9 @@
 
 use ledgermq_broker::state::{
     AckMessages, ChangeInvisible, ChangeOutcome, DeadLetter, DeliveryEpoch, DeliveryOutcome, Granted,
+    LeasePart,
 };
+use ledgermq_common::QueueOffset;
 use ledgermq_common::clock::UnixMillis;
 
 use super::{Model, Place, next_of};
@@ -58,6 +61,18 @@ impl Model {
         }
         let Granted { attempt, epoch, until, .. } = *grant;
         *delivery = Delivery { attempt, epoch, until, is_consumed: false };
+        Ok(())
+    }
+
+    /// What a receive has looked at counts as seen, so whatever is there must have been delivered.
+    pub(super) fn nothing_is_passed_over(&self, index: u64, part: &LeasePart) -> Result<(), String> {
+        let to = part.to.min(next_of(&self.next_offset, part.queue));
+        for offset in part.from.get()..to.get() {
+            let place = (part.queue, QueueOffset(offset));
+            if self.deliveries.get(&place).is_none_or(|delivery| delivery.attempt == 0) {
+                return Err(format!("entry {index} passes over {place:?}, which was never delivered"));
+            }
+        }
         Ok(())
     }
 

@@ -48,6 +48,11 @@ impl Transactions {
         self.messages.get(&command.transaction) == Some(&command.message)
     }
 
+    pub fn is_parked(&self, id: &str) -> bool {
+        let transaction = self.of(id).and_then(|transaction| self.all.get(&transaction));
+        transaction.is_some_and(|transaction| transaction.is_parked)
+    }
+
     pub fn outcome(&self, id: &str) -> Option<Outcome> {
         self.all.get(&self.of(id)?)?.outcome
     }

@@ -7,7 +7,7 @@ use ledgermq_common::PhysicalOffset;
 
 /// A transaction its producer has not decided yet.
 pub(super) struct Open {
-    id: String,
+    pub(super) id: String,
     body: Bytes,
     transaction: PhysicalOffset,
 }
@@ -80,7 +80,12 @@ impl Client {
         let (transaction, id) = (open.transaction, format!("{}-other", open.id));
         match self.call(&Request::End { transaction, id, decision: Decision::Rollback }).await {
             Some(Response::Answered(Answer::Refused(Refusal::TransactionUnknown)))
-            | Some(Response::NotLeader { .. } | Response::OutcomeUnknown | Response::Placement { .. })
+            | Some(
+                Response::NotLeader { .. }
+                | Response::OutcomeUnknown
+                | Response::Placement { .. }
+                | Response::Read { .. },
+            )
             | None => {}
             Some(Response::Answered(answer)) => {
                 self.oracle.violate(format_args!(
@@ -95,7 +100,12 @@ impl Client {
     pub(super) async fn check(&mut self) {
         match self.call(&Request::Check).await {
             Some(Response::Answered(Answer::Transactions(_)))
-            | Some(Response::NotLeader { .. } | Response::OutcomeUnknown | Response::Placement { .. })
+            | Some(
+                Response::NotLeader { .. }
+                | Response::OutcomeUnknown
+                | Response::Placement { .. }
+                | Response::Read { .. },
+            )
             | None => {}
             Some(Response::Answered(answer)) => {
                 self.oracle.violate(format_args!("{}: a check was answered by {answer:?}", self.who));

@@ -138,6 +138,13 @@ impl Applied {
         if defects::is_active(Defect::LogTimeBack) {
             self.scalars.now = stamped_at;
         }
+        if defects::is_active(Defect::SharedQueueOffset) && is_other_term {
+            for topic in self.topics.values_mut() {
+                for range in topic.queues.iter_mut().filter(|range| range.max > range.min) {
+                    range.max -= 1;
+                }
+            }
+        }
     }
 
     /// Only in a broken build: halves are visible at once.

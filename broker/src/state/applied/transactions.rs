@@ -350,7 +350,8 @@ impl Applied {
                     if !defects::is_active(Defect::LostCheck) {
                         transaction.checks = check.number;
                     }
-                    transaction.next_check_at = next;
+                    transaction.next_check_at =
+                        if defects::is_active(Defect::CheckStalled) { UnixMillis(u64::MAX) } else { next };
                 });
                 self.dirty.insert(RecordKey::Transaction(check.transaction));
                 counted += 1;

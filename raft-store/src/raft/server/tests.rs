@@ -307,3 +307,18 @@ async fn a_snapshot_may_overtake_committed_entries_that_wait_for_a_slow_disk() {
     repeated.await.expect("answered");
     scene.end_behind_the_snapshot().await;
 }
+
+/// That the tail is settled is not luck: left out, it is not, and openraft has what it may look for.
+#[cfg(feature = "defects")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tail_that_is_not_settled_is_noticed() {
+    let scene = Scene::set(Arc::new(RealDisk)).await;
+    let port = scene.group.port();
+    let append = append_of_the_tail(&scene.log, port.address, 2);
+    scene.server.heartbeat(Request::new(append)).await.expect("answered");
+    // A thread has its defect, and this test is polled by one thread.
+    defects::activate(Some(Defect::TailNotSettled));
+    settle_tail(&port, Vote::new_committed(1, 1), scene.boundary.id).await.expect("left out");
+    defects::activate(None);
+    assert_ne!(scene.machine.0.load(Ordering::SeqCst), TAIL, "the tail was settled all the same");
+}
