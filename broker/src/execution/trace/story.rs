@@ -104,6 +104,10 @@ impl Story {
                 let messages = append.append.messages.iter();
                 messages.for_each(|m| self.stored(page, "stored", m.record_at, &m.id, &m.record));
             }
+            Command::StoreBatch(batch) => {
+                let messages = batch.messages.iter().filter(|(topic, _)| *topic == self.topic);
+                messages.for_each(|(_, m)| self.stored(page, "stored", m.record_at, &m.id, &m.record));
+            }
             Command::AppendLite(append) if append.topic == self.topic => {
                 append
                     .messages
