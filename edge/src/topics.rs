@@ -104,34 +104,16 @@ impl Edge {
         topic: &TopicName,
     ) -> Result<Vec<HostedTopic>, Refused> {
         let cluster = self.shared.caller.cluster(answer_by(context)).await?;
+        let described = cluster.groups.keys().map(|group| self.described_by(context, group, topic));
         let mut found = Vec::new();
-        let mut to_ask = Vec::new();
-        for group in cluster.groups.keys() {
-            match self.shared.topology.topic(group, topic) {
-                TopicKnowledge::Known(description) => {
-                    found.push(HostedTopic { group: group.clone(), description });
-                }
-                TopicKnowledge::Absent | TopicKnowledge::Unknown => {
-                    match self.remembered(context, group, topic) {
-                        Some(Some(description)) => {
-                            found.push(HostedTopic { group: group.clone(), description });
-                        }
-                        Some(None) => {}
-                        None => to_ask.push(group.clone()),
-                    }
-                }
-            }
-        }
-        let asked = to_ask.iter().map(|group| self.ask(context, group, topic, false));
-        for (group, answer) in to_ask.iter().zip(join_all(asked).await) {
-            if let Some(description) = answer? {
+        for (group, description) in cluster.groups.keys().zip(join_all(described).await) {
+            if let Some(description) = description? {
                 found.push(HostedTopic { group: group.clone(), description });
             }
         }
         if found.is_empty() {
             return Err(topic_not_found(topic.as_str()));
         }
-        found.sort_by(|a, b| a.group.cmp(&b.group));
         Ok(found)
     }
 

@@ -274,7 +274,6 @@ impl Broker {
             tracing::warn!("a group did not close in time; it will recover at the next start");
         }
         self.tasks.shutdown().await;
-        self.peers.abort();
     }
 }
 
