@@ -190,14 +190,8 @@ pub struct PulledMessage {
 }
 
 impl PulledMessage {
-    pub(crate) fn from_wire(message: wire::Message, broker: &str) -> Result<Self, Unusable> {
-        let malformed =
-            |what: &str| Unusable::Malformed(MalformedAnswer { operation: "pull", what: what.to_owned() });
-        let topic = message.topic.ok_or_else(|| malformed("a message without a topic"))?;
-        let system = message.system_properties.ok_or_else(|| malformed("a message without an envelope"))?;
-        if let Some(digest) = &system.body_digest {
-            check_digest(digest, &message.body, &system.message_id).map_err(Unusable::Corrupt)?;
-        }
+    pub(crate) fn from_wire(mut message: wire::Message, broker: &str) -> Result<Self, Unusable> {
+        let (topic, system) = envelope(&mut message, "pull")?;
         Ok(Self {
             message_id: system.message_id,
             topic: topic.name,
@@ -251,14 +245,8 @@ pub(crate) enum Unusable {
 }
 
 impl ReceivedMessage {
-    pub(crate) fn from_wire(message: wire::Message, broker: &str) -> Result<Self, Unusable> {
-        let malformed =
-            |what: &str| Unusable::Malformed(MalformedAnswer { operation: "receive", what: what.to_owned() });
-        let topic = message.topic.ok_or_else(|| malformed("a message without a topic"))?;
-        let system = message.system_properties.ok_or_else(|| malformed("a message without an envelope"))?;
-        if let Some(digest) = &system.body_digest {
-            check_digest(digest, &message.body, &system.message_id).map_err(Unusable::Corrupt)?;
-        }
+    pub(crate) fn from_wire(mut message: wire::Message, broker: &str) -> Result<Self, Unusable> {
+        let (topic, system) = envelope(&mut message, "receive")?;
         let receipt_handle = system.receipt_handle.filter(|handle| !handle.is_empty());
         Ok(Self {
             message_id: system.message_id,
@@ -267,7 +255,8 @@ impl ReceivedMessage {
             tag: system.tag,
             keys: system.keys,
             properties: message.user_properties,
-            receipt_handle: receipt_handle.ok_or_else(|| malformed("a message without a receipt handle"))?,
+            receipt_handle: receipt_handle
+                .ok_or_else(|| malformed("receive", "a message without a receipt handle"))?,
             delivery_attempt: system.delivery_attempt.unwrap_or(1),
             priority: system.priority,
             lite_topic: system.lite_topic,
@@ -278,6 +267,24 @@ impl ReceivedMessage {
             store_timestamp_ms: system.store_timestamp.as_ref().map_or(0, millis),
         })
     }
+}
+
+/// Topic and system properties of a message whose body is what was sent.
+fn envelope(
+    message: &mut wire::Message,
+    operation: &'static str,
+) -> Result<(wire::Resource, wire::SystemProperties), Unusable> {
+    let topic = message.topic.take().ok_or_else(|| malformed(operation, "a message without a topic"))?;
+    let system = message.system_properties.take();
+    let system = system.ok_or_else(|| malformed(operation, "a message without an envelope"))?;
+    if let Some(digest) = &system.body_digest {
+        check_digest(digest, &message.body, &system.message_id).map_err(Unusable::Corrupt)?;
+    }
+    Ok((topic, system))
+}
+
+fn malformed(operation: &'static str, what: &str) -> Unusable {
+    Unusable::Malformed(MalformedAnswer { operation, what: what.to_owned() })
 }
 
 /// MD5 is checked; the spelling of CRC32 differs between clients, so it proves nothing, and no
