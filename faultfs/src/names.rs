@@ -161,7 +161,7 @@ impl Names {
     pub fn sync_directory(&mut self, directory: Ino) {
         let all = std::mem::take(&mut self.unsynced);
         let (durable, rest): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|(_, change)| change.touches(directory));
+            all.into_iter().partition(|(_, change)| change.directories().any(|of| of == directory));
         self.unsynced = rest;
         for (_, change) in durable {
             self.make_durable(&change);
@@ -196,17 +196,21 @@ impl Names {
     /// Nodes that no name leads to, now or after a power cut, and that nobody has open. What was
     /// still to become durable in such directories is forgotten.
     pub fn unreachable(&mut self) -> Vec<Ino> {
+        let mut to_come: BTreeMap<Ino, Vec<Ino>> = BTreeMap::new();
+        for (_, change) in &self.unsynced {
+            if let Some((parent, ino)) = change.brings() {
+                to_come.entry(parent).or_default().push(ino);
+            }
+        }
         let mut reached = BTreeSet::from([ROOT]);
         let mut todo = vec![ROOT];
         while let Some(ino) = todo.pop() {
-            if let Ok(directory) = self.directory(ino) {
-                let below = directory.live.values().chain(directory.durable.values());
-                todo.extend(below.filter(|ino| reached.insert(**ino)));
-            }
-            let made = self.unsynced.iter().filter_map(|(_, change)| change.brings_to(ino));
-            todo.extend(made.filter(|ino| reached.insert(*ino)));
+            let Ok(directory) = self.directory(ino) else { continue };
+            let named = directory.live.values().chain(directory.durable.values());
+            let below = named.chain(to_come.get(&ino).into_iter().flatten());
+            todo.extend(below.copied().filter(|ino| reached.insert(*ino)));
         }
-        self.unsynced.retain(|(_, change)| reached.iter().any(|directory| change.touches(*directory)));
+        self.unsynced.retain(|(_, change)| change.directories().any(|of| reached.contains(&of)));
         let in_use = |node: &Node| node.lookups > 0 || node.opened > 0;
         let gone = self.nodes.iter().filter(|(ino, node)| !reached.contains(ino) && !in_use(node));
         gone.map(|(ino, _)| *ino).collect()
@@ -262,20 +266,22 @@ impl Names {
 }
 
 impl Change {
-    /// What it gives a name to in this directory.
-    fn brings_to(&self, directory: Ino) -> Option<Ino> {
+    /// The directory in which it gives a name, and to what.
+    fn brings(&self) -> Option<(Ino, Ino)> {
         match self {
-            Self::Link { parent, ino, .. } if *parent == directory => Some(*ino),
-            Self::Rename { to, ino, .. } if to.0 == directory => Some(*ino),
-            _ => None,
+            Self::Link { parent, ino, .. } => Some((*parent, *ino)),
+            Self::Rename { to, ino, .. } => Some((to.0, *ino)),
+            Self::Unlink { .. } => None,
         }
     }
 
-    fn touches(&self, directory: Ino) -> bool {
-        match self {
-            Self::Link { parent, .. } | Self::Unlink { parent, .. } => *parent == directory,
-            Self::Rename { from, to, .. } => from.0 == directory || to.0 == directory,
-        }
+    /// The directories in which it changes a name; one may come twice.
+    fn directories(&self) -> impl Iterator<Item = Ino> {
+        let (first, second) = match self {
+            Self::Link { parent, .. } | Self::Unlink { parent, .. } => (*parent, *parent),
+            Self::Rename { from, to, .. } => (from.0, to.0),
+        };
+        [first, second].into_iter()
     }
 }
 

@@ -268,16 +268,14 @@ fn files_are_renamed_removed_and_listed_while_open() {
     assert!(std::fs::remove_dir(rig.path("a")).is_err());
     std::fs::remove_dir_all(rig.path("a")).unwrap();
     assert_eq!(std::fs::read_dir(rig.path("")).unwrap().count(), 0);
-    // Objects of files that nobody can reach are gone.
+    // Objects of files that nobody can reach go, whether the kernel forgets a file before the end of
+    // its name is durable or after.
     rig.sync_names();
     let objects = rig.dir.path().join("files/objects");
     let deadline = Instant::now() + Duration::from_secs(60);
     while std::fs::read_dir(&objects).unwrap().count() > 0 {
         assert!(Instant::now() < deadline, "objects are left");
-        // A name that comes and goes makes the disk look for what is gone.
-        File::create(rig.path("x")).unwrap();
-        std::fs::remove_file(rig.path("x")).unwrap();
-        rig.sync_names();
+        std::thread::yield_now();
     }
 }
 
