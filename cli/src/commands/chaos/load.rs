@@ -229,11 +229,6 @@ impl Load {
         Ok(load)
     }
 
-    /// A client of the load.
-    pub fn client(&self) -> &Client {
-        &self.producing
-    }
-
     fn topic_of(&self, kind: Workload) -> String {
         kind.topic(self.plan.workload.has_several_topics())
     }

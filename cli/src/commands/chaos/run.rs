@@ -301,7 +301,7 @@ async fn exercise(
         false => None,
     };
     let flood = (arguments.scenario.fault == Fault::Overload).then(|| Flood {
-        client: load.client().clone(),
+        points: cluster.broker_access_points(),
         recorder: Arc::clone(recorder),
         topic: arguments.workload.main_topic(),
         body_bytes: arguments.body_bytes(),
