@@ -28,7 +28,7 @@ use super::nemesis::{GROUP, Nemesis};
 use super::recorder::Recorder;
 use super::workload::Sender;
 
-const SENDERS: u32 = 64;
+const SENDERS: u32 = 512;
 const SATURATION_TIME: Duration = Duration::from_secs(5);
 const WARM_UP: Duration = Duration::from_secs(1);
 const OFFERED_PERCENT: u64 = 120;
