@@ -59,6 +59,28 @@ pub enum Defect {
     SharedQueueOffset,
     /// A transaction that was checked once is not checked again.
     CheckStalled,
+    /// A batch of which a part was stored before has the rest stored.
+    BatchInPart,
+    /// The last message of a batch gets a place in the answer and none in its queue.
+    BatchCutShort,
+    /// A new leader has committed offsets of a while ago.
+    OffsetBack,
+    /// A committed offset is answered and not kept.
+    CommitForgotten,
+    /// A reset moves what is received and not what is pulled.
+    ResetOfLeasesOnly,
+    /// A message is in the dead-letter queue twice.
+    LetterTwice,
+    /// A message is given up and does not come to the dead-letter queue.
+    LetterLost,
+    /// A message is delivered once more than its consumer group allows.
+    AttemptAboveMax,
+    /// What waits for its way to the dead letters does not hold up its message group.
+    ExhaustedPassed,
+    /// A dead letter is given back whenever it is asked for.
+    RedrivenTwice,
+    /// What one consumer group acknowledged no other one gets.
+    AckOfAnother,
 }
 
 #[cfg(feature = "defects")]

@@ -3,18 +3,21 @@
 //! [`majority_holds_what_was_answered`] copies what a power cut at this moment would leave of every
 //! disk, opens the copies with the real recovery, and looks for every answered send on a majority
 //! of them: at its index, in its term, at its physical offset, with its bytes.
-//! [`replicas_are_equal`] reads the whole log and every answered message back from each replica.
+//! [`replicas_are_equal`] reads the whole log, every answered message and every dead letter back from
+//! each replica, and compares the ends of queues and committed offsets.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ledgermq_common::{LogIndex, NodeId};
+use ledgermq_broker::state::DeadLetterRecord;
+use ledgermq_common::{LogIndex, NodeId, QueueOffset};
 use ledgermq_raft_store::store::{Identity, LogStore, ReadError, WriterSpawn};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::front::TOPIC;
+use crate::front::accounts::{Book, Reader};
 use crate::node::{CLUSTER, GROUP, Node, Running};
-use crate::oracle::{EntryRecord, Oracle};
+use crate::oracle::{EntryRecord, Oracle, Send};
 use crate::plan::NODES;
 use crate::workload::node_number;
 
@@ -31,6 +34,7 @@ pub fn majority_holds_what_was_answered(nodes: &[Arc<Node>], oracle: &Oracle) {
     let logs: Vec<DurableLog> = nodes.iter().filter_map(|node| durable_log(node, oracle)).collect();
     let entries = oracle.entries();
     let mut answered: Vec<u64> = oracle.sends().values().map(|send| send.index).collect();
+    answered.extend(oracle.booked().values().map(|send| send.index));
     answered.sort_unstable();
     answered.dedup();
     for index in answered {
@@ -111,7 +115,16 @@ pub fn replicas_are_equal(nodes: &[Arc<Node>], oracle: &Oracle) {
             continue;
         };
         compare_log(node.index, &running, &entries, oracle);
-        find_messages(node.index, &running, oracle);
+        let sends = oracle.sends();
+        find_messages(node.index, &running, TOPIC, sends.iter(), oracle);
+        let booked = oracle.booked();
+        for book in Book::ALL {
+            let of_book = booked.iter().filter(|((of, _), _)| *of == book);
+            let of_book = of_book.map(|((_, id), send)| (id, send));
+            find_messages(node.index, &running, book.topic(), of_book, oracle);
+        }
+        compare_books(node.index, &running, oracle);
+        compare_letters(node.index, &running, oracle);
         digests.push(running.state.state_digest());
     }
     if digests.windows(2).any(|pair| pair[0] != pair[1]) {
@@ -164,15 +177,19 @@ fn compare_log(node: usize, running: &Running, entries: &BTreeMap<u64, EntryReco
 }
 
 /// Every answered send is found in its queue, with its id and its body.
-fn find_messages(node: usize, running: &Running, oracle: &Oracle) {
-    let sends = oracle.sends();
-    let Some(topic) = running.state.topic(TOPIC) else {
-        if !sends.is_empty() {
-            oracle.violate(format_args!("node {node} has no topic"));
-        }
-        return;
-    };
+fn find_messages<'a>(
+    node: usize,
+    running: &Running,
+    topic: &str,
+    sends: impl Iterator<Item = (&'a String, &'a Send)>,
+    oracle: &Oracle,
+) {
+    let topic = running.state.topic(topic);
     for (id, send) in sends {
+        let Some(topic) = &topic else {
+            oracle.violate(format_args!("node {node} has no topic for {id}"));
+            return;
+        };
         let (queue, offset) = send.place;
         let Some(found) = running.state.locate(topic.id, queue, offset) else {
             oracle.violate(format_args!("node {node} does not find {id} at {:?}", send.place));
@@ -193,10 +210,72 @@ fn find_messages(node: usize, running: &Running, oracle: &Oracle) {
         let message = ledgermq_broker::state::command::StoredMessage::decode(&record);
         let is_equal = message
             .as_ref()
-            .is_ok_and(|message| message.id == id && xxh3_64(&message.body) == send.body_hash);
+            .is_ok_and(|message| message.id == *id && xxh3_64(&message.body) == send.body_hash);
         if !is_equal {
             oracle.violate(format_args!("node {node} has another message at {:?}: {message:?}", send.place));
             return;
+        }
+    }
+}
+
+/// The queues of the books end where the log says, and the group that pulls is where it says.
+fn compare_books(node: usize, running: &Running, oracle: &Oracle) {
+    for book in Book::ALL {
+        let Some(topic) = running.state.topic(book.topic()) else { continue };
+        let ranges = running.state.queue_ranges(topic.id).unwrap_or_default();
+        let ends: Vec<u64> = ranges.iter().map(|range| range.end).collect();
+        if ends != oracle.ends_of(book) {
+            oracle.violate(format_args!(
+                "node {node}: {book:?} ends at {ends:?}, not {:?}",
+                oracle.ends_of(book)
+            ));
+        }
+    }
+    let topic = running.state.topic(Reader::OFFSETS_IN.topic());
+    let group = running.state.consumer_group(Reader::Archive.group());
+    let (Some(topic), Some(group)) = (topic, group) else { return };
+    for (queue, wanted) in oracle.offsets() {
+        let offset = running.state.group_offset(group.id, topic.id, queue);
+        if offset != wanted {
+            oracle
+                .violate(format_args!("node {node}: offset of queue {queue} is {offset:?}, not {wanted:?}"));
+        }
+    }
+}
+
+/// Each dead-letter queue holds the letters that the log says, once, in their order.
+fn compare_letters(node: usize, running: &Running, oracle: &Oracle) {
+    for (group, letters) in oracle.letters() {
+        let found = running.state.dead_letters_of(group);
+        let end =
+            found.and_then(|(topic, _)| running.state.queue_ranges(topic)?.first().map(|range| range.end));
+        if end.unwrap_or_default() != letters.len() as u64 {
+            oracle.violate(format_args!(
+                "node {node}: group {group} has {end:?} letters, {} were written",
+                letters.len()
+            ));
+        }
+        let Some((topic, queue)) = found else { continue };
+        for ((at, entry), (place, reason)) in
+            running.state.range(topic, queue, QueueOffset(0), u32::MAX).into_iter().zip(letters)
+        {
+            let Ok(record) = running.group.read(entry.physical, entry.record_bytes) else {
+                // As for messages: released before the replica was there.
+                if running.group.status().physical_start <= entry.physical {
+                    oracle.violate(format_args!("node {node} cannot read letter {at} of group {group}"));
+                }
+                continue;
+            };
+            let letter = DeadLetterRecord::decode(&record);
+            let is_equal = letter
+                .as_ref()
+                .is_ok_and(|letter| (letter.queue, letter.offset) == place && letter.reason == reason);
+            if !is_equal {
+                oracle.violate(format_args!(
+                    "node {node}: letter {at} of group {group} is {letter:?}, not of {place:?}"
+                ));
+                return;
+            }
         }
     }
 }

@@ -48,7 +48,7 @@ pub enum Defect {
 }
 
 /// Broken promises about messages, leases, transactions and timers.
-pub const PRODUCT: [Broken; 22] = [
+pub const PRODUCT: [Broken; 33] = [
     Broken::TwoOutcomes,
     Broken::EarlyVisibility,
     Broken::LostCheck,
@@ -71,6 +71,17 @@ pub const PRODUCT: [Broken; 22] = [
     Broken::OffsetOfRepeat,
     Broken::SharedQueueOffset,
     Broken::LogTimeBack,
+    Broken::BatchInPart,
+    Broken::BatchCutShort,
+    Broken::OffsetBack,
+    Broken::CommitForgotten,
+    Broken::ResetOfLeasesOnly,
+    Broken::LetterTwice,
+    Broken::LetterLost,
+    Broken::AttemptAboveMax,
+    Broken::ExhaustedPassed,
+    Broken::RedrivenTwice,
+    Broken::AckOfAnother,
 ];
 
 /// Broken promises of the log and of replication that the simulation convicts.

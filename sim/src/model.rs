@@ -8,11 +8,15 @@
 //! | a message id is stored once | the first answer has a new place, every later one the same place |
 //! | queue offsets have no gap | a new place is the next offset of its queue |
 //! | leases, acknowledgements, dead letters | see [`leases`] |
+//! | batches, several consumer groups | see [`accounts`] |
+//! | committed offsets | see [`offsets`] |
 //! | delayed messages keep their promises | see [`timers`](crate::timers) |
 //! | transactions | see [`transactions`] |
 //! | order by message group, and growth | see [`order`] |
 
+pub mod accounts;
 mod leases;
+pub mod offsets;
 pub mod order;
 pub mod transactions;
 
@@ -24,7 +28,8 @@ use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{QueueId, QueueOffset};
 
 use crate::timers::{NowVisible, TimerModel};
-use leases::Delivery;
+use accounts::Accounts;
+pub use leases::{Deliveries, LetterOf};
 use order::Order;
 use transactions::Transactions;
 
@@ -35,10 +40,11 @@ pub struct Model {
     log_time: UnixMillis,
     stored: BTreeMap<String, Stored>,
     next_offset: BTreeMap<QueueId, QueueOffset>,
-    deliveries: BTreeMap<Place, Delivery>,
+    deliveries: Deliveries,
     timers: TimerModel,
     transactions: Transactions,
     order: Order,
+    accounts: Accounts,
 }
 
 /// Where a message id was stored, and by which entry.
@@ -61,12 +67,25 @@ impl Model {
         &self.order
     }
 
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    pub fn accounts_mut(&mut self) -> &mut Accounts {
+        &mut self.accounts
+    }
+
+    /// Those of the topic without order.
+    pub fn deliveries(&self) -> &Deliveries {
+        &self.deliveries
+    }
+
     pub fn log_time(&self) -> UnixMillis {
         self.log_time
     }
 
     pub fn is_consumed(&self, place: Place) -> bool {
-        self.deliveries.get(&place).is_some_and(|delivery| delivery.is_consumed)
+        self.deliveries.is_consumed(place)
     }
 
     pub fn is_recalled(&self, id: &str) -> bool {
@@ -83,6 +102,10 @@ impl Model {
         if let Some(result) = self.order.apply(index, self.log_time, &command, &answer) {
             return result;
         }
+        if let Some(result) = self.accounts.apply(index, self.log_time, &command, &answer) {
+            return result.map_err(|what| format!("entry {index}: {what}"));
+        }
+        let at = (index, self.log_time);
         match (command, answer) {
             (Command::AppendMessages(append), Answer::Stored(places)) => {
                 if append.messages.len() != places.len() {
@@ -109,15 +132,23 @@ impl Model {
                 Ok(())
             }
             (Command::LeaseMessages(lease), Answer::Leased(granted)) => {
-                granted.iter().try_for_each(|grant| self.grant(index, grant, lease.invisible_ms))?;
-                lease.parts.iter().try_for_each(|part| self.nothing_is_passed_over(index, part))
+                for grant in &granted {
+                    let end = next_of(&self.next_offset, grant.queue);
+                    self.deliveries.grant(at, end, grant, lease.invisible_ms)?;
+                }
+                lease.parts.iter().try_for_each(|part| {
+                    let end = next_of(&self.next_offset, part.queue);
+                    self.deliveries.nothing_is_passed_over(index, end, part)
+                })
             }
-            (Command::AckMessages(acks), Answer::Acked(outcomes)) => self.acks(index, &acks, &outcomes),
+            (Command::AckMessages(acks), Answer::Acked(outcomes)) => {
+                self.deliveries.acks(index, &acks, &outcomes)
+            }
             (Command::ChangeInvisible(change), Answer::Changed(outcome)) => {
-                self.change(index, &change, outcome)
+                self.deliveries.change(at, &change, outcome)
             }
             (Command::DeadLetter(letters), Answer::DeadLettered { outcomes, .. }) => {
-                self.give_up(index, &letters, &outcomes)
+                self.deliveries.give_up(at, &letters, &outcomes)
             }
             (Command::AppendDelayed(append), Answer::Scheduled(scheduled)) => {
                 let visible = self.timers.append(&append, &scheduled, self.log_time);

@@ -161,11 +161,12 @@ impl Node {
             group: group.clone(),
             state,
             clock: self.clock.clone(),
-            queues: self.plan.queues,
+            plan: Arc::clone(&self.plan),
             opens_unclosed: self.defect == Some(Defect::OpenBeforeClosed),
         };
         tokio::spawn(front.clone().fire_timers());
         tokio::spawn(front.clone().grow_topics());
+        tokio::spawn(front.clone().bury_exhausted());
         tokio::spawn(serve_clients(front, self.network.clone(), host_name(self.index)));
         let (sender, mut asks) = mpsc::unbounded_channel();
         *self.asks.lock() = Some(sender);

@@ -7,8 +7,11 @@
 //! | the status of every replica after every tick | one leader per term; applied ≤ committed ≤ last; watermarks of a life never go back; what is committed is flushed on a majority |
 //! | what clients were answered | the entry was committed then; an id has one place, a transaction one outcome; nothing acknowledged is delivered; a read shows what was answered before it began |
 //! | which halves nobody decides | they are parked in the end |
+//! | what clients of the books were answered | see [`accounts`] |
 //!
 //! A violation is kept, never repaired; the first one ends the run.
+
+mod accounts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,6 +26,7 @@ use ledgermq_raft_store::group::GroupStatus;
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::model::accounts::MessageOf;
 use crate::model::order::Step;
 use crate::model::{Model, Place};
 use crate::plan::NODES;
@@ -50,6 +54,8 @@ struct State {
     /// Halves that nobody decides.
     abandoned: BTreeSet<String>,
     sends: BTreeMap<String, Send>,
+    /// Answered sends of the books.
+    booked: BTreeMap<MessageOf, Send>,
     /// Answered sends of message groups.
     steps: BTreeSet<Step>,
     /// Delayed messages that were answered.
@@ -99,6 +105,21 @@ pub struct Tallies {
     pub steps: u64,
     pub ordered_grants: u64,
     pub generations: u64,
+    /// In the log: batches of several messages, those that were known whole, and in part.
+    pub batches: u64,
+    pub batch_repeats: u64,
+    pub batches_partly_known: u64,
+    /// In the log: letters for want of attempts, without order and with it, and letters given back.
+    pub exhausted: u64,
+    pub exhausted_in_order: u64,
+    pub redriven: u64,
+    pub letters_read: u64,
+    /// In the log: offsets committed, those of them that were late, and resets of groups.
+    pub offset_commits: u64,
+    pub late_commits: u64,
+    pub resets: u64,
+    pub offset_reads: u64,
+    pub pulled: u64,
 }
 
 #[derive(Default)]
@@ -147,6 +168,7 @@ impl Oracle {
             answered_max: 0,
             abandoned: BTreeSet::new(),
             sends: BTreeMap::new(),
+            booked: BTreeMap::new(),
             steps: BTreeSet::new(),
             delayed: BTreeSet::new(),
             acked: BTreeMap::new(),
@@ -180,7 +202,7 @@ impl Oracle {
 
     pub fn tallies(&self) -> Tallies {
         let state = self.0.lock();
-        Tallies { generations: u64::from(state.model.order().generation()), ..state.tallies }
+        accounts::count(&state.model, state.tallies)
     }
 
     pub fn trace_hash(&self) -> u64 {

@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
-use crate::workload::OrderedPlan;
+use crate::workload::{AccountsPlan, OrderedPlan};
 
 /// Brokers of the group.
 pub const NODES: usize = 3;
@@ -45,6 +45,7 @@ pub struct Plan {
     pub large_body_every: u32,
     pub large_body_bytes: usize,
     pub ordered: OrderedPlan,
+    pub accounts: AccountsPlan,
     /// In time order.
     pub faults: Vec<PlannedFault>,
 }
@@ -168,6 +169,7 @@ impl Plan {
             large_body_every: *[20, 100, 1_000].choose(random).expect("three"),
             large_body_bytes: *[8 << 10, 30 << 10].choose(random).expect("two"),
             ordered: OrderedPlan::draw(seed),
+            accounts: AccountsPlan::draw(seed),
             faults: Vec::new(),
         };
         plan.draw_faults(random);

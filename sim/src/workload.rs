@@ -7,6 +7,8 @@
 //! They run on one host of their own and reach the brokers over the simulated network, so answers
 //! are lost, late and in doubt. Everything they are told goes to the oracle.
 
+mod accounts;
+mod offsets;
 mod ordered;
 mod transact;
 
@@ -17,9 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ledgermq_broker::state::command::AckEntry;
-use ledgermq_broker::state::{
-    Answer, ChangeOutcome, DeliveryEpoch, DeliveryOutcome, Placed, Refusal, Scheduled, StoredAt,
-};
+use ledgermq_broker::state::{Answer, DeliveryEpoch, DeliveryOutcome, Placed, Refusal, Scheduled, StoredAt};
 use ledgermq_common::QueueId;
 use ledgermq_common::clock::UnixMillis;
 use rand::rngs::StdRng;
@@ -32,6 +32,7 @@ use crate::oracle::Oracle;
 use crate::plan::{NODES, Plan};
 use crate::world::EPOCH;
 
+pub use accounts::AccountsPlan;
 pub use ordered::OrderedPlan;
 
 pub const CLIENT_HOST: &str = "client";
@@ -69,6 +70,11 @@ pub struct Stage {
     ordered_producers_done: AtomicUsize,
     ordered_consumers_done: AtomicUsize,
     is_grown: AtomicBool,
+    batch_producers_done: AtomicUsize,
+    /// The other clients of the books.
+    accounts_done: AtomicUsize,
+    are_reset: AtomicBool,
+    are_redriven: AtomicBool,
 }
 
 const HEALED: u8 = 1;
@@ -92,6 +98,18 @@ impl Stage {
         self.ordered_producers_done.load(Ordering::SeqCst)
             + self.ordered_consumers_done.load(Ordering::SeqCst)
             + usize::from(self.is_grown.load(Ordering::SeqCst))
+    }
+
+    /// The clients of the books that are done, the operators among them.
+    pub fn accounts_done(&self) -> usize {
+        self.batch_producers_done.load(Ordering::SeqCst) + self.accounts_done.load(Ordering::SeqCst)
+    }
+
+    /// Nobody adds to the books or moves their groups any more.
+    fn accounts_are_quiet(&self, plan: &Plan) -> bool {
+        self.batch_producers_done.load(Ordering::SeqCst) == plan.accounts.producers
+            && self.are_reset.load(Ordering::SeqCst)
+            && self.are_redriven.load(Ordering::SeqCst)
     }
 
     pub fn consumers_done(&self) -> usize {
@@ -119,6 +137,7 @@ impl Workload {
         }
         tasks.push(tokio::spawn(self.clone().read()));
         self.spawn_ordered(&mut tasks);
+        self.spawn_accounts(&mut tasks);
         for task in tasks {
             task.await.expect("a client does not panic");
         }
@@ -411,19 +430,11 @@ impl Client {
     async fn change(&mut self, entry: AckEntry) {
         let invisible_ms = self.random.random_range(1..1_500);
         match self.call(&Request::Change { entry, invisible_ms }).await {
-            Some(Response::Answered(Answer::Changed(
-                ChangeOutcome::Changed { .. } | ChangeOutcome::Not(_),
-            )))
-            | Some(
-                Response::NotLeader { .. }
-                | Response::OutcomeUnknown
-                | Response::Placement { .. }
-                | Response::Read { .. },
-            )
-            | None => {}
+            Some(Response::Answered(Answer::Changed(_))) => {}
             Some(Response::Answered(answer)) => {
                 self.oracle.violate(format_args!("{}: a change was answered by {answer:?}", self.who));
             }
+            _ => {}
         }
     }
 
@@ -431,7 +442,9 @@ impl Client {
     async fn call(&mut self, request: &Request) -> Option<Response> {
         let response = tokio::time::timeout(self.patience, self.exchange(request)).await.ok().flatten();
         match &response {
-            Some(Response::Answered(_) | Response::Read { .. }) => return response,
+            Some(
+                Response::Answered(_) | Response::Read { .. } | Response::Offset(_) | Response::Pulled(_),
+            ) => return response,
             Some(Response::NotLeader { leader: Some(leader) }) if *leader != node_number(self.node) => {
                 self.turn_to(usize::try_from(leader.saturating_sub(1)).unwrap_or_default() % NODES);
             }

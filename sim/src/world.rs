@@ -26,7 +26,8 @@ use crate::workload::{CLIENT_HOST, Stage, Workload, host_name};
 
 /// Virtual time a healed group has to answer every client, drain and agree.
 const RECOVERY_MS_MAX: u64 = 40_000;
-/// ... and to check the halves that nobody decides as often as they may be checked.
+/// ... and to check the halves that nobody decides as often as they may be checked, and to give every
+/// consumer group everything.
 const CHECKS_MS_MAX: u64 = 15_000;
 /// What the disks would keep is checked this often.
 const AUDIT_EVERY_MS: u64 = 1_500;
@@ -152,10 +153,18 @@ impl<'a> World<'a> {
                 ));
                 return;
             }
+            if self.now_ms > checked_by_ms
+                && let Some((group, message)) = self.oracle.never_given()
+            {
+                self.oracle.violate(format_args!(
+                    "{CHECKS_MS_MAX} ms after the faults ended group {group} was never given {message:?}"
+                ));
+                return;
+            }
             if self.now_ms > deadline_ms {
                 self.oracle.violate(format_args!(
-                    "no progress: {} ms after the faults ended, {} of {} producers, {} of {} consumers and {} \
-                     of {} clients of the topic with order are done, statuses {:?}",
+                    "no progress: {} ms after the faults ended, {} of {} producers, {} of {} consumers, {} of {} \
+                     clients of the topic with order and {} of {} of the books are done, statuses {:?}",
                     RECOVERY_MS_MAX,
                     self.stage.producers_done(),
                     self.plan.producers,
@@ -163,6 +172,8 @@ impl<'a> World<'a> {
                     self.plan.consumers,
                     self.stage.ordered_done(),
                     self.plan.ordered.clients(),
+                    self.stage.accounts_done(),
+                    self.plan.accounts.clients(),
                     self.statuses(),
                 ));
                 return;
@@ -222,7 +233,8 @@ impl<'a> World<'a> {
     fn is_quiet(&self) -> bool {
         let clients_are_done = self.stage.producers_done() == self.plan.producers
             && self.stage.consumers_done() == self.plan.consumers
-            && self.stage.ordered_done() == self.plan.ordered.clients();
+            && self.stage.ordered_done() == self.plan.ordered.clients()
+            && self.stage.accounts_done() == self.plan.accounts.clients();
         if !clients_are_done {
             return false;
         }

@@ -86,6 +86,23 @@ fn main() -> anyhow::Result<()> {
         sum(|outcome| outcome.tallies.ordered_grants),
         sum(|outcome| outcome.tallies.generations),
     );
+    println!(
+        "of the books: {} batches, {} repeats of whole ones, {} refused because a part was known; {} and in order {} \
+         letters for want of attempts, {} read, {} given back; {} offsets committed, {} of them late, {} read, {} \
+         messages pulled, {} resets",
+        sum(|outcome| outcome.tallies.batches),
+        sum(|outcome| outcome.tallies.batch_repeats),
+        sum(|outcome| outcome.tallies.batches_partly_known),
+        sum(|outcome| outcome.tallies.exhausted),
+        sum(|outcome| outcome.tallies.exhausted_in_order),
+        sum(|outcome| outcome.tallies.letters_read),
+        sum(|outcome| outcome.tallies.redriven),
+        sum(|outcome| outcome.tallies.offset_commits),
+        sum(|outcome| outcome.tallies.late_commits),
+        sum(|outcome| outcome.tallies.offset_reads),
+        sum(|outcome| outcome.tallies.pulled),
+        sum(|outcome| outcome.tallies.resets),
+    );
     if !failed.is_empty() {
         let seeds: Vec<u64> = failed.iter().map(|outcome| outcome.seed).collect();
         anyhow::bail!("violated seeds: {seeds:?}");

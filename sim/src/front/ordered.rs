@@ -18,15 +18,15 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_broker::state::command::{AckEntry, ConsumerGroupSettings, MessageProperties};
 use ledgermq_broker::state::{
     AckMessages, Answer, AttemptHash, ChangeInvisible, ClientHash, CloseGeneration, Command, ConsumerGroupId,
-    CreateConsumerGroup, CreateTopic, DrainGeneration, Generation, IndexEntry, MessageType, NewMessage,
-    OpenGeneration, OrderKey, OthersWant, PrepareGeneration, QueueChoice, ReceiveRequest, TagFilter, TopicId,
-    TopicSettings, encode_append_in_order, tag_code,
+    DrainGeneration, Generation, IndexEntry, MessageType, NewMessage, OpenGeneration, OrderKey, OthersWant,
+    PrepareGeneration, QueueChoice, ReceiveRequest, TagFilter, TopicId, TopicSettings,
+    encode_append_in_order, tag_code,
 };
 use ledgermq_common::clock::Clock as _;
 use ledgermq_common::{GroupName, QueueId, QueueLayout, QueueOffset};
 use ledgermq_raft_store::group::ProposeError;
 
-use super::{BodyEncoding, FIRE_LOOK, Front, Response, decode_entry};
+use super::{BodyEncoding, FIRE_LOOK, Front, Response, decode_entry, put_entry};
 
 pub const ORDERED_TOPIC: &str = "steps";
 pub const ORDERED_GROUP: &str = "workers";
@@ -190,39 +190,20 @@ impl Front {
     }
 
     async fn ordered_topic(&self) -> Result<TopicId, ProposeError> {
-        if let Some(topic) = self.state.topic(ORDERED_TOPIC) {
-            return Ok(topic.id);
-        }
         let settings =
             TopicSettings { message_type: MessageType::Fifo, ..TopicSettings::normal(FIRST_QUEUES) };
-        let create = CreateTopic { name: ORDERED_TOPIC.to_owned(), settings };
-        match self.propose(Command::CreateTopic(create).encode(self.clock.now())).await? {
-            Answer::Topic { id, .. } => Ok(id),
-            answer => unreachable!("creating a topic was answered by {answer:?}"),
-        }
+        self.topic_named(ORDERED_TOPIC, settings).await
     }
 
     async fn ordered_group(&self) -> Result<ConsumerGroupId, ProposeError> {
-        if let Some(consumer_group) = self.state.consumer_group(ORDERED_GROUP) {
-            return Ok(consumer_group.id);
-        }
-        let settings =
-            ConsumerGroupSettings { fifo: true, attempts_max: u32::MAX, ..ConsumerGroupSettings::default() };
-        let create = CreateConsumerGroup { name: ORDERED_GROUP.to_owned(), settings };
-        match self.propose(Command::CreateConsumerGroup(create).encode(self.clock.now())).await? {
-            Answer::ConsumerGroup { id, .. } => Ok(id),
-            answer => unreachable!("creating a consumer group was answered by {answer:?}"),
-        }
+        let attempts_max = self.plan.ordered.attempts_max;
+        let settings = ConsumerGroupSettings { fifo: true, attempts_max, ..ConsumerGroupSettings::default() };
+        self.group_named(ORDERED_GROUP, settings).await
     }
 }
 
 impl OrderedRequest {
     pub(super) fn encode(&self, out: &mut BytesMut) {
-        let put_entry = |out: &mut BytesMut, entry: &AckEntry| {
-            out.put_u32_le(entry.queue.get());
-            out.put_u64_le(entry.offset.get());
-            out.put_u64_le(entry.epoch.get());
-        };
         match self {
             Self::Send { generation, queue, key, id } => {
                 out.put_u8(50);

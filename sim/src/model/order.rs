@@ -7,6 +7,7 @@
 //! | redelivery begins at the first that is not acknowledged | the same check: what comes again is no exception to F1 |
 //! | the lease is in the log before the messages leave | what a consumer is given was granted by an entry, under this very number |
 //! | the same attempt id gets the same messages | of leases in force that a receive was granted, a repeat that is answered by any of them has all |
+//! | F3 a group waits for its message or for its letter | a message that is given up counts as consumed, and is given up when its attempts are used up, after its lease, once; no attempt is above the maximum |
 //! | G1 across generations | F1 knows nothing of queues: it holds wherever the messages lie |
 //! | G2 a send is stored once, by the generation that is served | a new place lies in the queue which the generation of the send gives to the key, and that generation is open |
 //! | G3 generations drain | a drain is recorded only when all before the end is consumed; at the end of a run nothing is left to drain |
@@ -16,8 +17,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ledgermq_broker::state::{
-    Answer, AppendInOrder, ChangeOutcome, Command, ConsumerGroupId, DeliveryEpoch, DeliveryOutcome,
-    Generation, Granted, LeaseInOrder, Refusal, StoredAt, TopicId,
+    Answer, AppendInOrder, ChangeOutcome, Command, ConsumerGroupId, DeadLetter, DeadLetterReason,
+    DeliveryEpoch, DeliveryOutcome, Generation, Granted, LeaseInOrder, Refusal, StoredAt, TopicId,
 };
 use ledgermq_common::QueueId;
 use ledgermq_common::clock::UnixMillis;
@@ -63,6 +64,9 @@ pub struct Order {
     /// What each receive was granted, by its client and attempt id.
     receives: BTreeMap<(u64, String), BTreeSet<Place>>,
     granted: BTreeSet<(Place, DeliveryEpoch)>,
+    attempts_max: u32,
+    /// In the order of the dead-letter queue.
+    letters: Vec<(Place, DeadLetterReason)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +79,7 @@ struct Next {
 #[derive(Debug, Clone, Default)]
 struct Delivery {
     attempt: u32,
+    epoch: DeliveryEpoch,
     until: UnixMillis,
     holder: (u64, String),
     is_consumed: bool,
@@ -97,6 +102,8 @@ impl Default for Order {
             consumed_below: BTreeMap::new(),
             receives: BTreeMap::new(),
             granted: BTreeSet::new(),
+            attempts_max: u32::MAX,
+            letters: Vec::new(),
         }
     }
 }
@@ -112,6 +119,10 @@ impl Order {
 
     pub fn is_granted(&self, grant: &Granted) -> bool {
         self.granted.contains(&((grant.queue, grant.offset), grant.epoch))
+    }
+
+    pub fn letters(&self) -> &[(Place, DeadLetterReason)] {
+        &self.letters
     }
 
     /// Every growth is complete and drained.
@@ -153,6 +164,7 @@ impl Order {
                 if create.name == ORDERED_GROUP =>
             {
                 self.group = Some(*id);
+                self.attempts_max = create.settings.attempts_max;
                 Ok(())
             }
             (Command::AppendInOrder(append), Answer::Stored(stored)) => self.append(append, stored),
@@ -169,6 +181,11 @@ impl Order {
                     }
                 }
                 Ok(())
+            }
+            (Command::DeadLetter(command), Answer::DeadLettered { outcomes, .. })
+                if Some(command.topic) == self.topic =>
+            {
+                self.give_up(now, command, outcomes)
             }
             (Command::ChangeInvisible(change), Answer::Changed(outcome))
                 if Some(change.topic) == self.topic =>
@@ -268,11 +285,15 @@ impl Order {
         if delivery.is_consumed || delivery.until > now {
             return Err(format!("{step:?} at {place:?} is granted, and is {delivery:?}"));
         }
-        if grant.attempt != delivery.attempt + 1 || grant.until <= now {
-            return Err(format!("{step:?} is granted as {grant:?} after attempt {}", delivery.attempt));
+        if grant.attempt != delivery.attempt + 1 || grant.attempt > self.attempts_max || grant.until <= now {
+            return Err(format!(
+                "{step:?} is granted as {grant:?} after attempt {} of {}",
+                delivery.attempt, self.attempts_max
+            ));
         }
         *delivery = Delivery {
             attempt: grant.attempt,
+            epoch: grant.epoch,
             until: grant.until,
             holder: holder.clone(),
             is_consumed: false,
@@ -299,6 +320,33 @@ impl Order {
             }
             if other.1 < number && (state.until <= now || state.holder != holder) {
                 return Err(format!("{step:?} is granted before {other:?}, which is not acknowledged"));
+            }
+        }
+        Ok(())
+    }
+
+    fn give_up(
+        &mut self,
+        now: UnixMillis,
+        command: &DeadLetter,
+        outcomes: &[DeliveryOutcome],
+    ) -> Result<(), String> {
+        if command.letters.len() != outcomes.len() {
+            return Err(format!("{} letters, {} answers", command.letters.len(), outcomes.len()));
+        }
+        for (letter, outcome) in command.letters.iter().zip(outcomes) {
+            let place = (letter.queue, letter.offset);
+            let delivery = self.deliveries.entry(place).or_default();
+            let is_due = !delivery.is_consumed
+                && delivery.epoch == letter.epoch
+                && delivery.until <= now
+                && delivery.attempt >= self.attempts_max;
+            if is_due != (*outcome == DeliveryOutcome::Done) {
+                return Err(format!("{letter:?} is given up at {now} as {outcome:?}: {delivery:?}"));
+            }
+            if is_due {
+                self.letters.push((place, letter.record.reason));
+                self.consume(place);
             }
         }
         Ok(())

@@ -22,6 +22,8 @@ pub struct OrderedPlan {
     pub producers: usize,
     pub consumers: usize,
     pub growths: u32,
+    /// How often the consumer group is given a message; then it goes to the dead letters.
+    pub attempts_max: u32,
 }
 
 impl OrderedPlan {
@@ -35,6 +37,7 @@ impl OrderedPlan {
             producers: random.random_range(1..=2),
             consumers: random.random_range(1..=3),
             growths: random.random_range(0..=5),
+            attempts_max: *[u32::MAX, 1, 2, 3].choose(&mut random).expect("four"),
         }
     }
 
@@ -102,7 +105,9 @@ impl Workload {
                 break;
             }
             receives += 1;
-            client.receive_in_order(hash, receives, self.stage.is_healed()).await;
+            // Where attempts end more are to be used up.
+            let neglected = if self.plan.ordered.attempts_max == u32::MAX { 1 } else { 3 };
+            client.receive_in_order(hash, receives, self.stage.is_healed(), neglected).await;
             client.pause(30).await;
         }
         self.stage.ordered_consumers_done.fetch_add(1, Ordering::SeqCst);
@@ -195,7 +200,8 @@ impl Client {
         }
     }
 
-    async fn receive_in_order(&mut self, client: u64, number: u32, is_healed: bool) {
+    /// Of twelve messages `neglected` are left alone.
+    async fn receive_in_order(&mut self, client: u64, number: u32, is_healed: bool, neglected: u32) {
         let attempt_id = format!("{client}-{number}");
         let request = Request::Ordered(OrderedRequest::Receive {
             messages_max: self.random.random_range(1..=8),
@@ -225,8 +231,8 @@ impl Client {
         for grant in granted.unwrap_or_default() {
             let entry = AckEntry { queue: grant.queue, offset: grant.offset, epoch: grant.epoch };
             match self.random.random_range(0..12) {
-                0 if !is_healed => {}
-                1 if !is_healed => {
+                share if share < neglected && !is_healed => {}
+                11 if !is_healed => {
                     let invisible_ms = self.random.random_range(1..1_500);
                     self.call(&Request::Ordered(OrderedRequest::Change { entry, invisible_ms })).await;
                 }

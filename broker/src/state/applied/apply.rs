@@ -138,6 +138,9 @@ impl Applied {
         if defects::is_active(Defect::LogTimeBack) {
             self.scalars.now = stamped_at;
         }
+        if defects::is_active(Defect::OffsetBack) && is_other_term {
+            self.offsets.values_mut().for_each(|offset| *offset = offset.saturating_sub(2));
+        }
         if defects::is_active(Defect::SharedQueueOffset) && is_other_term {
             for topic in self.topics.values_mut() {
                 for range in topic.queues.iter_mut().filter(|range| range.max > range.min) {

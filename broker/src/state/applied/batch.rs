@@ -20,6 +20,7 @@ use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use super::Applied;
 use super::apply::Effects;
 use super::window::{WindowEntry, window_key};
+use crate::defects::{self, Defect};
 use crate::state::answer::{Answer, BatchPartlyStored, Refusal, StoredAt};
 use crate::state::command::{AppendedMessage, StoreBatch};
 use crate::state::consume_queue::IndexEntry;
@@ -54,15 +55,28 @@ impl Applied {
         if known.len() == keys.len() {
             return Ok(Answer::Stored(known));
         }
-        if let Some(first) = first_known {
+        if let Some(first) = first_known.filter(|_| !defects::is_active(Defect::BatchInPart)) {
             let stored = u32::try_from(known.len()).unwrap_or(u32::MAX);
             return Ok(Answer::BatchPartlyStored(BatchPartlyStored { stored, first }));
         }
         self.check_batch(command)?;
-        let places = command.messages.iter().zip(keys);
-        let places =
-            places.map(|((topic, message), key)| self.store_new(*topic, message, key, payload_at, effects));
+        let cut_at = if defects::is_active(Defect::BatchCutShort) { keys.len() - 1 } else { keys.len() };
+        let places = command.messages.iter().zip(keys).enumerate();
+        let places = places.map(|(at, ((topic, message), key))| {
+            if at > 0 && at >= cut_at {
+                return self.only_answered(*topic, message);
+            }
+            self.store_new(*topic, message, key, payload_at, effects)
+        });
         places.collect::<Result<_, _>>().map(Answer::Stored)
+    }
+
+    /// Only in a broken build: the place a message would have.
+    fn only_answered(&self, topic: TopicId, message: &AppendedMessage) -> Result<StoredAt, Refusal> {
+        let queue = message.queue;
+        let range = self.range(topic, queue.get()).ok_or(Refusal::QueueUnknown)?;
+        let stored_at = self.scalars.now;
+        Ok(StoredAt { queue, offset: QueueOffset(range.max), stored_at, repeated: false })
     }
 
     /// What would keep any message of the batch from being stored, found before one is.
@@ -99,6 +113,12 @@ impl Applied {
         let record_bytes = u32::try_from(message.record.len()).expect("a command is bounded far below 4 GiB");
         let entry = IndexEntry { physical, record_bytes, tag_code: message.tag_code, stored_at };
         let queue = message.queue;
+        if defects::is_active(Defect::BatchInPart)
+            && let Some(first) = self.window.find(key)
+        {
+            let (queue, offset) = (QueueId(first.queue), QueueOffset(first.offset));
+            return Ok(StoredAt { queue, offset, stored_at: first.stored_at, repeated: true });
+        }
         let offset = self.make_visible(topic, queue, entry, effects).ok_or(Refusal::QueueUnknown)?;
         self.window.insert(WindowEntry { key, queue: queue.get(), offset: offset.get(), stored_at });
         self.keys.add(topic, &message.id, message.properties(), physical, record_bytes);

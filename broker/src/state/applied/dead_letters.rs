@@ -61,7 +61,13 @@ impl Applied {
                 let stored_at = self.scalars.now;
                 let tag_code = letter.record.tag_code;
                 let entry = IndexEntry { physical, record_bytes, tag_code, stored_at };
-                if let Some(at) = self.make_visible(topic, DEAD_LETTER_QUEUE, entry, effects) {
+                let copies = match () {
+                    () if defects::is_active(Defect::LetterTwice) => 2,
+                    () if defects::is_active(Defect::LetterLost) => 0,
+                    () => 1,
+                };
+                for _ in 0..copies {
+                    let Some(at) = self.make_visible(topic, DEAD_LETTER_QUEUE, entry, effects) else { break };
                     // The letter keeps the bytes of the message it refers to.
                     self.note_reference(topic, DEAD_LETTER_QUEUE, at.get(), letter.record.physical);
                 }
@@ -152,7 +158,7 @@ impl Applied {
         }
         let redriven = self.subscriptions.entry((redriver, letters)).or_default();
         let redriven = redriven.progress_mut(DEAD_LETTER_QUEUE.get(), 0);
-        if !redriven.is_unseen(letter.letter.get()) {
+        if !redriven.is_unseen(letter.letter.get()) && !defects::is_active(Defect::RedrivenTwice) {
             return DeliveryOutcome::AlreadyConsumed;
         }
         redriven.see(letter.letter.get(), letter.letter.get() + 1);

@@ -7,6 +7,7 @@ use ledgermq_common::{QueueId, QueueOffset};
 use super::apply::Effects;
 use super::progress::Lease;
 use super::{Applied, Subscription};
+use crate::defects::{self, Defect};
 use crate::state::answer::{Answer, Refusal};
 use crate::state::command::{CommitOffset, ResetProgress};
 use crate::state::names::{ConsumerGroupId, TopicId};
@@ -22,6 +23,9 @@ impl Applied {
         let range = range.ok_or(Refusal::QueueUnknown)?;
         if !(range.min..=range.max).contains(&offset.get()) {
             return Err(Refusal::OffsetOutOfRange);
+        }
+        if defects::is_active(Defect::CommitForgotten) {
+            return Ok(Answer::OffsetsSet(1));
         }
         self.offsets.insert((consumer_group, topic, queue.get()), offset.get());
         self.dirty.insert(RecordKey::Offset(consumer_group, topic, queue.get()));
@@ -48,7 +52,8 @@ impl Applied {
             let next = offset.get().clamp(range.min, range.max);
             subscription.reset_queue(queue, next);
             self.dirty.insert(RecordKey::Progress(group, topic, queue));
-            if let Some(committed) = self.offsets.get_mut(&(group, topic, queue)) {
+            let leases_only = defects::is_active(Defect::ResetOfLeasesOnly);
+            if let Some(committed) = self.offsets.get_mut(&(group, topic, queue)).filter(|_| !leases_only) {
                 *committed = next;
                 self.dirty.insert(RecordKey::Offset(group, topic, queue));
             }

@@ -168,7 +168,11 @@ fn may_follow(
     let Some(progress) = subscription.queues.get(&queue.get()) else { return true };
     let held = subscription.orders.get(&(queue.get(), order)).into_iter().flatten();
     held.copied().filter(|held| *held != offset.get() && !granted_here.contains(held)).all(|held| {
-        let in_force = progress.leases.get(&held).is_some_and(|lease| lease.until > now);
+        let lease = progress.leases.get(&held);
+        let in_force = lease.is_some_and(|lease| lease.until > now);
+        if defects::is_active(Defect::ExhaustedPassed) {
+            return !in_force;
+        }
         held > offset.get() && !in_force
     })
 }

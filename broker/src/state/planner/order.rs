@@ -257,7 +257,7 @@ impl BrokerState {
             } else if lease.order == OrderKey(0) {
                 // From the time before the group consumed in order: nobody knows what it holds up.
                 return None;
-            } else {
+            } else if lease.until > now || !defects::is_active(Defect::ExhaustedPassed) {
                 // Held, or on its way to the dead letters.
                 state.blocked.insert(lease.order);
             }
