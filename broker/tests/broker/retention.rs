@@ -130,7 +130,11 @@ async fn the_log_stays_small_under_load_and_timers_outlive_their_segments_and_a_
         sent.entries[0].recall_handle.clone()
     };
     let recall_handle = send_delayed("recalled", 24 * 3_600_000).await;
-    send_delayed("fired", 20_000).await;
+    // Once it is fired its topic keeps it, and with it its segment: the log must be released before.
+    let began = std::time::Instant::now();
+    fill(&address, "measured").await;
+    let filling_ms = began.elapsed().as_millis() as u64;
+    send_delayed("fired", 15_000 + 10 * filling_ms).await;
     fill(&address, "first").await;
 
     let mut cluster = blocking(move || {
@@ -147,7 +151,7 @@ async fn the_log_stays_small_under_load_and_timers_outlive_their_segments_and_a_
         cluster
     })
     .await;
-    let mut fillings = 2;
+    let mut fillings = 3;
     loop {
         let written = (fillings * PRODUCERS * MESSAGES_PER_PRODUCER * BODY_BYTES) as u64;
         let (back, kept) = blocking(move || {
