@@ -134,7 +134,7 @@ fn a_repeat_that_is_stored_again_by_a_new_generation_is_noticed() {
 
 #[test]
 fn a_log_that_is_released_under_what_is_owed_is_noticed() {
-    convicts(Defect::OwedReleased, 8);
+    convicts(Defect::OwedReleased, 12);
 }
 
 /// How many seeds may pass before a broken promise is noticed.
@@ -149,11 +149,11 @@ const CONVICTING: &[(&str, u64)] = &[
     ("EndOfAnother", 1),
     ("LetterWithoutEnd", 1),
     ("LogTimeBack", 2),
-    ("ExhaustedPassed", 1),
-    ("RedrivenTwice", 6),
+    ("ExhaustedPassed", 2),
+    ("RedrivenTwice", 24),
     ("SnapshotNameNotSynced", 1),
     ("SnapshotNotSynced", 1),
-    ("FlushedThoughSyncFailed", 28),
+    ("FlushedThoughSyncFailed", 1),
     ("SyncRetried", 1),
     ("CommitUnchecked", 1),
     ("CommitWithoutQuorum", 1),
