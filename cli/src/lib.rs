@@ -3,6 +3,7 @@
 //! | Module | What it holds |
 //! |---|---|
 //! | [`cluster`] | clusters of child processes |
+//! | [`chaos_halves`] | what a run of faults does with each half message, for clients in programs of their own |
 //! | `commands` | one file per subcommand |
 //! | `logging` | tracing to standard error |
 //! | `supervisor` | the word to systemd |
@@ -12,6 +13,10 @@ mod commands;
 mod logging;
 mod settings;
 mod supervisor;
+
+pub mod chaos_halves {
+    pub use crate::commands::chaos::transactions::{Ending, commits, ending};
+}
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -63,7 +63,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "ledgermq-nameserver",
             ],
         ),
-        ("ledgermq-jepsen-tests", &["ledgermq-common", "ledgermq-client", "ledgermq"]),
+        ("ledgermq-jepsen-tests", &["ledgermq-common", "ledgermq-client", "ledgermq-checkers", "ledgermq"]),
     ])
 }
 

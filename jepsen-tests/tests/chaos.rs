@@ -260,7 +260,24 @@ fn all_kinds_of_messages_go_through_one_fault_together() -> Result<()> {
     Ok(())
 }
 
-/// The unmodified Python SDK sends and receives; a group of our client reads the same.
+/// A leader dies under producers and consumers that are an unmodified SDK; a group of our client reads the
+/// same.
+fn run_with_foreign_clients(client: &[&str]) -> Result<()> {
+    for workload in ["queue", "fifo", "transactions"] {
+        let more = ["--workload", workload, "--producers", "2", "--fault-ms", "500"];
+        let (report, _) = run_briefly("kill-leader", &[client, &more[..]].concat())?;
+        let (checker, sent) = match workload {
+            "transactions" => ("transactions", "halves"),
+            _ => ("total-queue", "acknowledged"),
+        };
+        let sent = count(&report, checker, sent);
+        // Of the halves more than half are committed.
+        ensure!(sent > 10 && count(&report, checker, "deliveries") > sent, "two groups: {report:#}");
+        ensure!((count(&report, "fifo", "message groups") > 0) == (workload == "fifo"), "{report:#}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_foreign_client_loses_nothing_either() -> Result<()> {
     let Some(python) = interpreter()? else {
@@ -268,12 +285,26 @@ fn a_foreign_client_loses_nothing_either() -> Result<()> {
         return Ok(());
     };
     let python = python.display().to_string();
-    let foreign = ["--client", "python", "--python", &python, "--producers", "2"];
-    let more = [&foreign[..], &["--fault-ms", "500"]].concat();
-    let (report, _) = run_briefly("kill-leader", &more)?;
-    let acknowledged = count(&report, "total-queue", "acknowledged");
-    ensure!(acknowledged > 10, "{report:#}");
-    ensure!(count(&report, "total-queue", "deliveries") >= 2 * acknowledged, "two groups: {report:#}");
+    run_with_foreign_clients(&["--client", "python", "--python", &python])
+}
+
+#[test]
+fn the_rust_sdk_loses_nothing_either() -> Result<()> {
+    run_with_foreign_clients(&["--client", "rust", "--rust-client", env!("CARGO_BIN_EXE_rust_sdk_client")])
+}
+
+#[test]
+fn a_foreign_client_that_cannot_be_started_is_refused_before_there_is_a_cluster() -> Result<()> {
+    let refused = |more: &[&str]| -> Result<String> {
+        let run = chaos(&[&["run", "--scenario", "kill-leader", "--client"], more].concat())?;
+        ensure!(!run.status.success(), "{}", text(&run.stdout));
+        Ok(text(&run.stderr))
+    };
+    let said = refused(&["rust", "--rust-client", "/nowhere/rust_sdk_client"])?;
+    let command = "cargo build --package ledgermq-jepsen-tests --bin rust_sdk_client";
+    ensure!(said.contains("/nowhere/rust_sdk_client") && said.contains(command), "{said}");
+    let said = refused(&["python", "--workload", "delay"])?;
+    ensure!(said.contains("queue, fifo, transactions and not delay"), "{said}");
     Ok(())
 }
 

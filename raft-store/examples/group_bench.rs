@@ -77,6 +77,7 @@ async fn open(
         disk: Arc::new(RealDisk),
         writer: WriterSpawn::Thread,
         connector: Arc::new(TcpConnector),
+        proposers: None,
         seed: node,
     };
     let group = Group::open(config, Arc::new(Counter::default()), environment).await?;

@@ -13,6 +13,7 @@
 mod config;
 mod errors;
 mod opening;
+mod proposals;
 mod recovery;
 mod schedule;
 mod stalled_disk;
@@ -27,21 +28,20 @@ use bytes::Bytes;
 use ledgermq_common::limits::COMMAND_BYTES_MAX;
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset, Term};
 use openraft::ReadPolicy;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use openraft::raft::ClientWriteResult;
+use openraft::errors::{LinearizableReadError, RaftError};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::config::{Environment, GroupConfig, Member, Retention, Timings};
 pub use self::errors::{BarrierError, GroupFault, HandOverError, OpenGroupError, ProposeError};
 use self::opening::Tasks;
+use self::proposals::Proposals;
 pub use self::recovery::Scan;
 pub use self::status::{GroupStatus, PeerProgress};
 use crate::defects::{self, Defect};
 use crate::machine::{EntryId, StateMachine};
 use crate::raft::server::{GroupPort, Raft};
 use crate::raft::state_machine::ApplyProgress;
-use crate::raft::vocabulary::{Command, Consensus, Respond};
 use crate::snapshot::SnapshotCatalog;
 use crate::store::{LogStore, ReadError};
 
@@ -72,6 +72,7 @@ struct Inner {
     group: GroupId,
     node: NodeId,
     raft: Raft,
+    proposals: Arc<Proposals>,
     store: LogStore,
     catalog: Arc<SnapshotCatalog>,
     progress: Arc<ApplyProgress>,
@@ -115,22 +116,7 @@ impl Group {
             return Err(ProposeError::TooLarge { bytes, bytes_max: COMMAND_BYTES_MAX });
         }
         let _waiting = Waiting::enter(&self.inner, bytes)?;
-        let (respond, answered) = Respond::<ClientWriteResult<Consensus>>::channel();
-        self.inner
-            .raft
-            .client_write_ff(Command(command), Some(respond))
-            .await
-            .map_err(|_| ProposeError::Stopped)?;
-        match answered.await {
-            Ok(Ok(response)) => Ok(response.data.0),
-            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
-                // openraft may name this replica while its lease is in doubt; that helps nobody.
-                let leader = forward.leader_id.map(NodeId).filter(|leader| *leader != self.inner.node);
-                Err(ProposeError::NotLeader { leader })
-            }
-            // Appended here, and then a new leader came, or this replica stopped.
-            Ok(Err(_)) | Err(_) => Err(ProposeError::OutcomeUnknown),
-        }
+        self.inner.proposals.add(command).await.unwrap_or(Err(ProposeError::OutcomeUnknown))
     }
 
     pub fn leadership(&self) -> watch::Receiver<Leadership> {

@@ -243,6 +243,7 @@ impl Node {
             disk,
             writer: WriterSpawn::Task { latency: self.latency() },
             connector: Arc::new(SimConnector { network: self.network.clone(), host: host_name(self.index) }),
+            proposers: None,
             seed: self.plan.seed ^ (life << 8) ^ self.index as u64,
         }
     }

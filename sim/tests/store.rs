@@ -376,6 +376,7 @@ fn hint_beyond_the_log() -> Result<(), String> {
                 disk: Arc::new(disk),
                 writer: WriterSpawn::Task { latency: Arc::new(|| Duration::ZERO) },
                 connector: Arc::new(Alone),
+                proposers: None,
                 seed: 1,
             };
             let group = Group::open(config, Arc::new(Idle), environment)

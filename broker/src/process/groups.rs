@@ -81,6 +81,7 @@ pub async fn open(
         disk: Arc::new(RealDisk),
         writer: WriterSpawn::Thread,
         connector: Arc::new(TcpConnector),
+        proposers: Some(tokio::runtime::Handle::current()),
         seed: election_seed(config.node_id(), id),
     };
     let machine: Arc<BrokerState> = Arc::clone(&state);

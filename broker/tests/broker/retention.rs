@@ -62,13 +62,30 @@ async fn fill(address: &str, name: &str) {
     }
 }
 
-/// Less is kept than was written by three segments, the timers in it were carried, and Raft has let go.
-fn has_released(node: &Node, written: u64) -> bool {
-    let size = figure(node, "rocketmq_storage_size");
-    size > 0
-        && size < written - (48 << 20)
-        && figure(node, "ledgermq_carried_bytes_total") > 0
-        && figure(node, "ledgermq_raft_purged_index") > 0
+/// What one replica keeps.
+#[derive(Debug)]
+struct Kept {
+    size_bytes: u64,
+    carried_bytes: u64,
+    purged_index: u64,
+}
+
+impl Kept {
+    fn of(node: &Node) -> Self {
+        Self {
+            size_bytes: figure(node, "rocketmq_storage_size"),
+            carried_bytes: figure(node, "ledgermq_carried_bytes_total"),
+            purged_index: figure(node, "ledgermq_raft_purged_index"),
+        }
+    }
+
+    /// Less than was written by three segments, the timers in it were carried, and Raft has let go.
+    fn is_little(&self, written: u64) -> bool {
+        self.size_bytes > 0
+            && self.size_bytes < written - (48 << 20)
+            && self.carried_bytes > 0
+            && self.purged_index > 0
+    }
 }
 
 fn figure(node: &Node, name: &str) -> u64 {
@@ -133,22 +150,25 @@ async fn the_log_stays_small_under_load_and_timers_outlive_their_segments_and_a_
     let mut fillings = 2;
     loop {
         let written = (fillings * PRODUCERS * MESSAGES_PER_PRODUCER * BODY_BYTES) as u64;
-        let (back, released) = blocking(move || {
+        let (back, kept) = blocking(move || {
             let began = std::time::Instant::now();
-            let mut released = false;
-            while !released && began.elapsed() < SETTLES_WITHIN {
+            let kept = loop {
+                let kept: Vec<Kept> = cluster.nodes.iter().map(Kept::of).collect();
+                let is_over = began.elapsed() >= SETTLES_WITHIN;
+                if is_over || kept.iter().all(|kept| kept.is_little(written)) {
+                    break kept;
+                }
                 std::thread::sleep(Duration::from_millis(50));
-                released = cluster.nodes.iter().all(|node| has_released(node, written));
-            }
-            (cluster, released)
+            };
+            (cluster, kept)
         })
         .await;
         cluster = back;
-        if released {
+        if kept.iter().all(|kept| kept.is_little(written)) {
             break;
         }
         fillings += 1;
-        assert!(fillings <= FILLINGS_MAX, "{fillings} fillings, and the log is not released everywhere");
+        assert!(fillings <= FILLINGS_MAX, "not released after {written} bytes: {kept:?}");
         fill(&address, &format!("filling-{fillings}")).await;
     }
 

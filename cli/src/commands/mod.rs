@@ -9,7 +9,7 @@ mod admin_retention;
 mod admin_trace;
 mod bench;
 mod broker;
-mod chaos;
+pub(crate) mod chaos;
 mod config;
 mod connection;
 mod demo;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ledgermq_common::{GroupId, NodeId};
+use tokio::runtime::Handle;
 
 use crate::io::Disk;
 use crate::peer::PeerConnector;
@@ -102,6 +103,8 @@ pub struct Environment {
     pub disk: Arc<dyn Disk>,
     pub writer: WriterSpawn,
     pub connector: Arc<dyn PeerConnector>,
+    /// Where those who propose run, if that is not where the group does.
+    pub proposers: Option<Handle>,
     /// Seeds the election jitter; give every replica another one.
     pub seed: u64,
 }

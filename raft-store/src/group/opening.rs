@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use ledgermq_common::NodeId;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::config::{Environment, GroupConfig, Timings};
 use super::errors::OpenGroupError;
+use super::proposals::{Proposals, hand_over};
 use super::recovery::{interrupted_installation, recover};
 use super::schedule::Schedule;
 use super::stalled_disk::StalledDisk;
@@ -43,6 +45,10 @@ pub(super) struct Tasks(Vec<JoinHandle<()>>);
 impl Tasks {
     fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.0.push(tokio::spawn(task));
+    }
+
+    fn spawn_on(&mut self, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.push(runtime.spawn(task));
     }
 }
 
@@ -114,6 +120,9 @@ pub(super) async fn open(
     let (fault, fault_seen) = watch::channel(None);
     let leader_changes = Arc::new(AtomicU64::new(0));
     let mut tasks = Tasks::default();
+    let proposals = Arc::new(Proposals::default());
+    let proposers = environment.proposers.unwrap_or_else(Handle::current);
+    tasks.spawn_on(&proposers, hand_over(Arc::clone(&proposals), raft.clone(), config.node));
     tasks.spawn(publish_leadership(
         raft.clone(),
         config.group,
@@ -174,6 +183,7 @@ pub(super) async fn open(
         group: config.group,
         node: config.node,
         raft,
+        proposals,
         store,
         catalog,
         progress,
@@ -238,7 +248,7 @@ async fn open_store(
     let (store, disk, writer) =
         (config.store.clone(), Arc::clone(&environment.disk), environment.writer.clone());
     // The writer may start on the runtime of this task, so it is entered on the blocking thread too.
-    let runtime = tokio::runtime::Handle::current();
+    let runtime = Handle::current();
     let opened = offload
         .run(move || {
             let _entered = matches!(offload, Offload::BlockingThreads).then(|| runtime.enter());

@@ -11,7 +11,6 @@ use openraft::entry::{RaftEntry, RaftPayload};
 use openraft::impls::leader_id_std;
 use openraft_rt::deterministic_rng::DeterministicRng;
 use openraft_rt_tokio::TokioRuntime;
-use tokio::sync::oneshot;
 
 use crate::machine::EntryId;
 
@@ -42,7 +41,7 @@ impl openraft::RaftTypeConfig for Consensus {
     type Entry = Entry;
     type AsyncRuntime = Runtime;
     type Responder<T>
-        = Respond<T>
+        = openraft::impls::ProgressResponder<Consensus, T>
     where
         T: Send + 'static;
     type Batch<T>
@@ -152,23 +151,6 @@ impl RaftEntry for Entry {
 
     fn get_membership(&self) -> Option<Membership> {
         self.payload.get_membership()
-    }
-}
-
-/// Carries a result to whoever waits for it; nobody waiting is not an error.
-pub(crate) struct Respond<T>(oneshot::Sender<T>);
-
-impl<T> Respond<T> {
-    pub(crate) fn channel() -> (Self, oneshot::Receiver<T>) {
-        let (sender, receiver) = oneshot::channel();
-        (Self(sender), receiver)
-    }
-}
-
-impl<T: Send + 'static> openraft::raft::responder::Responder<Consensus, T> for Respond<T> {
-    fn on_complete(self, result: T) {
-        // The proposer may have given up; the entry is applied all the same.
-        let _ = self.0.send(result);
     }
 }
 

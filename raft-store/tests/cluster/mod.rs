@@ -186,6 +186,7 @@ impl Cluster {
                     disk: Arc::new(StallingDisk(Arc::clone(&replica.disk))),
                     writer: WriterSpawn::Thread,
                     connector: Arc::new(TcpConnector),
+                    proposers: None,
                     seed: replica.node.get(),
                 };
                 let machine = Arc::clone(&machine) as Arc<dyn StateMachine>;

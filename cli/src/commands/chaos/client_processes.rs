@@ -1,6 +1,6 @@
 //! Clients as processes of their own, so that they can be killed and stopped: each is this binary
-//! again (`chaos client`), or the unmodified Python SDK (`python_client.py`), does what the clients of the
-//! load do, and prints its part of the history line by line.
+//! again (`chaos client`), or a program with an unmodified SDK ([`super::foreign_clients`]), does what the
+//! clients of the load do, and prints its part of the history line by line.
 //!
 //! | Fault | Proof | What must hold beside the checkers |
 //! |---|---|---|
@@ -27,6 +27,7 @@ use clap::{Args, ValueEnum};
 use ledgermq_checkers::history::Event;
 use ledgermq_client::{Client, ClientOptions, ConsumerOptions};
 
+use super::load::{Workload, rotated};
 use super::recorder::Recorder;
 use super::workload::{LEASE, Receiver, Sender};
 use crate::cluster::process_state;
@@ -36,7 +37,6 @@ const NUMBERS_EACH: u64 = 1 << 32;
 const PROCESSES_EACH: u32 = 1 << 16;
 /// Two of each.
 pub const ROLES: [Role; 4] = [Role::Producer, Role::Producer, Role::Consumer, Role::Consumer];
-const PYTHON_PROGRAM: &str = include_str!("python_client.py");
 const SHARED_CLIENT_ID: &str = "chaos-twin";
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
 /// From being told to end: what is under way is finished first.
@@ -138,8 +138,9 @@ pub async fn run(arguments: ClientArgs) -> anyhow::Result<ExitCode> {
 pub enum ClientProgram {
     /// This binary.
     Own(PathBuf),
-    /// An interpreter that finds the SDK.
-    Python(PathBuf),
+    /// An unmodified SDK that is told what the clients of ours are told, and the workload and the lease
+    /// beside it, after `first`.
+    Foreign { program: PathBuf, first: Vec<String> },
 }
 
 /// What all of them need to know.
@@ -147,6 +148,7 @@ pub enum ClientProgram {
 pub struct ClientPlan {
     pub program: ClientProgram,
     pub roles: Vec<Role>,
+    pub workload: Workload,
     pub points: String,
     pub topic: String,
     pub group: String,
@@ -170,8 +172,8 @@ struct Running {
 impl ClientProcesses {
     pub fn start(plan: ClientPlan, recorder: Arc<Recorder>) -> anyhow::Result<Self> {
         let mut all = Self { plan, recorder, clients: Vec::new() };
-        for role in all.plan.roles.clone() {
-            let client = all.start_one(role)?;
+        for (at, role) in all.plan.roles.clone().into_iter().enumerate() {
+            let client = all.start_one(role, at)?;
             all.clients.push(client);
         }
         Ok(all)
@@ -193,7 +195,7 @@ impl ClientProcesses {
                 let status = client.child.wait()?;
                 ensure!(status.signal() == Some(libc::SIGKILL), "{role:?} {pid} was not killed: {status}");
                 tokio::time::sleep(time).await;
-                let next = self.start_one(role)?;
+                let next = self.start_one(role, at)?;
                 if let Some(place) = self.clients.get_mut(at) {
                     *place = next;
                 }
@@ -212,9 +214,9 @@ impl ClientProcesses {
         }
     }
 
-    /// An error if one ended by itself.
-    pub fn check(&mut self) -> anyhow::Result<()> {
-        for client in &mut self.clients {
+    /// An error if one of this role ended by itself.
+    pub fn check(&mut self, role: Role) -> anyhow::Result<()> {
+        for client in self.clients.iter_mut().filter(|client| client.role == role) {
             if let Some(status) = client.child.try_wait()? {
                 bail!("a {:?} ended by itself: {status}", client.role);
             }
@@ -222,8 +224,9 @@ impl ClientProcesses {
         Ok(())
     }
 
-    /// Lets those of this role finish what they do.
+    /// Lets those of this role finish what they do; an error if one did not wait to be told.
     pub async fn finish(&mut self, role: Role) -> anyhow::Result<()> {
+        self.check(role)?;
         for client in self.clients.iter_mut().filter(|client| client.role == role) {
             drop(client.child.stdin.take());
             let until = tokio::time::Instant::now() + FINISH_WITHIN;
@@ -238,8 +241,10 @@ impl ClientProcesses {
         Ok(())
     }
 
-    fn start_one(&self, role: Role) -> anyhow::Result<Running> {
+    /// The one at this place of the plan. Each begins at another node.
+    fn start_one(&self, role: Role, at: usize) -> anyhow::Result<Running> {
         let plan = &self.plan;
+        let points = rotated(&plan.points, at);
         let (first_process, first_number) = self.recorder.reserve(PROCESSES_EACH, NUMBERS_EACH);
         let mut command = match &plan.program {
             ClientProgram::Own(binary) => {
@@ -250,16 +255,18 @@ impl ClientProcesses {
                 }
                 command
             }
-            ClientProgram::Python(interpreter) => {
-                let mut command = Command::new(interpreter);
-                command.args(["-c", PYTHON_PROGRAM, "--lease-s", &LEASE.as_secs().to_string()]);
+            ClientProgram::Foreign { program, first } => {
+                let workload = plan.workload.to_possible_value().context("a workload without a name")?;
+                let mut command = Command::new(program);
+                command.args(first).args(["--workload", workload.get_name()]);
+                command.args(["--lease-s", &LEASE.as_secs().to_string()]);
                 // What the SDK logs and cannot do is its own affair; the history says what came of it.
                 command.stderr(Stdio::null());
                 command
             }
         };
         command
-            .args(["--points", &plan.points, "--topic", &plan.topic, "--group", &plan.group])
+            .args(["--points", &points, "--topic", &plan.topic, "--group", &plan.group])
             .args(["--role", if role == Role::Producer { "producer" } else { "consumer" }])
             .args(["--began-ns", &self.recorder.began_ns().to_string()])
             .args(["--first-process", &first_process.to_string()])

@@ -18,6 +18,7 @@ mod client_processes;
 mod clock_faults;
 mod delay;
 mod disk_faults;
+mod foreign_clients;
 mod groups;
 mod judge;
 mod leases;
@@ -36,7 +37,7 @@ mod run;
 mod scenario;
 mod suite;
 mod summary;
-mod transactions;
+pub(crate) mod transactions;
 mod workload;
 
 use std::path::{Path, PathBuf};

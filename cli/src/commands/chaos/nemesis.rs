@@ -19,7 +19,7 @@ use anyhow::{Context as _, bail, ensure};
 use ledgermq_checkers::history::{Kind, NEMESIS, Operation};
 use ledgermq_faultnet::Dice;
 
-use super::client_processes::ClientProcesses;
+use super::client_processes::{ClientProcesses, Role};
 use super::overload::Flood;
 use super::recorder::Recorder;
 use super::scenario::{Fault, Scenario, Target};
@@ -107,7 +107,8 @@ impl Nemesis<'_> {
                 let chosen = self.dice.below(u64::MAX);
                 let clients = self.clients.as_mut().context("there are no client processes")?;
                 let seen = clients.inject(fault, chosen, self.fault_time).await?;
-                clients.check()?;
+                clients.check(Role::Producer)?;
+                clients.check(Role::Consumer)?;
                 self.recorder.prove(format!("{}: {seen}", fault.name()));
             }
             Fault::Transfer => {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use ledgermq_checkers::compact::Writer;
 use ledgermq_checkers::{History, edn};
@@ -19,7 +19,8 @@ use ledgermq_faultnet::Dice;
 use ledgermq_proto::admin::{DeleteTopicRequest, ListTopicsRequest};
 use tokio::time::Instant;
 
-use super::client_processes::{ClientPlan, ClientProcesses, ClientProgram, ROLES, Role};
+use super::client_processes::{ClientPlan, ClientProcesses, ROLES, Role};
+use super::foreign_clients::ClientChoice;
 use super::judge::{self, Evidence};
 use super::load::{Load, LoadPlan, Workload};
 use super::moments;
@@ -45,13 +46,6 @@ const SEND_DEADLINE: Duration = Duration::from_secs(30);
 const HISTORY: &str = "history.jsonl";
 const COMPACT_HISTORY: &str = "history.bin";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ClientKind {
-    Own,
-    /// The unmodified Python SDK, each producer and each consumer a process.
-    Python,
-}
-
 #[derive(Debug, Args)]
 pub struct RunArgs {
     #[arg(long, value_parser = scenario::parse)]
@@ -75,13 +69,8 @@ pub struct RunArgs {
     /// With `--cluster compose`: what a project of its own runs.
     #[arg(long, default_value = "ledgermq:local")]
     image: String,
-    /// Whose client sends and receives. Messages of a foreign one are read by a group of ours too, which
-    /// sees where they lie.
-    #[arg(long, value_enum, default_value_t = ClientKind::Own)]
-    client: ClientKind,
-    /// With `--client python`: an interpreter that finds `rocketmq-python-client`.
-    #[arg(long, default_value = "python3", value_name = "INTERPRETER")]
-    python: PathBuf,
+    #[command(flatten)]
+    client: ClientChoice,
     /// Brokers of the cluster, all in one group.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
     nodes: u64,
@@ -134,15 +123,14 @@ impl RunArgs {
             !self.compact || !self.has_client_processes(),
             "--compact does not go with clients that are processes and record by themselves"
         );
-        ensure!(
-            self.workload == Workload::Queue || !self.has_client_processes(),
-            "clients that are processes, foreign ones and those that fail, go with --workload queue only"
-        );
+        if self.has_client_processes() {
+            self.client.check(self.workload)?;
+        }
         Ok(())
     }
 
     fn has_client_processes(&self) -> bool {
-        matches!(self.scenario.fault, Fault::Client(_)) || self.client != ClientKind::Own
+        matches!(self.scenario.fault, Fault::Client(_)) || self.client.is_foreign()
     }
 
     fn cluster_plan(&self, dir: &Path, seed: u64) -> anyhow::Result<ClusterPlan> {
@@ -287,7 +275,7 @@ async fn exercise(
         workload: arguments.workload,
         points: cluster.broker_access_points(),
         options: ClientOptions { total_deadline: SEND_DEADLINE, ..ClientOptions::default() },
-        producers: if arguments.client == ClientKind::Own { arguments.producers } else { 0 },
+        producers: if arguments.client.is_foreign() { 0 } else { arguments.producers },
         consumers: arguments.consumers,
         rate: arguments.rate,
         batch: arguments.batch,
@@ -297,11 +285,11 @@ async fn exercise(
     let pause = LoadPlan { producers: arguments.producers, ..plan.clone() }.pause();
     let mut load = Load::start(plan, recorder).await?;
     let mut clients = match arguments.has_client_processes() {
-        true => Some(client_processes(cluster, arguments, recorder, pause)?),
+        true => Some(client_processes(cluster, arguments, recorder, &load, pause).await?),
         false => None,
     };
     let flood = (arguments.scenario.fault == Fault::Overload).then(|| Flood {
-        client: load.client().clone(),
+        points: cluster.broker_access_points(),
         recorder: Arc::clone(recorder),
         topic: arguments.workload.main_topic(),
         body_bytes: arguments.body_bytes(),
@@ -379,31 +367,32 @@ async fn torment(
 }
 
 /// Besides the load of this process, which stays; of a foreign client all producers are processes.
-fn client_processes(
+async fn client_processes(
     cluster: &Cluster,
     arguments: &RunArgs,
     recorder: &Arc<Recorder>,
+    load: &Load,
     pause: Duration,
 ) -> anyhow::Result<ClientProcesses> {
-    let (program, roles, group) = match arguments.client {
-        ClientKind::Own => {
-            let binary = std::env::current_exe().context("cannot find this binary")?;
-            (ClientProgram::Own(binary), ROLES.to_vec(), arguments.workload.main_group())
+    let (workload, client) = (arguments.workload, &arguments.client);
+    let group = client.group(&workload.main_group());
+    let roles = if client.is_foreign() {
+        recorder.awaits(&workload.main_topic(), &group);
+        if workload == Workload::Fifo {
+            load.keep_order(group.clone()).await?;
         }
-        ClientKind::Python => {
-            let role = |role, count| std::iter::repeat_n(role, count as usize);
-            let producers = role(Role::Producer, arguments.producers);
-            let roles = producers.chain(role(Role::Consumer, arguments.consumers)).collect();
-            let group = format!("{}-python", arguments.workload.main_group());
-            recorder.awaits(&arguments.workload.main_topic(), &group);
-            (ClientProgram::Python(arguments.python.clone()), roles, group)
-        }
+        let role = |role, count| std::iter::repeat_n(role, count as usize);
+        let producers = role(Role::Producer, arguments.producers);
+        producers.chain(role(Role::Consumer, arguments.consumers)).collect()
+    } else {
+        ROLES.to_vec()
     };
     let plan = ClientPlan {
-        program,
+        program: client.program()?,
         roles,
+        workload,
         points: cluster.broker_access_points(),
-        topic: arguments.workload.main_topic(),
+        topic: workload.main_topic(),
         group,
         pause,
         body_bytes: arguments.body_bytes(),

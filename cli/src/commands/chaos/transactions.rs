@@ -39,12 +39,14 @@ const DECIDED_POLL: Duration = Duration::from_millis(500);
 const LAST_WORDS_MAX_MS: u64 = 4;
 const PAGE: u32 = 1_000;
 
-fn commits(number: u64) -> bool {
+/// Whether the half with this number is to become visible.
+pub fn commits(number: u64) -> bool {
     !(1..=3).contains(&(number % 10)) && number % 20 != 14
 }
 
+/// What a producer does once the half is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ending {
+pub enum Ending {
     Told,
     LeftOpen,
     /// By a producer that is no more.
@@ -52,7 +54,7 @@ enum Ending {
     DiesMeanwhile,
 }
 
-fn ending(number: u64) -> Ending {
+pub fn ending(number: u64) -> Ending {
     match number % 10 {
         0 | 1 => Ending::LeftOpen,
         4 => Ending::DiesBefore,

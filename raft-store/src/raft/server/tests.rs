@@ -223,8 +223,13 @@ impl Scene {
             retention: Retention::default(),
             store: small(&directory.path().join("follower")),
         };
-        let environment =
-            Environment { disk, writer: WriterSpawn::Thread, connector: Arc::new(TcpConnector), seed: 2 };
+        let environment = Environment {
+            disk,
+            writer: WriterSpawn::Thread,
+            connector: Arc::new(TcpConnector),
+            proposers: None,
+            seed: 2,
+        };
         let group = Group::open(config, Arc::clone(&machine) as Arc<dyn StateMachine>, environment)
             .await
             .expect("opens");
