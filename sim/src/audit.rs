@@ -9,15 +9,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ledgermq_broker::state::DeadLetterRecord;
+use bytes::Bytes;
+use ledgermq_broker::state::{DeadLetterRecord, IndexEntry, MessageIdHash, StoredMessage, TransactionQuery};
 use ledgermq_common::{LogIndex, NodeId, QueueOffset};
 use ledgermq_raft_store::store::{Identity, LogStore, ReadError, WriterSpawn};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::front::TOPIC;
 use crate::front::accounts::{Book, Reader};
+use crate::model::Place;
 use crate::node::{CLUSTER, GROUP, Node, Running};
-use crate::oracle::{EntryRecord, Oracle, Send};
+use crate::oracle::{EntryRecord, Oracle};
 use crate::plan::NODES;
 use crate::workload::node_number;
 
@@ -106,7 +108,8 @@ fn read_durable_log(node: &Arc<Node>, oracle: &Oracle) -> Option<DurableLog> {
     })
 }
 
-pub fn replicas_are_equal(nodes: &[Arc<Node>], oracle: &Oracle) {
+/// Where the run purges the log however much of it is referred to, bytes may be missing.
+pub fn replicas_are_equal(nodes: &[Arc<Node>], purges_at_will: bool, oracle: &Oracle) {
     let entries = oracle.entries();
     let mut digests = Vec::new();
     for node in nodes {
@@ -115,16 +118,21 @@ pub fn replicas_are_equal(nodes: &[Arc<Node>], oracle: &Oracle) {
             continue;
         };
         compare_log(node.index, &running, &entries, oracle);
+        let look = Look { node: node.index, running: &running, purges_at_will, oracle };
         let sends = oracle.sends();
-        find_messages(node.index, &running, TOPIC, sends.iter(), oracle);
+        for (id, send) in &sends {
+            look.find_message(TOPIC, id, send.place, Some(send.body_hash));
+        }
+        for (id, place) in oracle.delayed_visible() {
+            look.find_message(TOPIC, &id, place, None);
+        }
         let booked = oracle.booked();
-        for book in Book::ALL {
-            let of_book = booked.iter().filter(|((of, _), _)| *of == book);
-            let of_book = of_book.map(|((_, id), send)| (id, send));
-            find_messages(node.index, &running, book.topic(), of_book, oracle);
+        for ((book, id), send) in &booked {
+            look.find_message(book.topic(), id, send.place, Some(send.body_hash));
         }
         compare_books(node.index, &running, oracle);
-        compare_letters(node.index, &running, oracle);
+        look.compare_letters();
+        look.find_open_halves();
         digests.push(running.state.state_digest());
     }
     if digests.windows(2).any(|pair| pair[0] != pair[1]) {
@@ -176,44 +184,101 @@ fn compare_log(node: usize, running: &Running, entries: &BTreeMap<u64, EntryReco
     }
 }
 
-/// Every answered send is found in its queue, with its id and its body.
-fn find_messages<'a>(
+/// A replica after the faults.
+struct Look<'a> {
     node: usize,
-    running: &Running,
-    topic: &str,
-    sends: impl Iterator<Item = (&'a String, &'a Send)>,
-    oracle: &Oracle,
-) {
-    let topic = running.state.topic(topic);
-    for (id, send) in sends {
-        let Some(topic) = &topic else {
+    running: &'a Running,
+    purges_at_will: bool,
+    oracle: &'a Oracle,
+}
+
+impl Look<'_> {
+    /// The message is found in its queue, with its id and its body, unless it expired.
+    fn find_message(&self, topic: &str, id: &str, place: Place, body_hash: Option<u64>) {
+        let Self { node, running, oracle, .. } = self;
+        let Some(topic) = running.state.topic(topic) else {
             oracle.violate(format_args!("node {node} has no topic for {id}"));
             return;
         };
-        let (queue, offset) = send.place;
+        let (queue, offset) = place;
+        let ranges = running.state.queue_ranges(topic.id).unwrap_or_default();
+        if ranges.get(queue.get() as usize).is_some_and(|range| offset.get() < range.start) {
+            return;
+        }
         let Some(found) = running.state.locate(topic.id, queue, offset) else {
-            oracle.violate(format_args!("node {node} does not find {id} at {:?}", send.place));
+            oracle.violate(format_args!("node {node} does not find {id} at {place:?}"));
             return;
         };
-        let at = found.physical;
-        let record = match running.group.read(at, found.record_bytes) {
-            Ok(record) => record,
+        let Some(record) = self.read(found, format_args!("{id} at {place:?}")) else { return };
+        let message = StoredMessage::decode(&record);
+        let is_equal = message.as_ref().is_ok_and(|message| {
+            message.id == id && body_hash.is_none_or(|hash| xxh3_64(&message.body) == hash)
+        });
+        if !is_equal {
+            oracle.violate(format_args!("node {node} has another message at {place:?}: {message:?}"));
+        }
+    }
+
+    /// A half that nobody decided can be read, wherever it was carried to.
+    fn find_open_halves(&self) {
+        let Self { node, running, oracle, .. } = self;
+        let open = running.state.open_transactions(TransactionQuery::default(), usize::MAX);
+        for half in open {
+            let Some(record) = self.read(half.entry(), format_args!("half {}", half.id)) else { continue };
+            let message = StoredMessage::decode(&record);
+            let is_it = message.as_ref().is_ok_and(|of| MessageIdHash::of(of.id.as_bytes()) == half.message);
+            if !is_it {
+                oracle.violate(format_args!("node {node} has {message:?} for half {}", half.id));
+            }
+        }
+    }
+
+    fn read(&self, entry: IndexEntry, what: std::fmt::Arguments<'_>) -> Option<Bytes> {
+        let Self { node, running, purges_at_will, oracle } = self;
+        match running.group.read(entry.physical, entry.record_bytes) {
+            Ok(record) => Some(record),
             Err(error) => {
                 // Far behind, a replica is given the state without the bytes of released segments.
-                if running.group.status().physical_start > at {
-                    continue;
+                if !purges_at_will || running.group.status().physical_start <= entry.physical {
+                    let at = entry.physical;
+                    oracle
+                        .violate(format_args!("node {node} cannot read {what}, {at} in the log: {error:?}"));
                 }
-                oracle.violate(format_args!("node {node} cannot read {id} at {at}: {error:?}"));
-                return;
+                None
             }
-        };
-        let message = ledgermq_broker::state::command::StoredMessage::decode(&record);
-        let is_equal = message
-            .as_ref()
-            .is_ok_and(|message| message.id == *id && xxh3_64(&message.body) == send.body_hash);
-        if !is_equal {
-            oracle.violate(format_args!("node {node} has another message at {:?}: {message:?}", send.place));
-            return;
+        }
+    }
+
+    /// Each dead-letter queue holds the letters that the log says, once, in their order.
+    fn compare_letters(&self) {
+        let Self { node, running, oracle, .. } = self;
+        for (group, letters) in oracle.letters() {
+            let found = running.state.dead_letters_of(group);
+            let range = found.and_then(|(topic, _)| running.state.queue_ranges(topic)?.first().cloned());
+            let range = range.unwrap_or_default();
+            if range.end != letters.len() as u64 {
+                oracle.violate(format_args!(
+                    "node {node}: group {group} has {} letters, {} were written",
+                    range.end,
+                    letters.len()
+                ));
+            }
+            let Some((topic, queue)) = found else { continue };
+            let entries = running.state.range(topic, queue, QueueOffset(range.start), u32::MAX);
+            for (at, entry) in entries {
+                let wanted = usize::try_from(at.get()).ok().and_then(|at| letters.get(at));
+                let Some(record) = self.read(entry, format_args!("letter {at} of {group}")) else { continue };
+                let letter = DeadLetterRecord::decode(&record);
+                let is_equal = letter
+                    .as_ref()
+                    .is_ok_and(|letter| wanted == Some(&((letter.queue, letter.offset), letter.reason)));
+                if !is_equal {
+                    oracle.violate(format_args!(
+                        "node {node}: letter {at} of {group} is {letter:?}, not {wanted:?}"
+                    ));
+                    return;
+                }
+            }
         }
     }
 }
@@ -239,43 +304,6 @@ fn compare_books(node: usize, running: &Running, oracle: &Oracle) {
         if offset != wanted {
             oracle
                 .violate(format_args!("node {node}: offset of queue {queue} is {offset:?}, not {wanted:?}"));
-        }
-    }
-}
-
-/// Each dead-letter queue holds the letters that the log says, once, in their order.
-fn compare_letters(node: usize, running: &Running, oracle: &Oracle) {
-    for (group, letters) in oracle.letters() {
-        let found = running.state.dead_letters_of(group);
-        let end =
-            found.and_then(|(topic, _)| running.state.queue_ranges(topic)?.first().map(|range| range.end));
-        if end.unwrap_or_default() != letters.len() as u64 {
-            oracle.violate(format_args!(
-                "node {node}: group {group} has {end:?} letters, {} were written",
-                letters.len()
-            ));
-        }
-        let Some((topic, queue)) = found else { continue };
-        for ((at, entry), (place, reason)) in
-            running.state.range(topic, queue, QueueOffset(0), u32::MAX).into_iter().zip(letters)
-        {
-            let Ok(record) = running.group.read(entry.physical, entry.record_bytes) else {
-                // As for messages: released before the replica was there.
-                if running.group.status().physical_start <= entry.physical {
-                    oracle.violate(format_args!("node {node} cannot read letter {at} of group {group}"));
-                }
-                continue;
-            };
-            let letter = DeadLetterRecord::decode(&record);
-            let is_equal = letter
-                .as_ref()
-                .is_ok_and(|letter| (letter.queue, letter.offset) == place && letter.reason == reason);
-            if !is_equal {
-                oracle.violate(format_args!(
-                    "node {node}: letter {at} of group {group} is {letter:?}, not of {place:?}"
-                ));
-                return;
-            }
         }
     }
 }

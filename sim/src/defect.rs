@@ -10,6 +10,7 @@
 //! | [`Defect::GrowthWithoutDrain`] | what a topic had before it grew is consumed before what comes after |
 //! | [`Defect::OpenBeforeClosed`] | a generation of queues is served only when the one before has ended |
 //! | [`Defect::RepeatByNewGeneration`] | a repeated send is stored once, also across a growth |
+//! | [`Defect::OwedReleased`] | the log is kept for halves and timers, or they are carried |
 //! | [`Defect::Product`] | those of the state machine that need no more than a name: [`PRODUCT`] |
 //! | [`Defect::Store`] | those of the log and of replication: [`STORE`] |
 //!
@@ -41,6 +42,8 @@ pub enum Defect {
     OpenBeforeClosed,
     /// A repeat does not meet what an ended generation stored.
     RepeatByNewGeneration,
+    /// The leader releases the log and does not look at halves and timers.
+    OwedReleased,
     /// One of [`PRODUCT`].
     Product(Broken),
     /// One of the log and of replication, such as those in [`STORE`].
@@ -125,7 +128,7 @@ impl Defect {
     /// The promise that the state machine itself breaks.
     pub fn in_the_product(self) -> Option<ledgermq_broker::defects::Defect> {
         match self {
-            Self::SyncLies | Self::VoteForgotten | Self::ApplyDiverges => None,
+            Self::SyncLies | Self::VoteForgotten | Self::ApplyDiverges | Self::OwedReleased => None,
             Self::TwoHolders => Some(Broken::TwoHolders),
             Self::GrowthWithoutDrain => Some(Broken::GrowthWithoutDrain),
             Self::OpenBeforeClosed => Some(Broken::OpenBeforeClosed),

@@ -10,6 +10,7 @@ mod codec;
 pub mod letters;
 pub mod offsets;
 pub mod ordered;
+mod retention;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +23,9 @@ use ledgermq_broker::state::command::{
 };
 use ledgermq_broker::state::{
     Answer, BodyEncoding, BrokerState, ClientHash, Command, ConsumerGroupId, CountTransactionChecks,
-    Decision, DecisionSource, EndTransaction, EndedDelivery, FireTimers, Generation, MessageIdHash,
-    MessageType, NewHalf, OthersWant, ParkTransactions, QueueChoice, RecallTimer, ReceiveRequest, TagFilter,
-    TopicId, TransactionCheck, encode_halves,
+    Decision, DecisionSource, DeliveryOutcome, EndTransaction, EndedDelivery, FireTimers, Generation,
+    MessageIdHash, MessageType, NewHalf, OthersWant, ParkTransactions, QueueChoice, RecallTimer,
+    ReceiveRequest, TagFilter, TopicId, TransactionCheck, encode_halves,
 };
 use ledgermq_common::clock::{Clock as _, SteppedClock, UnixMillis};
 use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
@@ -88,6 +89,8 @@ pub struct Front {
     pub plan: Arc<Plan>,
     /// A broken build: its driver opens a generation without closing the one before.
     pub opens_unclosed: bool,
+    /// A broken build: it releases the log under halves and timers.
+    pub forgets_owed: bool,
 }
 
 impl Front {
@@ -225,8 +228,12 @@ impl Front {
                 let consumer_group = self.consumer_group().await?;
                 let AckEntry { queue, offset, epoch } = entry;
                 let of = EndedDelivery { consumer_group, topic, queue, offset, epoch, attempt: 1 };
-                let letter = self.letter(&of, DeadLetterReason::Forwarded);
-                let command = DeadLetter { consumer_group, topic, letters: letter.into_iter().collect() };
+                let Some(letter) = self.letter(&of, DeadLetterReason::Forwarded) else {
+                    // It expired meanwhile.
+                    let outcomes = vec![DeliveryOutcome::AlreadyConsumed];
+                    return Ok(Answer::DeadLettered { created: false, outcomes });
+                };
+                let command = DeadLetter { consumer_group, topic, letters: vec![letter] };
                 self.propose(Command::DeadLetter(command).encode(self.clock.now())).await
             }
             Request::Change { entry, invisible_ms } => {

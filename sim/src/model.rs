@@ -23,10 +23,11 @@ pub mod transactions;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use ledgermq_broker::state::{Answer, Command, Placed, Refusal, StoredAt};
+use ledgermq_broker::state::{Answer, Command, Placed, Refusal, StoredAt, TopicId};
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{QueueId, QueueOffset};
+use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 
+use crate::front::TOPIC;
 use crate::timers::{NowVisible, TimerModel};
 use accounts::Accounts;
 pub use leases::{Deliveries, LetterOf};
@@ -45,6 +46,18 @@ pub struct Model {
     transactions: Transactions,
     order: Order,
     accounts: Accounts,
+    topic: Option<TopicId>,
+    mins: BTreeMap<QueueId, QueueOffset>,
+    keeping: Keeping,
+}
+
+/// What retention did.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Keeping {
+    pub expired: u64,
+    pub carried: u64,
+    pub releases: u64,
+    released_below: PhysicalOffset,
 }
 
 /// Where a message id was stored, and by which entry.
@@ -65,6 +78,10 @@ impl Model {
 
     pub fn order(&self) -> &Order {
         &self.order
+    }
+
+    pub fn keeping(&self) -> Keeping {
+        self.keeping
     }
 
     pub fn accounts(&self) -> &Accounts {
@@ -99,11 +116,12 @@ impl Model {
         let answer = Answer::decode(answer)
             .map_err(|error| format!("entry {index} has no readable answer: {error}"))?;
         self.log_time = self.log_time.max(stamp);
+        self.count(&answer);
         if let Some(result) = self.order.apply(index, self.log_time, &command, &answer) {
             return result;
         }
         if let Some(result) = self.accounts.apply(index, self.log_time, &command, &answer) {
-            return result.map_err(|what| format!("entry {index}: {what}"));
+            return result;
         }
         let at = (index, self.log_time);
         match (command, answer) {
@@ -176,9 +194,40 @@ impl Model {
             {
                 Ok(())
             }
-            (Command::CreateTopic(_), Answer::Topic { .. })
+            (Command::CreateTopic(create), Answer::Topic { id, .. }) if create.name == TOPIC => {
+                self.topic = Some(id);
+                Ok(())
+            }
+            (Command::ExpireMessages(expire), Answer::Expired { .. }) if Some(expire.topic) == self.topic => {
+                for (queue, min) in expire.queues {
+                    let end = next_of(&self.next_offset, queue);
+                    let min = QueueOffset(min).min(end).max(next_of(&self.mins, queue));
+                    self.mins.insert(queue, min);
+                    self.deliveries.expire(queue, min);
+                }
+                Ok(())
+            }
+            (Command::ExpireMessages(_), Answer::Expired { .. }) => {
+                self.accounts.letters_expire();
+                Ok(())
+            }
+            (Command::CarryRecords(_), Answer::Carried(_))
+            | (Command::ReleaseLog(_), Answer::LogReleased { .. })
+            | (Command::CreateTopic(_), Answer::Topic { .. })
             | (Command::CreateConsumerGroup(_), Answer::ConsumerGroup { .. }) => Ok(()),
             (command, answer) => Err(format!("entry {index}: {command:?} was answered by {answer:?}")),
+        }
+    }
+
+    fn count(&mut self, answer: &Answer) {
+        match answer {
+            Answer::Expired { messages, .. } => self.keeping.expired += messages,
+            Answer::Carried(records) => self.keeping.carried += u64::from(*records),
+            Answer::LogReleased { below } if *below > self.keeping.released_below => {
+                self.keeping.released_below = *below;
+                self.keeping.releases += 1;
+            }
+            _ => {}
         }
     }
 

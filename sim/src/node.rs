@@ -163,10 +163,12 @@ impl Node {
             clock: self.clock.clone(),
             plan: Arc::clone(&self.plan),
             opens_unclosed: self.defect == Some(Defect::OpenBeforeClosed),
+            forgets_owed: self.defect == Some(Defect::OwedReleased),
         };
         tokio::spawn(front.clone().fire_timers());
         tokio::spawn(front.clone().grow_topics());
         tokio::spawn(front.clone().bury_exhausted());
+        tokio::spawn(front.clone().keep_retention());
         tokio::spawn(serve_clients(front, self.network.clone(), host_name(self.index)));
         let (sender, mut asks) = mpsc::unbounded_channel();
         *self.asks.lock() = Some(sender);

@@ -120,6 +120,10 @@ pub struct Tallies {
     pub resets: u64,
     pub offset_reads: u64,
     pub pulled: u64,
+    /// In the log: messages that expired, records carried to its end, and steps of its release.
+    pub expired: u64,
+    pub carried: u64,
+    pub releases: u64,
 }
 
 #[derive(Default)]
@@ -223,6 +227,13 @@ impl Oracle {
 
     pub fn sends(&self) -> BTreeMap<String, Send> {
         self.0.lock().sends.clone()
+    }
+
+    /// Delayed messages that were answered and are visible, and where.
+    pub fn delayed_visible(&self) -> Vec<(String, Place)> {
+        let state = self.0.lock();
+        let place = |id: &String| Some((id.clone(), state.model.stored().get(id)?.place));
+        state.delayed.iter().filter_map(place).collect()
     }
 
     /// Whether every stored message of an answered send was acknowledged.

@@ -37,6 +37,8 @@ pub struct Plan {
     /// The state refers to so much of the log's end; what is older is purged, and a replica that
     /// missed it is sent a snapshot.
     pub retained_bytes: Option<u64>,
+    /// The log is kept this short, by the product's retention.
+    pub log_bytes_max: Option<u64>,
     pub producers: usize,
     pub consumers: usize,
     pub queues: u32,
@@ -162,6 +164,7 @@ impl Plan {
             snapshot_every_bytes: *[16 << 10, 64 << 10, 1 << 20].choose(random).expect("three"),
             purge_margin_entries: *[8, 64, 1_000].choose(random).expect("three"),
             retained_bytes: *[None, Some(24 << 10), Some(128 << 10)].choose(random).expect("three"),
+            log_bytes_max: None,
             producers: random.random_range(1..=4),
             consumers: random.random_range(0..=2),
             queues: random.random_range(1..=8),
@@ -174,6 +177,7 @@ impl Plan {
         };
         plan.draw_faults(random);
         plan.draw_cut_offs();
+        plan.draw_retention();
         plan
     }
 
@@ -194,6 +198,21 @@ impl Plan {
             self.faults.push(PlannedFault { at_ms, fault });
         }
         self.faults.sort_by_key(|planned| planned.at_ms);
+    }
+
+    /// Also from a seed of its own. The log is released in steps of 256 KiB, so there has to be much of it.
+    fn draw_retention(&mut self) {
+        let mut random = StdRng::seed_from_u64(self.seed ^ 0x6b65_6570);
+        if random.random_bool(0.7) {
+            return;
+        }
+        self.retained_bytes = None;
+        self.log_bytes_max = Some(*[64 << 10, 200 << 10].choose(&mut random).expect("two"));
+        self.segment_bytes = 64 << 10;
+        self.snapshot_every_bytes = *[16 << 10, 64 << 10].choose(&mut random).expect("two");
+        self.purge_margin_entries = 8;
+        self.large_body_every = 2;
+        self.large_body_bytes = 40 << 10;
     }
 
     fn draw_faults(&mut self, random: &mut StdRng) {

@@ -58,6 +58,7 @@ fn nothing_acknowledged_is_lost_repeated_or_reordered_under_faults_and_power_los
         "nothing was ever pulled by offset"
     );
     assert!(happened(|of| of.resets), "no consumer group was ever reset");
+    assert!(happened(|of| of.expired) && happened(|of| of.releases), "the log was never released");
 }
 
 /// The trace of one seed, from a process of its own: how a failing seed is replayed.
@@ -131,6 +132,11 @@ fn a_repeat_that_is_stored_again_by_a_new_generation_is_noticed() {
     convicts(Defect::RepeatByNewGeneration, 8);
 }
 
+#[test]
+fn a_log_that_is_released_under_what_is_owed_is_noticed() {
+    convicts(Defect::OwedReleased, 12);
+}
+
 /// How many seeds may pass before a broken promise is noticed.
 const CONVICTING_SEEDS_MAX: u64 = 8;
 
@@ -143,8 +149,8 @@ const CONVICTING: &[(&str, u64)] = &[
     ("EndOfAnother", 1),
     ("LetterWithoutEnd", 1),
     ("LogTimeBack", 2),
-    ("ExhaustedPassed", 1),
-    ("RedrivenTwice", 6),
+    ("ExhaustedPassed", 2),
+    ("RedrivenTwice", 24),
     ("SnapshotNameNotSynced", 1),
     ("SnapshotNotSynced", 1),
     ("FlushedThoughSyncFailed", 1),

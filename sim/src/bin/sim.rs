@@ -32,7 +32,7 @@ struct Arguments {
     /// Threads; 0 means one per processor.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// A broken build, which has to be convicted: sync-lies, vote-forgotten, apply-diverges, or a name
+    /// A broken build, which has to be convicted: sync-lies, vote-forgotten, apply-diverges, owed-released, or a name
     /// of one of the lists in `defect`, such as TwoOutcomes or AckBeforeSync.
     #[arg(long, value_parser = parse_defect)]
     defect: Option<Defect>,
@@ -89,7 +89,7 @@ fn main() -> anyhow::Result<()> {
     println!(
         "of the books: {} batches, {} repeats of whole ones, {} refused because a part was known; {} and in order {} \
          letters for want of attempts, {} read, {} given back; {} offsets committed, {} of them late, {} read, {} \
-         messages pulled, {} resets",
+         messages pulled, {} resets; {} messages expired, {} records carried, {} steps of release",
         sum(|outcome| outcome.tallies.batches),
         sum(|outcome| outcome.tallies.batch_repeats),
         sum(|outcome| outcome.tallies.batches_partly_known),
@@ -102,6 +102,9 @@ fn main() -> anyhow::Result<()> {
         sum(|outcome| outcome.tallies.offset_reads),
         sum(|outcome| outcome.tallies.pulled),
         sum(|outcome| outcome.tallies.resets),
+        sum(|outcome| outcome.tallies.expired),
+        sum(|outcome| outcome.tallies.carried),
+        sum(|outcome| outcome.tallies.releases),
     );
     if !failed.is_empty() {
         let seeds: Vec<u64> = failed.iter().map(|outcome| outcome.seed).collect();
@@ -145,6 +148,7 @@ fn parse_defect(text: &str) -> Result<Defect, String> {
         "sync-lies" => Ok(Defect::SyncLies),
         "vote-forgotten" => Ok(Defect::VoteForgotten),
         "apply-diverges" => Ok(Defect::ApplyDiverges),
+        "owed-released" => Ok(Defect::OwedReleased),
         other => PRODUCT
             .into_iter()
             .map(Defect::Product)

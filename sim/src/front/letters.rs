@@ -48,10 +48,10 @@ impl Front {
             let exhausted = self.state.exhausted_deliveries(self.clock.now(), LETTERS_MAX);
             for same in exhausted.chunk_by(|a, b| (a.consumer_group, a.topic) == (b.consumer_group, b.topic))
             {
-                let letters =
-                    same.iter().filter_map(|of| self.letter(of, DeadLetterReason::AttemptsExhausted));
-                let (consumer_group, topic) = (same[0].consumer_group, same[0].topic);
-                let command = DeadLetter { consumer_group, topic, letters: letters.collect() };
+                let letter = |of| self.letter(of, DeadLetterReason::AttemptsExhausted);
+                let letters: Vec<Letter> = same.iter().filter_map(letter).collect();
+                let (Some(of), false) = (same.first(), letters.is_empty()) else { continue };
+                let command = DeadLetter { consumer_group: of.consumer_group, topic: of.topic, letters };
                 // It may fail for a good reason; the next leader looks again.
                 drop(self.propose(Command::DeadLetter(command).encode(self.clock.now())).await);
             }

@@ -12,8 +12,8 @@
 use std::collections::BTreeMap;
 
 use ledgermq_broker::state::{
-    Answer, BatchPartlyStored, Command, ConsumerGroupId, Granted, ResetProgress, StoreBatch, StoredAt,
-    TopicId,
+    Answer, BatchPartlyStored, Command, ConsumerGroupId, ExpireMessages, Granted, ResetProgress, StoreBatch,
+    StoredAt, TopicId,
 };
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{QueueId, QueueOffset};
@@ -31,6 +31,7 @@ pub struct Accounts {
     readers: BTreeMap<ConsumerGroupId, Reader>,
     stored: BTreeMap<MessageOf, Stored>,
     queues: BTreeMap<(Book, QueueId), Vec<Kept>>,
+    mins: BTreeMap<(Book, QueueId), QueueOffset>,
     deliveries: BTreeMap<(Reader, Book), Deliveries>,
     offsets: Offsets,
     resets: Vec<ResetOf>,
@@ -71,6 +72,11 @@ impl Accounts {
 
     pub fn queue(&self, book: Book, queue: QueueId) -> &[Kept] {
         self.queues.get(&(book, queue)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Where a queue begins: what is below expired.
+    pub fn min(&self, book: Book, queue: QueueId) -> QueueOffset {
+        self.mins.get(&(book, queue)).copied().unwrap_or_default()
     }
 
     pub fn offsets(&self) -> &Offsets {
@@ -135,18 +141,20 @@ impl Accounts {
                 self.readers.insert(*id, reader);
                 for book in Book::ALL {
                     let fresh = || Deliveries::up_to(create.settings.attempts_max);
-                    self.deliveries.entry((reader, book)).or_insert_with(fresh);
+                    let of = self.deliveries.entry((reader, book)).or_insert_with(fresh);
+                    let mins = self.mins.iter().filter(|((of, _), _)| *of == book);
+                    mins.for_each(|((_, queue), min)| of.expire(*queue, *min));
                 }
                 Some(Ok(()))
             }
             (Command::AppendMessages(append), Answer::Stored(places)) => {
                 let book = *self.books.get(&append.topic)?;
                 let ids = append.messages.iter().map(|message| (book, text(&message.id)));
-                Some(self.append(index, ids.collect(), places))
+                Some(named(index, self.append(index, ids.collect(), places)))
             }
             (Command::StoreBatch(batch), answer) => {
                 self.books.get(&batch.topics.first()?.topic)?;
-                Some(self.batch(index, batch, answer))
+                Some(named(index, self.batch(index, batch, answer)))
             }
             (Command::LeaseMessages(lease), Answer::Leased(granted)) => {
                 let book = *self.books.get(&lease.topic)?;
@@ -191,15 +199,47 @@ impl Accounts {
             }
             (Command::CommitOffset(commit), answer) => {
                 self.books.get(&commit.topic).filter(|book| **book == Reader::OFFSETS_IN)?;
+                let min = self.min(Reader::OFFSETS_IN, commit.queue);
                 let end = end_of(&self.queues, Reader::OFFSETS_IN, commit.queue);
-                Some(self.offsets.commit(index, commit, end, answer))
+                Some(named(index, self.offsets.commit(index, commit, (min, end), answer)))
             }
             (Command::ResetProgress(reset), Answer::OffsetsSet(queues)) => {
                 let book = *self.books.get(&reset.topic)?;
-                Some(self.reset(index, book, reset, *queues))
+                Some(named(index, self.reset(index, book, reset, *queues)))
+            }
+            (Command::ExpireMessages(expire), Answer::Expired { .. }) => {
+                let book = *self.books.get(&expire.topic)?;
+                Some(named(index, self.expire(index, book, expire)))
             }
             _ => None,
         }
+    }
+
+    /// A dead-letter queue lost its oldest letters.
+    pub(super) fn letters_expire(&mut self) {
+        self.deliveries.values_mut().for_each(Deliveries::letters_expire);
+    }
+
+    fn expire(&mut self, index: u64, book: Book, expire: &ExpireMessages) -> Result<(), String> {
+        for (queue, min) in &expire.queues {
+            let kept = self.queues.get(&(book, *queue)).map_or(&[][..], Vec::as_slice);
+            let before = self.min(book, *queue);
+            let min = QueueOffset((*min).min(kept.len() as u64)).max(before);
+            let gone = kept.get(before.get() as usize..min.get() as usize).unwrap_or_default();
+            if let Some(young) = gone.iter().find(|kept| kept.stored_at >= expire.stored_before) {
+                return Err(format!("{} expires, and is not that old: {expire:?}", young.id));
+            }
+            self.mins.insert((book, *queue), min);
+            for ((_, of), deliveries) in &mut self.deliveries {
+                if *of == book {
+                    deliveries.expire(*queue, min);
+                }
+            }
+            if book == Reader::OFFSETS_IN {
+                self.offsets.expire(index, *queue, min);
+            }
+        }
+        Ok(())
     }
 
     fn with(
@@ -283,7 +323,7 @@ impl Accounts {
         }
         for (queue, offset) in &reset.queues {
             let end = end_of(&self.queues, book, *queue);
-            let next = (*offset).min(end);
+            let next = (*offset).clamp(self.min(book, *queue), end);
             self.deliveries.entry((reader, book)).or_default().reset(*queue, next, end);
             if reader == Reader::Archive {
                 self.offsets.reset(index, *queue, next);
@@ -293,6 +333,10 @@ impl Accounts {
         self.resets.push(ResetOf { index, reader, queues: reset.queues.clone() });
         Ok(())
     }
+}
+
+fn named(index: u64, result: Result<(), String>) -> Result<(), String> {
+    result.map_err(|what| format!("entry {index}: {what}"))
 }
 
 fn text(id: &[u8]) -> String {

@@ -12,6 +12,7 @@
 //! | the dead-letter queue or the group, never both | a letter ends its delivery: nothing is granted after it |
 //! | given up when it is time | a letter for want of attempts ends the last one allowed, after its lease |
 //! | a letter is given back once | it is consumed until then, and begins again with the first attempt |
+//! | what expired is done with | below the minimum of its queue nothing is granted |
 //! | a reset is the only way back | behind its offset all is new, before it all is done |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,10 @@ pub struct Deliveries {
     granted: BTreeSet<(Place, DeliveryEpoch)>,
     /// In the order of the dead-letter queue.
     letters: Vec<LetterOf>,
+    /// What is below expired, delivered or not.
+    mins: BTreeMap<QueueId, QueueOffset>,
+    /// Letters expired too; which ones is not known here.
+    letters_expire: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -60,15 +65,39 @@ impl Default for Deliveries {
 impl Deliveries {
     /// Of a group that is given a message at most so often.
     pub fn up_to(attempts_max: u32) -> Self {
-        Self { attempts_max, by_place: BTreeMap::new(), granted: BTreeSet::new(), letters: Vec::new() }
+        Self {
+            attempts_max,
+            by_place: BTreeMap::new(),
+            granted: BTreeSet::new(),
+            letters: Vec::new(),
+            mins: BTreeMap::new(),
+            letters_expire: false,
+        }
     }
 
     pub fn is_consumed(&self, place: Place) -> bool {
-        self.by_place.get(&place).is_some_and(|delivery| delivery.is_consumed)
+        self.has_expired(place) || self.by_place.get(&place).is_some_and(|delivery| delivery.is_consumed)
+    }
+
+    fn has_expired(&self, place: Place) -> bool {
+        self.mins.get(&place.0).is_some_and(|min| place.1 < *min)
+    }
+
+    /// The queue begins at `min` now.
+    pub(super) fn expire(&mut self, queue: QueueId, min: QueueOffset) {
+        let before = self.mins.insert(queue, min).unwrap_or_default();
+        for offset in before.get()..min.get() {
+            self.by_place.entry((queue, QueueOffset(offset))).or_default().is_consumed = true;
+        }
+    }
+
+    pub(super) fn letters_expire(&mut self) {
+        self.letters_expire = true;
     }
 
     pub fn was_delivered(&self, place: Place) -> bool {
-        self.by_place.get(&place).is_some_and(|delivery| delivery.attempt > 0 || delivery.is_consumed)
+        let delivery = self.by_place.get(&place);
+        self.has_expired(place) || delivery.is_some_and(|of| of.attempt > 0 || of.is_consumed)
     }
 
     pub fn is_granted(&self, grant: &Granted) -> bool {
@@ -213,9 +242,13 @@ impl Deliveries {
         let mut redriven = 0;
         for (letter, outcome) in letters.iter().zip(outcomes) {
             let place = (letter.queue, letter.offset);
+            let has_expired = self.has_expired(place);
             let of = usize::try_from(letter.letter.get()).ok().and_then(|at| self.letters.get_mut(at));
             let expected = match &of {
                 None => DeliveryOutcome::NeverDelivered,
+                Some(_) if has_expired => DeliveryOutcome::NeverDelivered,
+                // An expired letter counts as given back.
+                Some(_) if self.letters_expire && *outcome == DeliveryOutcome::AlreadyConsumed => *outcome,
                 Some(of) if of.is_redriven => DeliveryOutcome::AlreadyConsumed,
                 Some(_) => DeliveryOutcome::Done,
             };

@@ -80,15 +80,15 @@ impl Offsets {
         &mut self,
         index: u64,
         commit: &CommitOffset,
-        end: QueueOffset,
+        (min, end): (QueueOffset, QueueOffset),
         answer: &Answer,
     ) -> Result<(), String> {
         let CommitOffset { queue, offset, .. } = *commit;
         match answer {
-            Answer::OffsetsSet(1) if offset <= end => {}
-            Answer::Refused(Refusal::OffsetOutOfRange) if offset > end => return Ok(()),
+            Answer::OffsetsSet(1) if (min..=end).contains(&offset) => {}
+            Answer::Refused(Refusal::OffsetOutOfRange) if !(min..=end).contains(&offset) => return Ok(()),
             answer => {
-                return Err(format!("a commit of {offset} in {queue}, which ends at {end}: {answer:?}"));
+                return Err(format!("a commit of {offset} in {queue}, which has {min} to {end}: {answer:?}"));
             }
         }
         let register = self.registers.entry(queue).or_default();
@@ -113,6 +113,17 @@ impl Offsets {
         let register = self.registers.entry(queue).or_default();
         register.history.push((index, next));
         for offset in register.handed_below.get()..next.get() {
+            register.hand(QueueOffset(offset));
+        }
+    }
+
+    /// The queue begins at `min` now; what is below was not skipped by the group.
+    pub(super) fn expire(&mut self, index: u64, queue: QueueId, min: QueueOffset) {
+        let register = self.registers.entry(queue).or_default();
+        if register.now().is_some_and(|now| now < min) {
+            register.history.push((index, min));
+        }
+        for offset in register.handed_below.get()..min.get() {
             register.hand(QueueOffset(offset));
         }
     }
@@ -147,7 +158,7 @@ mod tests {
         let (topic, consumer_group) = (TopicId(1), ConsumerGroupId(1));
         let offset = QueueOffset(offset);
         let command = CommitOffset { consumer_group, topic, queue: QUEUE, offset };
-        offsets.commit(index, &command, QueueOffset(10), &Answer::OffsetsSet(1))
+        offsets.commit(index, &command, (QueueOffset(0), QueueOffset(10)), &Answer::OffsetsSet(1))
     }
 
     #[test]

@@ -20,8 +20,8 @@ use ledgermq_broker::state::{
     Answer, AppendInOrder, ChangeOutcome, Command, ConsumerGroupId, DeadLetter, DeadLetterReason,
     DeliveryEpoch, DeliveryOutcome, Generation, Granted, LeaseInOrder, Refusal, StoredAt, TopicId,
 };
-use ledgermq_common::QueueId;
 use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::{QueueId, QueueOffset};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Place;
@@ -186,6 +186,13 @@ impl Order {
                 if Some(command.topic) == self.topic =>
             {
                 self.give_up(now, command, outcomes)
+            }
+            (Command::ExpireMessages(expire), Answer::Expired { .. }) if Some(expire.topic) == self.topic => {
+                for (queue, min) in &expire.queues {
+                    let end = self.next_offset.get(queue).copied().unwrap_or(0);
+                    (0..(*min).min(end)).for_each(|offset| self.consume((*queue, QueueOffset(offset))));
+                }
+                Ok(())
             }
             (Command::ChangeInvisible(change), Answer::Changed(outcome))
                 if Some(change.topic) == self.topic =>
@@ -413,7 +420,6 @@ impl Order {
 mod tests {
     use ledgermq_broker::state::command::{MessageProperties, NewMessage};
     use ledgermq_broker::state::{BodyEncoding, ClientHash, MessageType, encode_append_in_order};
-    use ledgermq_common::QueueOffset;
 
     use super::*;
 

@@ -153,7 +153,9 @@ impl Oracle {
     /// A client asked where an end or a time is in a queue.
     pub fn offset_found(&self, who: &str, queue: QueueId, to: ResetTo, offset: QueueOffset, answered: u64) {
         let mut state = self.0.lock();
-        if !is_where(state.model.accounts().queue(Reader::OFFSETS_IN, queue), to, offset, answered) {
+        let accounts = state.model.accounts();
+        let min = accounts.min(Reader::OFFSETS_IN, queue);
+        if !is_where(accounts.queue(Reader::OFFSETS_IN, queue), min, to, offset, answered) {
             state.violate(format!(
                 "{who} was told {to:?} of queue {queue} is {offset}, {answered} entries were answered before"
             ));
@@ -170,7 +172,8 @@ impl Oracle {
             to => {
                 queues.len() == BOOK_QUEUES as usize
                     && queues.iter().all(|(queue, offset)| {
-                        is_where(accounts.queue(Reader::OFFSETS_IN, *queue), to, *offset, answered)
+                        let min = accounts.min(Reader::OFFSETS_IN, *queue);
+                        is_where(accounts.queue(Reader::OFFSETS_IN, *queue), min, to, *offset, answered)
                     })
             }
         };
@@ -193,6 +196,10 @@ impl Oracle {
         let mut state = self.0.lock();
         let kept = state.model.accounts().queue(Reader::OFFSETS_IN, queue);
         let wanted = kept.iter().map(|kept| xxh3_64(kept.id.as_bytes()));
+        // What expired since the client asked where to begin is not there any more.
+        let min = state.model.accounts().min(Reader::OFFSETS_IN, queue);
+        let first = messages.first().map_or(from, |(first, _)| *first);
+        let from = if first <= min { from.max(first) } else { from };
         if let Some(what) = differs(from, messages, wanted) {
             state.violate(format!("{who} pulled queue {queue}: {what}"));
             return;
@@ -208,6 +215,8 @@ impl Oracle {
         let mut state = self.0.lock();
         let of = state.model.accounts().deliveries(Reader::Ledger, Reader::LETTERS_OF);
         let wanted = of.into_iter().flat_map(|of| of.letters().iter().map(|of| letter_hash(of.place)));
+        // Where the oldest expired the queue begins later.
+        let from = letters.first().map_or(from, |(first, _)| from.max(*first));
         if let Some(what) = differs(from, letters, wanted) {
             state.violate(format!("{who} read the dead letters: {what}"));
         }
@@ -242,6 +251,9 @@ pub(super) fn count(model: &crate::model::Model, tallies: Tallies) -> Tallies {
         resets: counts.resets,
         offset_commits: offsets.commits(),
         late_commits: offsets.late(),
+        expired: model.keeping().expired,
+        carried: model.keeping().carried,
+        releases: model.keeping().releases,
         ..tallies
     }
 }
@@ -261,16 +273,17 @@ fn differs(
 }
 
 /// Whether an offset is where `to` was at some moment since `answered` entries were answered.
-fn is_where(kept: &[Kept], to: ResetTo, offset: QueueOffset, answered: u64) -> bool {
+fn is_where(kept: &[Kept], min: QueueOffset, to: ResetTo, offset: QueueOffset, answered: u64) -> bool {
+    let is_beginning = offset <= min;
     let offset = usize::try_from(offset.get()).unwrap_or(usize::MAX);
     let had = kept.partition_point(|kept| kept.index < answered);
     match to {
-        ResetTo::Beginning => offset == 0,
+        ResetTo::Beginning => is_beginning,
         ResetTo::End => (had..=kept.len()).contains(&offset),
         ResetTo::At(at) => {
             let first = kept.partition_point(|kept| kept.stored_at < at);
             // The end, where nothing was stored since then yet.
-            offset == first || (had..=first).contains(&offset)
+            offset == first || (had..=first).contains(&offset) || (is_beginning && offset > first)
         }
         ResetTo::Offset(..) => false,
     }
@@ -287,12 +300,12 @@ mod tests {
         let kept = |index| Kept { id: String::new(), stored_at: UnixMillis(index * 10), index };
         let queue: Vec<Kept> = (1..=4).map(kept).collect();
         let is_at = |at, offset, answered| {
-            is_where(&queue, ResetTo::At(UnixMillis(at)), QueueOffset(offset), answered)
+            is_where(&queue, QueueOffset(0), ResetTo::At(UnixMillis(at)), QueueOffset(offset), answered)
         };
         assert!(is_at(20, 1, 5) && !is_at(20, 0, 5) && !is_at(20, 2, 5));
         assert!(is_at(40, 3, 2) && is_at(40, 1, 2) && !is_at(40, 0, 2), "an end of before");
-        assert!(is_where(&queue, ResetTo::End, QueueOffset(3), 4));
-        assert!(!is_where(&queue, ResetTo::End, QueueOffset(2), 4));
+        assert!(is_where(&queue, QueueOffset(0), ResetTo::End, QueueOffset(3), 4));
+        assert!(!is_where(&queue, QueueOffset(0), ResetTo::End, QueueOffset(2), 4));
     }
 
     #[test]

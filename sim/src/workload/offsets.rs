@@ -100,6 +100,11 @@ impl Client {
                     self.oracle.commit_ends(&self.who, queue, offset, true);
                     return;
                 }
+                // What it got expired meanwhile; the model knows whether it did.
+                Some(Response::Answered(Answer::Refused(Refusal::OffsetOutOfRange))) => {
+                    self.oracle.commit_ends(&self.who, queue, offset, false);
+                    return;
+                }
                 Some(Response::Answered(answer)) => {
                     self.oracle.violate(format_args!("{}: commit of {offset}: {answer:?}", self.who));
                     return;
