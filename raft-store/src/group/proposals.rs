@@ -99,10 +99,12 @@ pub(super) async fn hand_over(proposals: Arc<Proposals>, raft: Raft, node: NodeI
 }
 
 async fn answer(
-    mut outcomes: impl Stream<Item = Result<WriteResult<Consensus>, Fatal<Consensus>>> + Unpin,
+    outcomes: impl Stream<Item = Result<WriteResult<Consensus>, Fatal<Consensus>>> + Unpin,
     proposers: Vec<oneshot::Sender<Outcome>>,
     node: NodeId,
 ) {
+    // It ends at the first answer that will never come, and the others are asked for all the same.
+    let mut outcomes = outcomes.fuse();
     for proposer in proposers {
         let outcome = match outcomes.next().await {
             Some(Ok(Ok(written))) => Ok(written.response.0),
