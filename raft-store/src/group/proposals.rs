@@ -120,3 +120,31 @@ async fn answer(
         let _ = proposer.send(outcome);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_that_went_together_hear_when_the_core_stops() {
+        // Like openraft's: it ends behind the first answer that is lost, and may not be asked again.
+        let outcomes =
+            futures_util::stream::unfold(Some(()), async |left| left.map(|()| (Err(Fatal::Stopped), None)));
+        let (proposers, answers): (Vec<_>, Vec<_>) = (0..3).map(|_| oneshot::channel()).unzip();
+        answer(Box::pin(outcomes), proposers, NodeId(1)).await;
+        for answered in answers {
+            assert_eq!(answered.await, Ok(Err(ProposeError::OutcomeUnknown)));
+        }
+    }
+
+    #[tokio::test]
+    async fn more_than_fit_into_one_message_go_in_several_and_none_is_left() {
+        let proposals = Proposals::default();
+        let answers: Vec<_> = (0..=TOGETHER_MAX).map(|_| proposals.add(Bytes::from_static(b"x"))).collect();
+        proposals.has_some.notified().await;
+        assert_eq!(proposals.take().len(), TOGETHER_MAX);
+        proposals.has_some.notified().await;
+        assert_eq!(proposals.take().len(), 1);
+        drop(answers);
+    }
+}
