@@ -10,8 +10,8 @@ use ledgermq_raft_store::group::ProposeError;
 use super::Front;
 
 const RETENTION_LOOK: Duration = Duration::from_millis(250);
-/// What is carried in one entry.
-const CARRY_RECORDS_MAX: usize = 4;
+/// What is carried in one entry: the segments here hold no more than one of the longest records.
+const CARRY_RECORDS_MAX: usize = 1;
 const CARRY_LOOK_BYTES_MAX: u64 = 1 << 20;
 
 impl Front {
