@@ -328,7 +328,12 @@ impl Nemesis<'_> {
         let mut seen = Vec::new();
         let mut all = 0;
         for (path, at, len) in &places {
-            let changed = self.cluster.disk(member)?.corrupt(path, *at, *len, how, seed)?;
+            let disk = self.cluster.disk(member)?;
+            let changed = match disk.corrupt(path, *at, *len, how, seed)? {
+                // Of a short stretch the random bytes may be those that were there.
+                0 => disk.corrupt(path, *at, *len, Corruption::FlipBit, seed)?,
+                changed => changed,
+            };
             all += changed;
             seen.push(format!("{changed} bytes of {path} at {at}"));
         }
