@@ -52,6 +52,7 @@ pub(crate) struct Shared {
     pub lite_streams: Arc<LiteStreams>,
     pub asking_for_taken: Started,
     pub stopping: CancellationToken,
+    pub polls_end: CancellationToken,
 }
 
 impl Edge {
@@ -77,6 +78,7 @@ impl Edge {
                 lite_streams: Arc::default(),
                 asking_for_taken: Started::default(),
                 stopping,
+                polls_end: CancellationToken::new(),
             }),
         }
     }
@@ -119,9 +121,16 @@ impl Edge {
         &self.shared.topology
     }
 
-    /// The node is leaving: long polls end with MESSAGE_NOT_FOUND and telemetry streams with OK.
-    /// Other requests go on.
+    /// Long polls end with MESSAGE_NOT_FOUND, and new ones at once. To be called before leadership is
+    /// handed over: the next leader would give messages to a poll whose answer this node takes along,
+    /// and renew their leases for as long as the client lives.
+    pub fn end_polls(&self) {
+        self.shared.polls_end.cancel();
+    }
+
+    /// The node is leaving: long polls end as well, and telemetry streams with OK. Other requests go on.
     pub fn stop(&self) {
+        self.end_polls();
         self.shared.stopping.cancel();
     }
 

@@ -101,9 +101,10 @@ impl Edge {
             poll_until + ANSWER_GRACE
         };
         let answer = tokio::select! {
+            biased;
+            () = self.shared.polls_end.cancelled() => Err(CallFailed::Stopping),
             answer = self.receive_from_any(context, &of_lite, &request, until), if !of_lite.is_empty() => answer,
             answer = self.shared.caller.call(&group, context, &request, until), if of_lite.is_empty() => answer,
-            () = self.shared.stopping.cancelled() => Err(CallFailed::Stopping),
         };
         match answer {
             Ok(GroupResponse::Receive(received)) => Ok(received),
@@ -149,7 +150,7 @@ impl Edge {
     async fn wait_out(&self, until: Instant) {
         tokio::select! {
             () = sleep_until(until) => {}
-            () = self.shared.stopping.cancelled() => {}
+            () = self.shared.polls_end.cancelled() => {}
         }
     }
 }

@@ -254,6 +254,7 @@ impl Broker {
     /// most ten seconds.
     pub async fn shutdown(mut self) {
         self.signals.leaving.send_replace(true);
+        self.edge.end_polls();
         let hand_overs = self.node.hosted_groups().map(|hosted| async {
             if let Err(error) = hosted.group().hand_over(HAND_OVER_TIME).await {
                 tracing::warn!(group = %hosted.name(), %error, "leadership is not handed over");
