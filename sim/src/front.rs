@@ -202,22 +202,7 @@ impl Front {
             }
             Request::Receive { messages_max, invisible_ms, client } => {
                 let consumer_group = self.consumer_group().await?;
-                let request = ReceiveRequest {
-                    consumer_group,
-                    topic,
-                    queues: QueueChoice::All,
-                    messages_max,
-                    now: self.clock.now(),
-                    filter: TagFilter::All,
-                    others: OthersWant::default(),
-                };
-                let Some(plan) = self.state.plan_receive(&request) else {
-                    return Ok(Answer::Leased(Vec::new()));
-                };
-                let command = plan.command(ClientHash(client), invisible_ms, false, "");
-                let answer = self.propose(command.encode(self.clock.now())).await?;
-                plan.settle();
-                Ok(answer)
+                self.receive(consumer_group, topic, messages_max, invisible_ms, client).await
             }
             Request::Ack(entry) => {
                 let consumer_group = self.consumer_group().await?;
@@ -300,6 +285,33 @@ impl Front {
                 drop(self.propose(Command::FireTimers(command).encode(now)).await);
             }
         }
+    }
+
+    /// Leases what a consumer group of a topic without order is to get.
+    async fn receive(
+        &self,
+        consumer_group: ConsumerGroupId,
+        topic: TopicId,
+        messages_max: u32,
+        invisible_ms: u64,
+        client: u64,
+    ) -> Result<Answer, ProposeError> {
+        let request = ReceiveRequest {
+            consumer_group,
+            topic,
+            queues: QueueChoice::All,
+            messages_max,
+            now: self.clock.now(),
+            filter: TagFilter::All,
+            others: OthersWant::default(),
+        };
+        let Some(plan) = self.state.plan_receive(&request) else {
+            return Ok(Answer::Leased(Vec::new()));
+        };
+        let command = plan.command(ClientHash(client), invisible_ms, false, "");
+        let answer = self.propose(command.encode(self.clock.now())).await?;
+        plan.settle();
+        Ok(answer)
     }
 
     async fn propose(&self, command: Bytes) -> Result<Answer, ProposeError> {

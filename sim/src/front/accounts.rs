@@ -11,9 +11,8 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_broker::state::command::{AckEntry, ConsumerGroupSettings, MessageProperties};
 use ledgermq_broker::state::{
-    AckMessages, Answer, BatchTopic, BodyEncoding, ChangeInvisible, ClientHash, Command, ConsumerGroupId,
-    Generation, MessageType, NewMessage, OthersWant, QueueChoice, ReceiveRequest, TagFilter, TopicId,
-    TopicSettings, encode_append, encode_batch,
+    AckMessages, Answer, BatchTopic, BodyEncoding, ChangeInvisible, Command, ConsumerGroupId, Generation,
+    MessageType, NewMessage, TopicId, TopicSettings, encode_append, encode_batch,
 };
 use ledgermq_common::QueueId;
 use ledgermq_common::clock::Clock as _;
@@ -124,22 +123,8 @@ impl Front {
                 self.propose(encode_append(self.clock.now(), topic, &[self.message_of(item)])).await
             }
             AccountsRequest::Receive { reader, book, messages_max, invisible_ms, client } => {
-                let request = ReceiveRequest {
-                    consumer_group: self.reader(reader).await?,
-                    topic: self.book(book).await?,
-                    queues: QueueChoice::All,
-                    messages_max,
-                    now: self.clock.now(),
-                    filter: TagFilter::All,
-                    others: OthersWant::default(),
-                };
-                let Some(plan) = self.state.plan_receive(&request) else {
-                    return Ok(Answer::Leased(Vec::new()));
-                };
-                let command = plan.command(ClientHash(client), invisible_ms, false, "");
-                let answer = self.propose(command.encode(self.clock.now())).await?;
-                plan.settle();
-                Ok(answer)
+                let (consumer_group, topic) = (self.reader(reader).await?, self.book(book).await?);
+                self.receive(consumer_group, topic, messages_max, invisible_ms, client).await
             }
             AccountsRequest::Acks { reader, book, entries } => {
                 let acks = AckMessages {
