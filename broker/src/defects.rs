@@ -33,6 +33,8 @@ pub enum Defect {
     EarlyFire,
     /// A recalled timer is answered as such and stays.
     RecalledFires,
+    /// A recall is forgotten when the time of its message comes.
+    RecallForgotten,
     /// A repeated delayed send is a second timer.
     DelayedTwice,
     /// A lease lasts half of what was asked for.

@@ -43,6 +43,9 @@ pub const UNDECIDED_TRANSACTIONS_MAX: usize = 1_000_000;
 /// How long the outcome of a transaction is remembered, so that a repeated decision is answered and
 /// an opposite one refused. After it the transaction id is unknown; the outcome itself stays.
 pub const TRANSACTION_OUTCOME_MS: u64 = 24 * 60 * 60 * 1000;
+/// How long a recall is remembered beyond the time of its message: a repeat of a recall whose answer
+/// was lost gets the first answer. As long as a repeated send does.
+pub const RECALL_REMEMBERED_MS: u64 = MESSAGE_ID_WINDOW_MS;
 pub const TRANSACTION_OUTCOMES_MAX: usize = 1_000_000;
 /// Name of a lite topic (RocketMQ's `max_lite_topic_size`).
 pub const LITE_TOPIC_BYTES_MAX: usize = 64;

@@ -39,6 +39,7 @@ use ledgermq_proto::rocketmq::{
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::arrival::Arrival;
 use crate::context::CallContext;
 use crate::transactions::{AskedTransaction, AwaitTransactionChecks, EndTransaction, TransactionCheck};
 
@@ -293,6 +294,7 @@ pub struct Received {
     pub status: Status,
     pub messages: Vec<Message>,
     pub delivery_timestamp: UnixMillis,
+    pub arrival: Arrival,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -252,7 +252,7 @@ impl GroupCaller {
                 biased;
                 reply = &mut answer => {
                     return Some(match reply {
-                        Ok(reply) => wire::read_reply(reply).map_err(Attempt::NotExecuted),
+                        Ok((reply, arrival)) => wire::read_reply(reply, arrival).map_err(Attempt::NotExecuted),
                         Err(error) => Err(Attempt::Link(error)),
                     });
                 }

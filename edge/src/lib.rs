@@ -14,6 +14,7 @@
 //! | [`settings`] | telemetry |
 //! | [`route`], [`topics`], [`topology`] | where groups and topics are, and what clients are told |
 //! | [`group_call`] | what is asked of a broker group, and who executes it |
+//! | [`arrival`] | whether deliveries were passed on to their client |
 //! | [`hold`], [`leaders`] | finding the leader and waiting for one |
 //! | [`forward`] | the way to another node |
 //! | [`transactions`], [`producers`], [`check_back`] | ending transactions; asking producers for the outcome of those left open |
@@ -25,6 +26,7 @@
 //!
 //! Nothing here is durable, and nothing here must be: an edge that starts anew serves at once.
 
+pub mod arrival;
 mod batch;
 mod check_back;
 mod clients;

@@ -4,6 +4,7 @@
 //! SDKs tear the connection down.
 
 use std::pin::Pin;
+use std::task::Poll;
 
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt as _};
@@ -115,8 +116,20 @@ impl MessagingService for Messaging {
         let edge = self.edge.clone();
         // The poll lives in the answer's stream: a client that goes away drops it, and with it the poll.
         let items = async move { edge.receive_message(&context, request).await };
-        let stream = futures_util::stream::once(items)
-            .flat_map(|items| futures_util::stream::iter(items.into_iter().map(Ok)));
+        let stream = futures_util::stream::once(items).flat_map(|(items, arrival)| {
+            // Asked for what comes after the last item, the connection has taken that one. The encoder
+            // looks ahead as long as it is answered at once, so the first question is not.
+            let mut is_looking_ahead = arrival.is_awaited();
+            let taken = futures_util::stream::poll_fn(move |context| {
+                if std::mem::take(&mut is_looking_ahead) {
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                arrival.confirm();
+                Poll::Ready(None)
+            });
+            futures_util::stream::iter(items.into_iter().map(Ok)).chain(taken)
+        });
         Ok(Response::new(Box::pin(stream)))
     }
 

@@ -18,6 +18,7 @@ use ledgermq_proto::rocketmq::receive_message_response::Content;
 use ledgermq_proto::rocketmq::{Code, ReceiveMessageRequest, ReceiveMessageResponse, Status};
 use tokio::time::{Instant, sleep_until};
 
+use crate::arrival::Arrival;
 use crate::codes::CallFailed;
 use crate::context::{CallContext, ClientLanguage};
 use crate::edge::Edge;
@@ -36,12 +37,13 @@ fn own_attempt_id() -> String {
 const REFUSAL_PACE: Duration = Duration::from_secs(1);
 
 impl Edge {
-    /// The items of the answer. Dropping the future withdraws the poll.
+    /// The items of the answer, and who wants to know that they were taken. Dropping the future
+    /// withdraws the poll.
     pub(crate) async fn receive_message(
         &self,
         context: &CallContext,
         request: ReceiveMessageRequest,
-    ) -> Vec<ReceiveMessageResponse> {
+    ) -> (Vec<ReceiveMessageResponse>, Arrival) {
         let began = Instant::now();
         let received = match self.receive(context, &request, began).await {
             Ok(received) => received,
@@ -53,7 +55,8 @@ impl Edge {
                 self.nothing(refused.into_status(context.language))
             }
         };
-        items(received)
+        let arrival = received.arrival.clone();
+        (items(received), arrival)
     }
 
     async fn receive(
@@ -144,7 +147,7 @@ impl Edge {
     }
 
     fn nothing(&self, status: Status) -> Received {
-        Received { status, messages: Vec::new(), delivery_timestamp: self.now() }
+        Received { status, messages: Vec::new(), delivery_timestamp: self.now(), arrival: Arrival::default() }
     }
 
     async fn wait_out(&self, until: Instant) {

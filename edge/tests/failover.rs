@@ -270,6 +270,38 @@ async fn a_client_that_goes_away_takes_its_poll_along() {
 }
 
 #[tokio::test]
+async fn the_leader_hears_which_answers_were_passed_on_and_which_were_lost() {
+    let cluster = Cluster::start(2).await;
+    cluster.elect(Some(2));
+    let mut producer = client(cluster.node(1).client_addr).await;
+    let mut answers = cluster.agreed.answers.subscribe();
+    let polling = || request("JAVA", Duration::from_secs(13), receive(Some(Duration::from_secs(10))));
+    for (entry, so_far) in [(1, 0), (2, 1)] {
+        let mut consumer = client(cluster.node(entry).client_addr).await;
+        producer.send_message(java(send(&format!("taken-{entry}")))).await.expect("gRPC OK");
+        let (_, messages) = collect(&mut consumer, polling()).await;
+        assert_eq!(messages.len(), 1);
+        let taken = Answers { confirmed: so_far + 1, lost: so_far };
+        wait_for(&mut answers, taken).await;
+
+        // More than the window of a stream, so that the answer cannot be in the client's hands at once.
+        let mut large = send(&format!("lost-{entry}"));
+        large.messages[0].body = vec![b'x'; 1_000_000].into();
+        producer.send_message(java(large)).await.expect("gRPC OK");
+        let mut items = consumer.receive_message(polling()).await.expect("a stream").into_inner();
+        items.message().await.expect("item").expect("a status");
+        assert_eq!(*answers.borrow_and_update(), taken, "it has not taken it");
+        drop(items);
+        wait_for(&mut answers, Answers { lost: so_far + 1, ..taken }).await;
+    }
+}
+
+async fn wait_for(answers: &mut tokio::sync::watch::Receiver<Answers>, expected: Answers) {
+    let waited = tokio::time::timeout(Duration::from_secs(5), answers.wait_for(|now| *now == expected)).await;
+    waited.expect("the leader hears of it").expect("watch");
+}
+
+#[tokio::test]
 async fn routes_and_assignments_do_not_change_with_the_leader() {
     let cluster = Cluster::start(3).await;
     let access_point = rmq::Endpoints {

@@ -25,7 +25,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ledgermq_common::limits::COMMAND_BYTES_MAX;
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset, Term};
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
@@ -112,8 +111,10 @@ impl Group {
     /// A future that is dropped while it waits may have appended the command all the same.
     pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
         let bytes = command.len();
-        if bytes > COMMAND_BYTES_MAX {
-            return Err(ProposeError::TooLarge { bytes, bytes_max: COMMAND_BYTES_MAX });
+        // Refused here: a log that cannot take what openraft appends to it stops the replica.
+        let bytes_max = self.inner.store.command_bytes_max();
+        if bytes > bytes_max {
+            return Err(ProposeError::TooLarge { bytes, bytes_max });
         }
         let _waiting = Waiting::enter(&self.inner, bytes)?;
         self.inner.proposals.add(command).await.unwrap_or(Err(ProposeError::OutcomeUnknown))

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ledgermq_common::limits::COMMAND_BYTES_MAX;
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset};
 use tokio::sync::{oneshot, watch};
 
@@ -30,8 +31,8 @@ use crate::frame;
 use crate::io::Disk;
 use crate::machine::EntryId;
 use crate::position::LogPosition;
-use crate::segment::Preparer;
 use crate::segment::prepare::PreparePlan;
+use crate::segment::{self, Preparer};
 use crate::writer::{Done, Operation, Writer, WriterCore, closed_fault};
 
 /// Whose log it is. A directory that belongs to another identity is refused.
@@ -424,6 +425,11 @@ impl LogStore {
     /// The size its segments have, which a directory keeps from its first start.
     pub fn segment_bytes(&self) -> u64 {
         self.log.config.segment_bytes
+    }
+
+    /// The longest command that finds room in one of its segments.
+    pub fn command_bytes_max(&self) -> usize {
+        segment::payload_bytes_max(self.log.config.segment_bytes).min(COMMAND_BYTES_MAX)
     }
 
     /// Reads and verifies every frame of the flushed log.

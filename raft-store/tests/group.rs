@@ -100,12 +100,17 @@ fn a_follower_refuses_a_command_and_names_the_leader() {
 fn a_command_above_the_limit_is_refused_and_one_at_the_limit_is_replicated() {
     let cluster = Cluster::start();
     let leader = cluster.leader();
-    let refused =
-        cluster.driver.block_on(cluster.group(leader).propose(Bytes::from(vec![1; COMMAND_BYTES_MAX + 1])));
+    let propose = |bytes| cluster.driver.block_on(cluster.group(leader).propose(Bytes::from(vec![1; bytes])));
+    // The segments of this test are smaller than the largest command, and none crosses from one to
+    // the next: appended, it would end the leader.
+    let Err(ProposeError::TooLarge { bytes_max, .. }) = propose(COMMAND_BYTES_MAX) else {
+        panic!("no segment holds it");
+    };
+    assert!((3 << 20..4 << 20).contains(&bytes_max), "{bytes_max}");
+    let refused = propose(bytes_max + 1);
     assert!(matches!(refused, Err(ProposeError::TooLarge { .. })), "{refused:?}");
-    // The segments of this test are smaller than the largest command.
     cluster.propose(vec![1; 2 << 20]);
-    cluster.propose(vec![2; 3 << 20]);
+    cluster.propose(vec![2; bytes_max]);
     cluster.converge();
 }
 

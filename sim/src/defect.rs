@@ -51,7 +51,7 @@ pub enum Defect {
 }
 
 /// Broken promises about messages, leases, transactions and timers.
-pub const PRODUCT: [Broken; 33] = [
+pub const PRODUCT: [Broken; 34] = [
     Broken::TwoOutcomes,
     Broken::EarlyVisibility,
     Broken::LostCheck,
@@ -62,6 +62,7 @@ pub const PRODUCT: [Broken; 33] = [
     Broken::DoubleFire,
     Broken::EarlyFire,
     Broken::RecalledFires,
+    Broken::RecallForgotten,
     Broken::DelayedTwice,
     Broken::ShortenedLease,
     Broken::ForgottenAck,

@@ -177,7 +177,8 @@ impl Model {
                 self.become_visible(index, visible)
             }
             (Command::RecallTimer(recall), Answer::Recalled(outcome)) => {
-                self.timers.recall(recall, outcome).map_err(|what| format!("entry {index}: {what}"))
+                let judged = self.timers.recall(recall, outcome, self.log_time);
+                judged.map_err(|what| format!("entry {index}: {what}"))
             }
             (Command::AppendHalves(append), Answer::Halves(at)) => self.halves(index, &append, &at),
             (Command::EndTransaction(command), Answer::TransactionEnded(end)) => {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use ledgermq_broker::state::{AppendDelayed, FireTimers, Placed, RecallOutcome, RecallTimer, Scheduled};
 use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::limits::RECALL_REMEMBERED_MS;
 use ledgermq_common::{PhysicalOffset, QueueId};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +121,12 @@ impl TimerModel {
         Ok(visible)
     }
 
-    pub fn recall(&mut self, command: RecallTimer, outcome: RecallOutcome) -> Result<(), String> {
+    pub fn recall(
+        &mut self,
+        command: RecallTimer,
+        outcome: RecallOutcome,
+        log_time: UnixMillis,
+    ) -> Result<(), String> {
         let key = (command.deliver_at, command.physical);
         if let Some((id, _)) = self.pending.remove(&key) {
             self.settle(key, &id, Fate::Recalled);
@@ -134,7 +140,12 @@ impl TimerModel {
         };
         match (self.by_id.get(id).map(|delayed| delayed.fate), outcome) {
             (Some(Fate::Fired), RecallOutcome::TooLate)
-            | (Some(Fate::Recalled), RecallOutcome::RecalledBefore | RecallOutcome::TooLate) => Ok(()),
+            | (Some(Fate::Recalled), RecallOutcome::RecalledBefore) => Ok(()),
+            (Some(Fate::Recalled), RecallOutcome::TooLate)
+                if log_time.saturating_ms_since(command.deliver_at) > RECALL_REMEMBERED_MS =>
+            {
+                Ok(())
+            }
             (fate, outcome) => Err(format!("message {id}, {fate:?}, was recalled as {outcome:?}")),
         }
     }
@@ -179,13 +190,17 @@ mod tests {
 
     #[test]
     fn recall_and_fire_of_one_message_are_a_violation() {
-        let fire = FireTimers { through: UnixMillis(100), max: 10 };
+        let now = UnixMillis(100);
+        let fire = FireTimers { through: now, max: 10 };
         let (mut model, recall) = model();
-        assert!(model.recall(recall, RecallOutcome::Recalled).is_ok());
-        assert!(model.recall(recall, RecallOutcome::Recalled).is_err(), "it is no longer pending");
+        assert!(model.recall(recall, RecallOutcome::Recalled, now).is_ok());
+        assert!(model.recall(recall, RecallOutcome::Recalled, now).is_err(), "it is no longer pending");
         assert!(model.fire(fire, 1, false, UnixMillis(100)).is_err(), "recalled and fired");
+        assert!(model.recall(recall, RecallOutcome::TooLate, now).is_err(), "and it was in time");
+        let later = UnixMillis(101 + RECALL_REMEMBERED_MS);
+        assert!(model.recall(recall, RecallOutcome::TooLate, later).is_ok());
         let (mut model, recall) = self::model();
         assert!(model.fire(fire, 1, false, UnixMillis(100)).is_ok());
-        assert!(model.recall(recall, RecallOutcome::Recalled).is_err(), "fired and recalled");
+        assert!(model.recall(recall, RecallOutcome::Recalled, now).is_err(), "fired and recalled");
     }
 }

@@ -48,6 +48,8 @@ const REMEMBERED_SENDS: usize = 20;
 /// How often a producer sends a delayed message beside a normal one, and how often it recalls it.
 const DELAYED_SHARE: f64 = 0.3;
 const RECALL_SHARE: f64 = 0.4;
+/// How often it asks a second time, as if the first answer had been lost.
+const RECALL_AGAIN_SHARE: f64 = 0.3;
 const DELAY_MS_MAX: u64 = 2_000;
 /// How often a delayed send that was answered is sent once more.
 const DELAYED_AGAIN_SHARE: f64 = 0.15;
@@ -324,8 +326,18 @@ impl Client {
             return;
         }
         self.pause(delay_ms).await;
+        let recall = Request::Recall { deliver_at, physical };
+        self.recall(id, &recall).await;
+        if self.random.random_bool(RECALL_AGAIN_SHARE) {
+            // By now its time has come.
+            self.pause(delay_ms).await;
+            self.recall(id, &recall).await;
+        }
+    }
+
+    async fn recall(&mut self, id: &str, request: &Request) {
         loop {
-            match self.call(&Request::Recall { deliver_at, physical }).await {
+            match self.call(request).await {
                 Some(Response::Answered(Answer::Recalled(outcome))) => {
                     self.oracle.recall_answered(&self.who, id, outcome);
                     return;

@@ -17,6 +17,7 @@ use ledgermq_raft_store::{Group, ProposeError};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
+use super::arrivals::Arrivals;
 use super::check_back::CheckBack;
 use super::clients::Liveness;
 use super::lite::Told;
@@ -69,6 +70,7 @@ pub struct HostedGroup {
     pub(super) state: Arc<BrokerState>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) liveness: Liveness,
+    pub(super) arrivals: Arrivals,
     pub(super) subscriptions: Subscriptions,
     pub(super) check_back: Arc<CheckBack>,
     pub(super) order_keys: OrderKeys,
@@ -160,6 +162,7 @@ impl HostedGroup {
             state: parts.state,
             waiters: parts.waiters,
             liveness: Liveness::default(),
+            arrivals: Arrivals::default(),
             subscriptions: Subscriptions::new(parts.settings.subscription_lapse),
             check_back: Arc::default(),
             order_keys: OrderKeys::default(),

@@ -15,13 +15,14 @@
 //! | [`growth`] | more queues for a topic; drives and drains the generations of topics with order |
 //! | [`timers`] | Send to a topic of delayed messages, Recall; fires what is due |
 //! | [`retention`] | nobody's: expires messages, carries what is owed, releases the log |
-//! | [`renewal`] | leases renewed by the server; [`clients`] says for whom |
+//! | [`renewal`] | leases renewed by the server; [`clients`] says for whom, [`arrivals`] which |
 //!
 //! Everything a client observes goes through the log. What is read here without it (a topic's
 //! settings, the plan of a receive) is only used to build a command that apply judges again, or is
 //! state this leader has applied in its own term.
 
 mod acknowledge;
+mod arrivals;
 mod batch;
 mod check_back;
 mod clients;

@@ -16,6 +16,7 @@
 //! | Failure | What happens |
 //! |---|---|
 //! | leadership lost while waiting | NotLeader at once; the edge goes on at the new leader |
+//! | client, or the node between, gone with the answer | nothing says that it arrived: its leases are not renewed ([`super::renewal`]) |
 //! | client gone while its lease is being proposed | the lease is ended one second later, so that others get the messages |
 //! | a record cannot be read | the message is not delivered; its lease ends and it is tried again |
 //! | stop of the process | MESSAGE_NOT_FOUND: the client polls again, elsewhere |
@@ -30,10 +31,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use ledgermq_common::limits::RECEIVE_BATCH_MESSAGES_MAX;
 use ledgermq_common::names::DEAD_LETTER_TOPIC_PREFIX;
+use ledgermq_edge::arrival::Arrival;
 use ledgermq_edge::codes::{self, topic_not_found};
 use ledgermq_edge::context::CallContext;
 use ledgermq_edge::group_call::{Filter, GroupResponse, NotExecuted, ReceiveRequest, Received, Refused};
 use ledgermq_proto::rocketmq::{Code, Message, Resource, Status};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -45,7 +48,7 @@ use super::waiters::Place;
 use super::wanted::{SQL_EXAMINED_MAX, SQL_SKIPPED_MIN, Wanted};
 use crate::state::{
     self, Answer, AttemptHash, ChangeInvisible, ClientHash, Command, ConsumerGroupView, DeadLetterRecord,
-    Granted, HOLES_OF_QUEUE_MAX, IndexEntry, LeasePlan, QueueChoice, StoredMessage, TopicView,
+    DeliveryEpoch, Granted, HOLES_OF_QUEUE_MAX, IndexEntry, LeasePlan, QueueChoice, StoredMessage, TopicView,
 };
 
 /// Bodies of one answer together; a single message may be larger. The answer may travel from the
@@ -69,6 +72,8 @@ struct Poll<'a> {
     is_lite: bool,
     /// A client reads lite topics by name, whatever others of its group read.
     membership: Option<Membership<'a>>,
+    /// What the answer holds.
+    delivered: Mutex<Vec<DeliveryEpoch>>,
 }
 
 pub async fn receive(
@@ -97,7 +102,9 @@ pub async fn receive(
     } else {
         Some(subscriptions::join(hosted, key, (client, &context.client_id), &request.filter).await?)
     };
-    let poll = Poll { hosted, request, topic, consumer_group, client, wanted, is_lite, membership };
+    let delivered = Mutex::default();
+    let poll =
+        Poll { hosted, request, topic, consumer_group, client, wanted, is_lite, membership, delivered };
     let repeated = poll.repeated();
     let messages = if repeated.is_empty() { poll.until(ends).await? } else { repeated };
     let body_bytes = messages.iter().map(|message| message.body.len()).sum();
@@ -112,7 +119,13 @@ pub async fn receive(
     } else {
         codes::ok()
     };
-    Ok(GroupResponse::Receive(Received { status, messages, delivery_timestamp: hosted.now() }))
+    let arrival = if request.auto_renew && !messages.is_empty() {
+        let (hosted, delivered) = (Arc::clone(hosted), poll.delivered.into_inner());
+        Arrival::new(move || hosted.arrivals.arrived(&delivered))
+    } else {
+        Arrival::default()
+    };
+    Ok(GroupResponse::Receive(Received { status, messages, delivery_timestamp: hosted.now(), arrival }))
 }
 
 impl Poll<'_> {
@@ -410,6 +423,7 @@ impl Poll<'_> {
     }
 
     fn message(&self, stored: StoredMessage, lease: Granted, renewal: u32, entry: IndexEntry) -> Message {
+        self.delivered.lock().push(lease.epoch);
         let handle = self.hosted.state.handle_of(self.consumer_group.id, self.topic.id, &lease, renewal);
         let topic = Resource { resource_namespace: String::new(), name: self.request.topic.to_string() };
         // Of a lite topic: the queue of the parent by which it was placed.

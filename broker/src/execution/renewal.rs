@@ -2,19 +2,21 @@
 //!
 //! The leader looks at all leases of its group every [`SCAN_INTERVAL`], and extends by one lease
 //! length those that end soon, whose client is alive and of which it knows that the client got them
-//! ([`is_known_to_have_arrived`]). After [`RENEWED_MS_MAX`] in all it stops: a message a client holds
+//! ([`super::arrivals`]): an answer dies with a leader, with the node that passed it on, or with a
+//! connection, and renewing its leases would hide its messages for hours, while a lease that ends is
+//! delivered again. After [`RENEWED_MS_MAX`] in all it stops: a message a client holds
 //! for hours is stuck, and goes back by the group's retry policy. Extensions travel in batches, one log
 //! entry each.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ledgermq_common::Term;
 use ledgermq_edge::validate::AUTO_RENEW_LEASE_MS;
 use tokio::time::MissedTickBehavior;
 
+use super::arrivals::Arrivals;
 use super::hosted_group::HostedGroup;
-use crate::state::{Command, DeliveryEpoch, ExtendLeases, LeaseExtension, RenewableLease};
+use crate::state::{Command, ExtendLeases, LeaseExtension, RenewableLease};
 
 pub const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 /// Renewed when no more than this is left; above the interval of the scan, so that no lease ends
@@ -31,7 +33,6 @@ pub async fn renew_leases(hosted: Weak<HostedGroup>) {
     let Some(mut leadership) = hosted.upgrade().map(|hosted| hosted.raft_leadership()) else { return };
     let mut scan = tokio::time::interval(SCAN_INTERVAL);
     scan.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut reign: Option<(Term, DeliveryEpoch)> = None;
     loop {
         tokio::select! {
             _ = scan.tick() => {}
@@ -39,36 +40,29 @@ pub async fn renew_leases(hosted: Weak<HostedGroup>) {
         }
         let Some(hosted) = hosted.upgrade() else { return };
         if hosted.leads() {
-            let term = leadership.borrow_and_update().term;
-            let since = match reign {
-                Some((began, since)) if began == term => since,
-                _ => hosted.state.next_delivery_epoch(),
-            };
-            reign = Some((term, since));
-            renew_due(&hosted, since).await;
+            leadership.borrow_and_update();
+            renew_due(&hosted).await;
         }
         hosted.liveness.sweep();
+        hosted.arrivals.sweep();
     }
 }
 
-/// Whether the answer with the delivery reached its client, as far as a leader can know that has made
-/// the deliveries from `since` on. The last answers of a leader that died are lost with it: a renewed
-/// lease would hide their messages for hours, while one that ends is delivered again. One that was
-/// renewed before is older than that: its leader lived on for most of a lease, or the client itself
-/// changed it.
-fn is_known_to_have_arrived(lease: &RenewableLease, since: DeliveryEpoch) -> bool {
-    lease.epoch >= since || lease.renewal > 0
+/// What was renewed before has arrived, by the word of the leader that did it, or the client changed it.
+fn is_known_to_have_arrived(lease: &RenewableLease, arrivals: &Arrivals) -> bool {
+    lease.renewal > 0 || arrivals.contains(lease.epoch)
 }
 
-/// `since` is the first delivery that this leader can have made.
-async fn renew_due(hosted: &Arc<HostedGroup>, since: DeliveryEpoch) {
+async fn renew_due(hosted: &Arc<HostedGroup>) {
     let now = hosted.now();
     let due = hosted
         .state
         .leases_to_renew(now.saturating_add_ms(RENEW_AHEAD_MS), EXTENSIONS_MAX * COMMANDS_PER_SCAN_MAX);
     let extensions: Vec<LeaseExtension> = due
         .into_iter()
-        .filter(|lease| is_known_to_have_arrived(lease, since) && hosted.liveness.is_alive(lease.client))
+        .filter(|lease| {
+            is_known_to_have_arrived(lease, &hosted.arrivals) && hosted.liveness.is_alive(lease.client)
+        })
         .map(|lease| {
             let held_ms = now.saturating_ms_since(lease.popped_at);
             let keep_renewing = held_ms < RENEWED_MS_MAX;
@@ -106,10 +100,10 @@ mod tests {
     use ledgermq_common::{QueueId, QueueOffset};
 
     use super::*;
-    use crate::state::{ClientHash, ConsumerGroupId, TopicId};
+    use crate::state::{ClientHash, ConsumerGroupId, DeliveryEpoch, TopicId};
 
     #[test]
-    fn what_an_earlier_leader_delivered_is_renewed_only_if_it_had_renewed_it_itself() {
+    fn what_is_not_known_to_have_arrived_is_renewed_only_if_it_was_before() {
         let lease = |epoch, renewal| RenewableLease {
             consumer_group: ConsumerGroupId(1),
             topic: TopicId(1),
@@ -122,8 +116,10 @@ mod tests {
             attempt: 1,
             renewal,
         };
-        let arrived = |epoch, renewal| is_known_to_have_arrived(&lease(epoch, renewal), DeliveryEpoch(10));
-        assert!(!arrived(9, 0), "its answer may be lost with the leader that gave it");
+        let arrivals = Arrivals::default();
+        arrivals.arrived(&[DeliveryEpoch(10)]);
+        let arrived = |epoch, renewal| is_known_to_have_arrived(&lease(epoch, renewal), &arrivals);
+        assert!(!arrived(9, 0), "its answer may be lost with a node or a connection");
         assert!(arrived(9, 1), "a consumer that works for minutes is not to get it again");
         assert!(arrived(10, 0));
     }

@@ -9,8 +9,8 @@
 //! | Condition of a recall | Answer |
 //! |---|---|
 //! | the timer waits | OK with the message id; it will never be delivered |
-//! | it was recalled before and its time has not come | OK: a repeat of a lost answer |
-//! | its time has come | PRECONDITION_FAILED |
+//! | it was recalled before, at most `RECALL_REMEMBERED_MS` beyond its time ago | OK: a repeat of a lost answer |
+//! | it fired, or was recalled longer ago | PRECONDITION_FAILED |
 //! | the handle is of another topic, or of no timer | BAD_REQUEST |
 //!
 //! The leader sleeps until the next timer and proposes to fire what is due by its clock; a new leader

@@ -152,7 +152,7 @@ pub enum Placed {
 pub enum RecallOutcome {
     Recalled = 1,
     RecalledBefore = 2,
-    /// Its time has come: it fired, or was recalled before.
+    /// It fired, or was recalled longer ago than recalls are remembered.
     TooLate = 3,
 }
 

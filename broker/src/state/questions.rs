@@ -93,11 +93,6 @@ pub enum HandleRefusal {
 const RENEWAL_LATE_MS_MAX: u64 = 10_000;
 
 impl BrokerState {
-    /// Every delivery from now on has this number or a greater one.
-    pub fn next_delivery_epoch(&self) -> DeliveryEpoch {
-        DeliveryEpoch(self.applied_state().scalars.next_epoch)
-    }
-
     /// Log time: the greatest stamp applied so far.
     pub fn now(&self) -> UnixMillis {
         self.applied_state().scalars.now

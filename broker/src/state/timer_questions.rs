@@ -12,9 +12,8 @@ pub enum TimerState {
     Pending {
         topic: TopicId,
     },
-    /// Its time has not come.
     Recalled,
-    /// Its time has come: it fired, or was recalled before.
+    /// It fired, or was recalled long ago.
     Over,
     Unknown,
 }
@@ -45,10 +44,10 @@ impl BrokerState {
     pub fn timer(&self, deliver_at: UnixMillis, physical: PhysicalOffset) -> TimerState {
         let applied = self.applied_state();
         let key = TimerKey { deliver_at, physical };
-        if key <= applied.timers.progress().fired_through {
-            TimerState::Over
-        } else if applied.timers.recalled().contains(&key) {
+        if applied.timers.recalled().contains(&key) {
             TimerState::Recalled
+        } else if key <= applied.timers.progress().fired_through {
+            TimerState::Over
         } else {
             match applied.timers.find(key) {
                 Some(timer) => TimerState::Pending { topic: timer.topic },

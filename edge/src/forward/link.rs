@@ -8,7 +8,8 @@ use futures_util::StreamExt as _;
 use ledgermq_proto::forward::forward_client::ForwardClient;
 use ledgermq_proto::forward::forward_frame::Content;
 use ledgermq_proto::forward::{
-    Cancel, ForwardFrame, ForwardReply, ForwardRequest, LeadersRequest, LeadersResponse,
+    Arrived, Cancel, ForwardFrame, ForwardReply, ForwardRequest, LeadersRequest, LeadersResponse,
+    forward_reply,
 };
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +22,7 @@ use super::{
     CONNECT_TIMEOUT, FRAME_BYTES_MAX, FRAMES_QUEUED_MAX, IN_FLIGHT_PER_LINK_MAX, Lane, RECONNECT_PAUSE,
     batches,
 };
+use crate::arrival::Arrival;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
@@ -43,13 +45,14 @@ impl Links {
     }
 
     /// Sends a request and waits for its reply, however long that takes. Dropping the future tells
-    /// the peer that nobody wants the answer any more.
+    /// the peer that nobody wants the answer any more; so does dropping the arrival of a reply that
+    /// asks for word of it.
     pub async fn call(
         &self,
         address: &str,
         lane: Lane,
         request: impl FnOnce() -> ForwardRequest,
-    ) -> Result<ForwardReply, LinkError> {
+    ) -> Result<(ForwardReply, Arrival), LinkError> {
         let session = self.link(address, lane).session(&self.connect).await?;
         session.call(request).await
     }
@@ -126,7 +129,7 @@ struct Session {
     address: String,
     client: ForwardClient<Channel>,
     frames: mpsc::Sender<ForwardFrame>,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<ForwardReply>>>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<(ForwardReply, Arrival)>>>,
     next_correlation: AtomicU64,
     ended: AtomicBool,
 }
@@ -166,11 +169,12 @@ impl Session {
         tokio::spawn(async move {
             while let Some(Ok(batch)) = replies.next().await {
                 for frame in batch.frames {
-                    if let Some(Content::Reply(reply)) = frame.content
-                        && let Some(waiting) = reader.waiting.lock().remove(&frame.correlation)
-                    {
+                    let Some(Content::Reply(reply)) = frame.content else { continue };
+                    // Made before anything else: whatever becomes of the reply, the peer hears of it.
+                    let arrival = reader.arrival(frame.correlation, &reply);
+                    if let Some(waiting) = reader.waiting.lock().remove(&frame.correlation) {
                         // The caller may have gone in this moment; then nobody wants the reply.
-                        let _ = waiting.send(reply);
+                        let _ = waiting.send((reply, arrival));
                     }
                 }
             }
@@ -182,7 +186,7 @@ impl Session {
     async fn call(
         self: &Arc<Self>,
         request: impl FnOnce() -> ForwardRequest,
-    ) -> Result<ForwardReply, LinkError> {
+    ) -> Result<(ForwardReply, Arrival), LinkError> {
         let lost = || LinkError::Lost { address: self.address.clone() };
         let correlation = self.next_correlation.fetch_add(1, Ordering::Relaxed);
         let (reply, answered) = oneshot::channel();
@@ -207,11 +211,54 @@ impl Session {
         answered.await.map_err(|_| lost())
     }
 
+    fn arrival(self: &Arc<Self>, correlation: u64, reply: &ForwardReply) -> Arrival {
+        match &reply.reply {
+            Some(forward_reply::Reply::Receive(received)) if received.tell_arrival => {
+                let awaited = AwaitedArrival {
+                    session: self.clone(),
+                    correlation,
+                    is_confirmed: AtomicBool::new(false),
+                };
+                Arrival::new(move || awaited.confirm())
+            }
+            _ => Arrival::default(),
+        }
+    }
+
     fn end(&self) {
         let mut waiting = self.waiting.lock();
         self.ended.store(true, Ordering::Release);
         // Dropping the senders wakes every caller.
         waiting.clear();
+    }
+}
+
+/// Tells the peer whether a reply was passed on. With a full queue either word is lost; the peer takes
+/// the reply for lost then, and forgets it with the link at the latest.
+struct AwaitedArrival {
+    session: Arc<Session>,
+    correlation: u64,
+    is_confirmed: AtomicBool,
+}
+
+impl AwaitedArrival {
+    fn confirm(&self) {
+        if !self.is_confirmed.swap(true, Ordering::AcqRel) {
+            self.tell(Content::Arrived(Arrived {}));
+        }
+    }
+
+    fn tell(&self, content: Content) {
+        let frame = ForwardFrame { correlation: self.correlation, content: Some(content) };
+        let _ = self.session.frames.try_send(frame);
+    }
+}
+
+impl Drop for AwaitedArrival {
+    fn drop(&mut self) {
+        if !*self.is_confirmed.get_mut() {
+            self.tell(Content::Cancel(Cancel {}));
+        }
     }
 }
 

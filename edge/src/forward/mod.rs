@@ -8,6 +8,8 @@
 //! | produce | SendMessage, StoreBatch | bodies flow towards the leader |
 //! | consume | everything else | bodies flow from the leader; long polls wait here |
 //!
+//! A reply with deliveries may ask for word of its arrival ([`crate::arrival`]).
+//!
 //! | Failure | What the caller sees |
 //! |---|---|
 //! | no connection | `LinkError::Connect`: certainly not executed |
@@ -33,6 +35,8 @@ pub(crate) fn fuzz_request(bytes: &[u8]) {
 
 /// Requests of one Exchange that wait for their reply.
 pub const IN_FLIGHT_PER_LINK_MAX: usize = 65_536;
+/// Answers of one Exchange of which the leader waits to hear that they were passed on.
+pub const UNCONFIRMED_PER_LINK_MAX: usize = 65_536;
 /// Frames between a caller and the stream writer.
 pub const FRAMES_QUEUED_MAX: usize = 4_096;
 /// One batch ends at whichever comes first. A single larger frame travels alone.

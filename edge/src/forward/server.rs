@@ -1,6 +1,6 @@
 //! The answering side, on the peer port of every broker.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -16,8 +16,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{FRAME_BYTES_MAX, FRAMES_QUEUED_MAX, IN_FLIGHT_PER_LINK_MAX, batches, wire};
-use crate::group_call::{GroupRequest, LocalGroups, NotExecuted};
+use super::{
+    FRAME_BYTES_MAX, FRAMES_QUEUED_MAX, IN_FLIGHT_PER_LINK_MAX, UNCONFIRMED_PER_LINK_MAX, batches, wire,
+};
+use crate::arrival::Arrival;
+use crate::group_call::{GroupRequest, GroupResponse, LocalGroups, NotExecuted};
 
 /// Add `forward_service(groups)` to the router of the peer port. The requests it takes run on the runtime
 /// it is made in, whichever serves the port: there may be more of them than heartbeats can wait for.
@@ -47,6 +50,7 @@ impl Forward for ForwardService {
             replies,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_PER_LINK_MAX)),
             cancels: Mutex::new(HashMap::new()),
+            unconfirmed: Mutex::new(BTreeMap::new()),
         });
         let closed = CancellationToken::new();
         self.runtime.spawn(async move {
@@ -88,6 +92,8 @@ struct Exchange {
     in_flight: Arc<Semaphore>,
     /// Requests that may be given up: long polls.
     cancels: Mutex<HashMap<u64, CancellationToken>>,
+    /// Answers the peer has and has not told yet what became of. They end with the link.
+    unconfirmed: Mutex<BTreeMap<u64, Arrival>>,
 }
 
 impl Exchange {
@@ -107,6 +113,13 @@ impl Exchange {
             Some(Content::Cancel(pb::Cancel {})) => {
                 if let Some(cancel) = self.cancels.lock().remove(&correlation) {
                     cancel.cancel();
+                }
+                self.unconfirmed.lock().remove(&correlation);
+            }
+            Some(Content::Arrived(pb::Arrived {})) => {
+                let arrival = self.unconfirmed.lock().remove(&correlation);
+                if let Some(arrival) = arrival {
+                    arrival.confirm();
                 }
             }
             // A reply without a question, or content of a newer version: nothing to do.
@@ -130,10 +143,25 @@ impl Exchange {
             Err(refused) => return Some(wire::refused(&refused)),
         };
         if !context.remaining().is_zero() {
-            self.execute(correlation, &group, &context, &request, cancel).await.map(wire::reply)
+            let answer = self.execute(correlation, &group, &context, &request, cancel).await?;
+            if let Ok(GroupResponse::Receive(received)) = &answer
+                && received.arrival.is_awaited()
+            {
+                self.await_arrival(correlation, received.arrival.clone());
+            }
+            Some(wire::reply(answer))
         } else {
             Some(wire::reply(Err(NotExecuted::DeadlinePassed)))
         }
+    }
+
+    fn await_arrival(&self, correlation: u64, arrival: Arrival) {
+        let mut unconfirmed = self.unconfirmed.lock();
+        if unconfirmed.len() >= UNCONFIRMED_PER_LINK_MAX {
+            // The oldest: its word was lost, or its client takes very long.
+            unconfirmed.pop_first();
+        }
+        unconfirmed.insert(correlation, arrival);
     }
 
     async fn execute(
@@ -143,7 +171,7 @@ impl Exchange {
         context: &crate::context::CallContext,
         request: &GroupRequest,
         cancel: CancellationToken,
-    ) -> Option<Result<crate::group_call::GroupResponse, NotExecuted>> {
+    ) -> Option<Result<GroupResponse, NotExecuted>> {
         if !request.is_long_poll() {
             return Some(self.local.execute(group, context, request).await);
         }

@@ -13,6 +13,7 @@ use ledgermq_proto::rocketmq::{ClientType, Code, MessageType, Status};
 use tokio::time::Instant;
 
 use super::wire_transactions as transactions;
+use crate::arrival::Arrival;
 use crate::context::{CallContext, ClientLanguage};
 use crate::group_call::{
     AwaitTakenLite, BatchPlace, BatchTopic, ClientHeartbeat, ClientTermination, ConsumerGroupDescription,
@@ -313,6 +314,7 @@ pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardRe
             status: Some(received.status),
             messages: received.messages,
             delivery_timestamp_ms: received.delivery_timestamp.get(),
+            tell_arrival: received.arrival.is_awaited(),
         }),
         Ok(GroupResponse::Ack(response)) => Reply::Ack(response),
         Ok(GroupResponse::ChangeInvisible(response)) => Reply::ChangeInvisible(response),
@@ -371,7 +373,7 @@ pub(super) fn refused(refusal: &Refused) -> pb::ForwardReply {
     pb::ForwardReply { reply: Some(Reply::Refused(status)) }
 }
 
-pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotExecuted> {
+pub(crate) fn read_reply(reply: pb::ForwardReply, arrival: Arrival) -> Result<GroupResponse, NotExecuted> {
     let unknown =
         |what: &str| NotExecuted::OutcomeUnknown { detail: format!("{what} in the reply is not known here") };
     Ok(match reply.reply.ok_or_else(|| unknown("the kind"))? {
@@ -380,6 +382,7 @@ pub(crate) fn read_reply(reply: pb::ForwardReply) -> Result<GroupResponse, NotEx
             status: received.status.unwrap_or_default(),
             messages: received.messages,
             delivery_timestamp: UnixMillis(received.delivery_timestamp_ms),
+            arrival,
         }),
         Reply::Ack(response) => GroupResponse::Ack(response),
         Reply::ChangeInvisible(response) => GroupResponse::ChangeInvisible(response),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ledgermq_common::clock::{SystemClock, UnixMillis};
 use ledgermq_common::{ConsumerGroupName, GroupId, GroupName, NodeId, QueueId, QueueOffset, Term, TopicName};
+use ledgermq_edge::arrival::Arrival;
 use ledgermq_edge::context::CallContext;
 use ledgermq_edge::forward::connect::TcpConnect;
 use ledgermq_edge::forward::server::forward_service;
@@ -47,6 +48,31 @@ pub struct Agreed {
     pub tries: watch::Sender<usize>,
     pub topics: Mutex<BTreeMap<TopicName, TopicDescription>>,
     pub arrived: Notify,
+    /// What became of the answers with messages, as their leader hears of it.
+    pub answers: watch::Sender<Answers>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Answers {
+    pub confirmed: usize,
+    pub lost: usize,
+}
+
+struct AwaitedAnswer(Arc<Agreed>, AtomicBool);
+
+impl AwaitedAnswer {
+    fn confirm(&self) {
+        assert!(!self.1.swap(true, Ordering::SeqCst), "confirmed once");
+        self.0.answers.send_modify(|answers| answers.confirmed += 1);
+    }
+}
+
+impl Drop for AwaitedAnswer {
+    fn drop(&mut self) {
+        if !*self.1.get_mut() {
+            self.0.answers.send_modify(|answers| answers.lost += 1);
+        }
+    }
 }
 
 /// One member of the group.
@@ -126,6 +152,7 @@ impl LocalGroups for Member {
                                 status: status(Code::MessageNotFound),
                                 messages: vec![],
                                 delivery_timestamp: UnixMillis(1),
+                                arrival: Arrival::default(),
                             }));
                         }
                     }
@@ -205,10 +232,12 @@ impl Member {
         let bodies = self.agreed.bodies.lock();
         let message = bodies.get(self.agreed.delivered.load(Ordering::SeqCst))?.clone();
         self.agreed.delivered.fetch_add(1, Ordering::SeqCst);
+        let awaited = AwaitedAnswer(self.agreed.clone(), AtomicBool::new(false));
         Some(Received {
             status: status(Code::Ok),
             messages: vec![message],
             delivery_timestamp: UnixMillis(1_500),
+            arrival: Arrival::new(move || awaited.confirm()),
         })
     }
 }
@@ -374,8 +403,9 @@ impl Cluster {
 }
 
 pub async fn client(addr: SocketAddr) -> MessagingServiceClient<Channel> {
-    let channel =
-        Channel::from_shared(format!("http://{addr}")).expect("URI").connect().await.expect("connects");
+    // A window of HTTP/2's own size: what is larger waits until the client reads on.
+    let endpoint = Channel::from_shared(format!("http://{addr}")).expect("URI");
+    let channel = endpoint.initial_stream_window_size(65_535).connect().await.expect("connects");
     MessagingServiceClient::new(channel)
         .max_decoding_message_size(64 << 20)
         .max_encoding_message_size(64 << 20)

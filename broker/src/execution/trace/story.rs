@@ -157,11 +157,11 @@ impl Story {
             }
             Command::FireTimers(fire) => self.fired(page, fire.through),
             Command::RecallTimer(recall) if self.is_timer(recall.deliver_at, recall.physical) => {
-                if self.known.is_decided || recall.deliver_at <= log_time {
-                    page.row("recall refused", "it had fired or was recalled".to_owned());
+                if self.known.is_decided {
+                    page.row("recall asked for", "it had fired or was recalled".to_owned());
                 } else {
                     self.known.is_decided = true;
-                    page.row("recalled", "by its producer, before its time".to_owned());
+                    page.row("recalled", "by its producer, before it fired".to_owned());
                 }
             }
             Command::ExpireMessages(expire) => self.expired(page, expire),

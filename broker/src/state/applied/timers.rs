@@ -78,7 +78,7 @@ impl Applied {
             through = through.saturating_add_ms(1_000);
         }
         let max = command.max.min(FIRED_PER_ENTRY_MAX) as usize;
-        let due = self.timers.take_due(through, max);
+        let due = self.timers.take_due(through, max, self.scalars.now);
         self.dirty.insert(RecordKey::Timers);
         self.dirty.extend(due.forgotten.into_iter().map(RecordKey::Recalled));
         let stored_at = self.scalars.now;

@@ -1,3 +1,5 @@
+use ledgermq_common::limits::RECALL_REMEMBERED_MS;
+
 use super::*;
 
 pub(super) struct Delays {
@@ -136,7 +138,8 @@ fn exactly_one_of_recall_and_fire_wins() {
     assert_eq!(delays.fire(10), (1, false));
     assert_eq!(delays.visible(), ["fired"]);
     assert_eq!(delays.recall(due, fired), RecallOutcome::TooLate);
-    assert_eq!(delays.recall(due, recalled), RecallOutcome::TooLate);
+    assert_eq!(delays.recall(due, recalled), RecallOutcome::RecalledBefore, "its answer may be lost still");
+    assert_eq!(delays.replica.state.timer(due, pending(recalled)), TimerState::Recalled);
     assert_eq!(delays.replica.state.timer(due, pending(fired)), TimerState::Over);
     assert_eq!(delays.visible(), ["fired"]);
 }
@@ -194,6 +197,11 @@ fn timers_and_recalls_survive_a_restart_from_a_checkpoint_and_fire_once() {
     assert_eq!(delays.fire(10), (1, false));
     assert_eq!(delays.visible(), ["soon", "next"]);
     assert_eq!(delays.replica.state.timers_pending(), 1);
+    let repeat = delays.recall(UnixMillis(START + 2_000), recalled);
+    assert_eq!(repeat, RecallOutcome::RecalledBefore, "also beyond its time, on a node that was not there");
+    delays.replica.pass_ms(RECALL_REMEMBERED_MS);
+    assert_eq!(delays.fire(10), (0, false));
+    assert_eq!(delays.recall(UnixMillis(START + 2_000), recalled), RecallOutcome::TooLate, "forgotten");
     assert_eq!(delays.replica.state.next_timer(), Some(UnixMillis(START + 40 * 24 * 3600 * 1000)));
     delays.replica.state.close().expect("closed");
 }

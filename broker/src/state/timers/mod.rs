@@ -10,16 +10,20 @@
 //! | active tail | memory, under the state lock | timers appended since the last checkpoint and still pending |
 //! | frozen tails | memory, shared | tails a checkpoint or snapshot has taken and not yet written |
 //! | runs ([`run`]) | immutable mapped files | sorted by key |
-//! | recalled keys | memory, and a record each | recalled timers whose time has not come yet |
+//! | recalled keys | memory, and a record each | recalled timers until [`RECALL_REMEMBERED_MS`] beyond their time |
 //!
 //! A run keeps the timers that fire before it is merged away or deleted; they lie at or below
 //! `fired_through` and are not looked at. So a pending timer in a run costs no memory, however far its
-//! time is; a recalled one costs its key until its time comes.
+//! time is; a recalled one costs its key until it is forgotten.
+//!
+//! The answer of a recall is lost with a leader, and its time may come before the producer asks again:
+//! so a recall outlives its time, and only a fire that comes so much later forgets it.
 //!
 //! | Invariant | Kept by |
 //! |---|---|
 //! | a timer fires once | `fired_through` only grows, and a fire takes keys above it only |
-//! | recall or fire, not both | a recalled key is skipped by every fire; a key at or below `fired_through` cannot be recalled |
+//! | recall or fire, not both | a recalled key is skipped by every fire; a key at or below `fired_through` cannot be recalled any more |
+//! | a repeated recall gets the first answer | recalled keys are looked at before `fired_through` |
 //! | replicas agree, whatever they have checkpointed | which part a timer lies in decides nothing |
 
 pub(crate) mod run;
@@ -28,9 +32,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::limits::RECALL_REMEMBERED_MS;
 use ledgermq_common::{PhysicalOffset, QueueId};
 
 use super::names::TopicId;
+use crate::defects::{self, Defect};
 use run::TimerRun;
 
 /// Recalled timers skipped when the next one is looked for; a fire then moves past them.
@@ -80,7 +86,7 @@ pub(crate) struct TimerProgress {
 #[derive(Debug, Default)]
 pub(crate) struct Due {
     pub(crate) timers: Vec<(TimerKey, Timer)>,
-    /// Recalled timers it moves past; nobody asks for them any more.
+    /// Recalled timers whose time is long past; nobody asks for them any more.
     pub(crate) forgotten: Vec<TimerKey>,
     pub(crate) more: bool,
 }
@@ -93,8 +99,9 @@ impl Timers {
         self.progress.pending += 1;
     }
 
-    /// Takes the timers up to `through` in order, at most `max`.
-    pub(crate) fn take_due(&mut self, through: UnixMillis, max: usize) -> Due {
+    /// Takes the timers up to `through` in order, at most `max`, and forgets the recalls that are old by
+    /// `now`.
+    pub(crate) fn take_due(&mut self, through: UnixMillis, max: usize, now: UnixMillis) -> Due {
         let last = TimerKey { deliver_at: through, physical: PhysicalOffset(u64::MAX) };
         let mut due = Due::default();
         if last <= self.progress.fired_through {
@@ -120,23 +127,36 @@ impl Timers {
         for (key, _) in &due.timers {
             self.active.remove(key);
         }
-        let later = self.recalled.split_off(&next_key(self.progress.fired_through));
-        due.forgotten = std::mem::replace(&mut self.recalled, later).into_iter().collect();
+        due.forgotten = self.forget_recalls(now);
         due
     }
 
-    /// `None`: its time has come. Else whether it was pending until now; the caller has made sure that
+    /// What has not been moved past stays whatever its age: without its key it would fire.
+    fn forget_recalls(&mut self, now: UnixMillis) -> Vec<TimerKey> {
+        let is_forgotten = |key: &&TimerKey| {
+            let is_old = now.saturating_ms_since(key.deliver_at) > RECALL_REMEMBERED_MS;
+            (is_old || defects::is_active(Defect::RecallForgotten)) && **key <= self.progress.fired_through
+        };
+        let Some(last) = self.recalled.iter().take_while(is_forgotten).last().copied() else {
+            return Vec::new();
+        };
+        let kept = self.recalled.split_off(&next_key(last));
+        std::mem::replace(&mut self.recalled, kept).into_iter().collect()
+    }
+
+    /// `None`: it has fired. Else whether it was pending until now; the caller has made sure that
     /// there is such a timer.
     pub(crate) fn recall(&mut self, key: TimerKey) -> Option<bool> {
+        if self.recalled.contains(&key) {
+            return Some(false);
+        }
         if key <= self.progress.fired_through {
             return None;
         }
-        let is_new = self.recalled.insert(key);
-        if is_new {
-            self.active.remove(&key);
-            self.progress.pending = self.progress.pending.saturating_sub(1);
-        }
-        Some(is_new)
+        self.recalled.insert(key);
+        self.active.remove(&key);
+        self.progress.pending = self.progress.pending.saturating_sub(1);
+        Some(true)
     }
 
     pub(crate) fn progress(&self) -> TimerProgress {
@@ -288,6 +308,26 @@ mod tests {
         proptest::collection::vec(step, 0..120)
     }
 
+    #[test]
+    fn a_recall_is_forgotten_long_after_its_time_and_not_before_it_was_moved_past() {
+        let mut timers = Timers::default();
+        let (first, second) = (key(100, 10), key(101, 20));
+        timers.add(first, timer(1));
+        timers.add(second, timer(2));
+        assert_eq!((timers.recall(first), timers.recall(second)), (Some(true), Some(true)));
+        let late = UnixMillis(101 + RECALL_REMEMBERED_MS);
+        // A fire that ends before the second one moves past the first only.
+        let due = timers.take_due(UnixMillis(100), 10, late.saturating_add_ms(1_000));
+        assert_eq!((due.timers.len(), due.forgotten), (0, vec![first]));
+        assert_eq!((timers.recall(first), timers.recall(second)), (None, Some(false)));
+        let due = timers.take_due(UnixMillis(200), 10, late);
+        assert_eq!((due.timers.len(), due.forgotten), (0, vec![]));
+        assert_eq!(timers.recall(second), Some(false), "its time has come, and it is known");
+        let due = timers.take_due(UnixMillis(201), 10, late.saturating_add_ms(1));
+        assert_eq!((due.timers.len(), due.forgotten), (0, vec![second]));
+        assert_eq!(timers.recall(second), None);
+    }
+
     proptest! {
         /// Against one sorted map, whatever lies in which part.
         #[test]
@@ -295,6 +335,7 @@ mod tests {
             let mut timers = Timers::default();
             let mut model: BTreeMap<TimerKey, Timer> = BTreeMap::new();
             let mut given: Vec<TimerKey> = Vec::new();
+            let mut recalled: BTreeSet<TimerKey> = BTreeSet::new();
             let (mut now, mut physical) = (0u64, 0u64);
             for step in program {
                 match step {
@@ -309,12 +350,17 @@ mod tests {
                         let Some(&key) = given.get(which % given.len().max(1)) else { continue };
                         let found = timers.find(key).is_some();
                         prop_assert_eq!(found, model.contains_key(&key));
+                        let is_repeat = recalled.contains(&key);
                         let outcome = timers.recall(key);
+                        prop_assert_eq!(outcome == Some(false), is_repeat, "the first answer, whenever it is asked");
+                        if outcome == Some(true) {
+                            recalled.insert(key);
+                        }
                         prop_assert_eq!(outcome == Some(true), model.remove(&key).is_some());
                     }
                     Step::Fire(ms, max) => {
                         now += ms;
-                        let due = timers.take_due(UnixMillis(now), max);
+                        let due = timers.take_due(UnixMillis(now), max, UnixMillis(now));
                         for fired in &due.timers {
                             let first = model.pop_first();
                             prop_assert_eq!(Some(*fired), first);
