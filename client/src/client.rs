@@ -47,7 +47,10 @@ impl Client {
             if Instant::now() + CONNECT_PAUSE >= deadline {
                 let elapsed = started.elapsed();
                 let last = error.to_string();
-                return Err(NoAnswerInTime { operation: "connect", attempts, elapsed, last }.into());
+                let throttled = 0;
+                return Err(
+                    NoAnswerInTime { operation: "connect", attempts, throttled, elapsed, last }.into()
+                );
             }
             if (attempts as usize).is_multiple_of(connections.access_points()) {
                 tokio::time::sleep(CONNECT_PAUSE).await;

@@ -29,6 +29,8 @@ pub struct UnreachableAccessPoint {
 pub struct NoAnswerInTime {
     pub operation: &'static str,
     pub attempts: u32,
+    /// Attempts that were answered with TOO_MANY_REQUESTS: the cluster has more to do than it can.
+    pub throttled: u32,
     pub elapsed: Duration,
     pub last: String,
 }

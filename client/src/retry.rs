@@ -119,7 +119,7 @@ where
     let Budget { operation, deadline, attempt: attempt_max, hedged } = budget;
     let attempt = Mutex::new(attempt);
     let hedged = hedged && connections.access_points() > 1;
-    let mut attempts = 0u32;
+    let (mut attempts, mut throttled) = (0u32, 0u32);
     let mut failures_in_round = 0usize;
     let mut pause = PAUSE_MIN;
     let mut last = "nothing was tried".to_owned();
@@ -127,7 +127,8 @@ where
         let now = Instant::now();
         let Some(left) = deadline.checked_duration_since(now).filter(|left| !left.is_zero()) else {
             let elapsed = now.duration_since(started);
-            return Err(CallFailure::NoAnswer(NoAnswerInTime { operation, attempts, elapsed, last }));
+            let no_answer = NoAnswerInTime { operation, attempts, throttled, elapsed, last };
+            return Err(CallFailure::NoAnswer(no_answer));
         };
         attempts = attempts.saturating_add(1);
         let point = connections.preferred();
@@ -156,6 +157,7 @@ where
                 return Err(CallFailure::Malformed(MalformedAnswer { operation, what }));
             }
             Ok(Verdict::TryAgain { code, message }) => {
+                throttled += u32::from(code == Code::TooManyRequests as i32);
                 last =
                     format!("{} ({code}): {message}", Code::try_from(code).map_or("?", |c| c.as_str_name()));
                 true

@@ -17,6 +17,7 @@ use ledgermq_raft_store::{Group, ProposeError};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
+use super::append_room::{AppendRoom, Inside};
 use super::arrivals::Arrivals;
 use super::check_back::CheckBack;
 use super::clients::Liveness;
@@ -30,13 +31,6 @@ use crate::state::{
     Answer, BrokerState, Command, ConsumerGroupId, ConsumerGroupSettings, ConsumerGroupView,
     CreateConsumerGroup, CreateTopic, Refusal, TopicId, TopicSettings, TopicView,
 };
-
-/// Bytes of messages that may be on their way through the log at once; more of them wait outside.
-///
-/// Everything goes through the log in one order. Were all that producers have in flight inside, an
-/// acknowledgement or a lease would wait for all of it: 16 MiB were a quarter of a second. This much
-/// keeps a disk of 1 GB/s busy through a sync of 4 ms.
-pub const APPEND_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What the configuration says about requests.
 #[derive(Debug, Clone)]
@@ -89,7 +83,7 @@ pub struct HostedGroup {
     raft_leadership: watch::Receiver<ledgermq_raft_store::Leadership>,
     leadership: watch::Receiver<Leadership>,
     rotation: Rotation,
-    append_room: Semaphore,
+    append_room: AppendRoom,
     /// Rises with every topic this leader created or deleted.
     topic_changes: watch::Sender<u64>,
 }
@@ -177,7 +171,7 @@ impl HostedGroup {
             raft_leadership,
             leadership,
             rotation: Rotation::default(),
-            append_room: Semaphore::new(APPEND_BYTES_MAX),
+            append_room: AppendRoom::default(),
             topic_changes: watch::Sender::new(0),
         });
         tokio::spawn(follow_leadership(Arc::downgrade(&hosted), announce));
@@ -321,19 +315,14 @@ impl HostedGroup {
         Ok(Answer::decode(&answer).expect("apply of this same process encoded the answer"))
     }
 
-    /// Waits until messages of `bytes` may go into the log; they have left it when the permit is
-    /// dropped. First come, first served.
+    /// Waits until messages of `bytes` may go into the log; they have left it when what is returned is
+    /// dropped.
     pub(super) async fn append_room(
         &self,
         bytes: usize,
         context: &CallContext,
-    ) -> Result<SemaphorePermit<'_>, NotExecuted> {
-        // One command may be larger than all the room: it then has the room to itself.
-        let permits = u32::try_from(bytes.min(APPEND_BYTES_MAX)).expect("a few MiB");
-        match tokio::time::timeout_at(context.deadline, self.append_room.acquire_many(permits)).await {
-            Ok(permit) => Ok(permit.expect("the room is never closed")),
-            Err(_) => Err(NotExecuted::DeadlinePassed),
-        }
+    ) -> Result<Inside<'_>, NotExecuted> {
+        self.append_room.enter(bytes, context.deadline).await
     }
 
     /// The topic, made now where it is missing and the settings allow it.

@@ -2,7 +2,7 @@
 //!
 //! | Module | Request |
 //! |---|---|
-//! | [`produce`] | Send |
+//! | [`produce`] | Send; [`append_room`] is the line in front of the log |
 //! | [`batch`] | StoreBatch |
 //! | [`receive`] | Receive; [`subscriptions`] says what other members want, [`waiters`] holds the long polls, [`order_keys`] what is to be delivered in order |
 //! | [`acknowledge`] | Ack, ChangeInvisible |
@@ -22,6 +22,7 @@
 //! state this leader has applied in its own term.
 
 mod acknowledge;
+mod append_room;
 mod arrivals;
 mod batch;
 mod check_back;

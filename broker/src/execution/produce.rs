@@ -10,7 +10,7 @@
 //! | another generation of its queues is served | a repeat gets its first answer; any other is moved, nothing is stored |
 //! | topic of delayed messages | see [`timers`] |
 //! | topic of type LITE | see [`lite`] |
-//! | [`APPEND_BYTES_MAX`] of messages are being appended | waits its turn, until its deadline |
+//! | as many bytes as may be are being appended | waits its turn ([`append_room`]); TOO_MANY_REQUESTS if that takes too long |
 //! | the client has stopped waiting | not proposed: it would cost an fsync for nobody |
 //! | the message id is in the window | OK with the first place; nothing is stored again |
 
@@ -21,10 +21,10 @@ use ledgermq_edge::context::CallContext;
 use ledgermq_edge::group_call::{GroupResponse, NotExecuted, Refused, SendRequest};
 use ledgermq_edge::validate;
 use ledgermq_proto::rocketmq::{Code, SendMessageResponse, SendResultEntry};
-use tokio::sync::SemaphorePermit;
 
 #[cfg(doc)]
-use super::hosted_group::APPEND_BYTES_MAX;
+use super::append_room;
+use super::append_room::Inside;
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::{delivery, intake, lite, timers, transaction};
 use crate::state::{
@@ -131,7 +131,7 @@ pub(super) async fn check_command<'a>(
     hosted: &'a HostedGroup,
     command_bytes: usize,
     context: &CallContext,
-) -> Result<SemaphorePermit<'a>, Ended> {
+) -> Result<Inside<'a>, Ended> {
     if command_bytes > COMMAND_BYTES_MAX {
         return Err(Refused::new(
             Code::PayloadTooLarge,

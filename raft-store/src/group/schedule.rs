@@ -71,8 +71,8 @@ impl Schedule {
             let _ = self.raft.trigger().purge_log(upto.index.get()).await;
         }
         let purged = self.store.purged().map(|id| id.index);
-        let snapshots = Arc::clone(&self.catalog);
-        self.offload.run(move || snapshots.thin(purged)).await?;
+        let (snapshots, permitted) = (Arc::clone(&self.catalog), self.permit.targets());
+        self.offload.run(move || snapshots.thin(purged, &permitted)).await?;
         self.store.release_before(edge).await.map_err(std::io::Error::other)
     }
 
@@ -84,6 +84,8 @@ impl Schedule {
         // openraft clamps to the snapshot it knows; a permit must not promise more.
         let known = self.raft.data_metrics().borrow_watched().snapshot.map(|id| LogIndex(id.index));
         let is_ahead = Some(target.index) > self.store.purged().map(|id| id.index);
-        (is_ahead && known >= Some(target.index)).then_some(target)
+        // The snapshot it was permitted to go to may have turned out to be unusable since.
+        let is_further = self.permit.targets().into_iter().all(|permitted| permitted <= target.index);
+        (is_ahead && is_further && known >= Some(target.index)).then_some(target)
     }
 }

@@ -60,6 +60,12 @@ impl PurgePermit {
         state.upto >= Some(upto) || state.installed.is_some_and(|boundary| boundary.id.index == upto)
     }
 
+    /// Where the purge pointer may move to at any moment.
+    pub(crate) fn targets(&self) -> Vec<LogIndex> {
+        let state = self.state.lock();
+        state.upto.into_iter().chain(state.installed.map(|boundary| boundary.id.index)).collect()
+    }
+
     fn installed(&self) -> Option<SnapshotBoundary> {
         self.state.lock().installed
     }

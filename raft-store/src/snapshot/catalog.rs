@@ -197,9 +197,11 @@ impl SnapshotCatalog {
     }
 
     /// Removes what nobody can want: everything below the purge pointer, and above it the ones that
-    /// lie closest together until no more than the limit are left. The oldest at the pointer and
-    /// the newest always stay.
-    pub(crate) fn thin(&self, purged: Option<LogIndex>) -> io::Result<()> {
+    /// lie closest together until no more than the limit are left. The oldest at the pointer, the
+    /// newest and those the pointer may move to (`permitted`) always stay: openraft purges when no
+    /// replication reads the log, which may be long after it was asked to, and a pointer without its
+    /// snapshot gives a replica that starts there a newer one, without bytes its state refers to.
+    pub(crate) fn thin(&self, purged: Option<LogIndex>, permitted: &[LogIndex]) -> io::Result<()> {
         let mut dropped = Vec::new();
         {
             let mut finished = self.finished.lock();
@@ -214,7 +216,9 @@ impl SnapshotCatalog {
                 let closest = indexes
                     .windows(3)
                     .filter_map(|window| match window {
-                        [before, middle, after] => Some((after.get() - before.get(), *middle)),
+                        [before, middle, after] if !permitted.contains(middle) => {
+                            Some((after.get() - before.get(), *middle))
+                        }
                         _ => None,
                     })
                     .min();

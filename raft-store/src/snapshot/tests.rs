@@ -89,13 +89,31 @@ fn thinning_keeps_the_one_the_purge_pointer_rests_on_and_the_newest() {
     for index in [10, 20, 30, 31, 40, 50] {
         snapshots.write(head(index), &mut Cursor::new(body(10))).expect("written");
     }
-    snapshots.thin(Some(LogIndex(20))).expect("thinned");
+    snapshots.thin(Some(LogIndex(20)), &[]).expect("thinned");
     let kept: Vec<_> =
         snapshots.newest_first().iter().map(|file| file.head.boundary.id.index.get()).collect();
     assert_eq!(kept.len(), 3);
     assert_eq!((kept.first(), kept.last()), (Some(&50), Some(&20)));
     let offered = snapshots.oldest_from(Some(LogIndex(20))).expect("there is one");
     assert_eq!(offered.head.boundary.id.index, LogIndex(20));
+}
+
+/// openraft was asked to purge and waits for a replication that reads what would go (seed 700128).
+#[test]
+fn thinning_keeps_the_one_the_purge_pointer_is_on_its_way_to() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let snapshots = catalog(directory.path());
+    for index in [10, 20, 30, 31, 32, 40, 50] {
+        snapshots.write(head(index), &mut Cursor::new(body(10))).expect("written");
+    }
+    for _ in 0..2 {
+        snapshots.thin(Some(LogIndex(20)), &[LogIndex(31)]).expect("thinned");
+        let kept: Vec<_> =
+            snapshots.newest_first().iter().map(|file| file.head.boundary.id.index.get()).collect();
+        assert_eq!(kept, [50, 31, 20]);
+        let permitted = snapshots.newest_within(LogIndex(39), PhysicalOffset(u64::MAX));
+        assert_eq!(permitted.map(|id| id.index), Some(LogIndex(31)), "a permit does not go back");
+    }
 }
 
 #[test]

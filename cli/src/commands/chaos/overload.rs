@@ -2,7 +2,7 @@
 //!
 //! First senders that wait for their answers find out what it takes; then sends begin at 120 % of
 //! that whether or not the others are answered. What cannot be stored in time may fail, and says so:
-//! that is shedding load. An election is not: who is busy must still be heard.
+//! that is shedding load (TOO_MANY_REQUESTS, which the client repeats until its time is up). An election is not: who is busy must still be heard.
 //!
 //! Real senders are on machines of their own. Here they share the processors with the brokers, which
 //! would take what the senders need to keep their rate, so the senders run on threads of their own
@@ -56,6 +56,8 @@ struct Offered {
     saturation: u64,
     sends: u64,
     acknowledged: u64,
+    /// Not acknowledged, and told why.
+    throttled: u64,
 }
 
 /// Senders that go before other processes.
@@ -79,9 +81,15 @@ impl Flood {
         let client = Client::connect(&self.points, patient).await?;
         let saturation = self.saturation(&client).await?;
         ensure!(saturation > 0, "nothing was acknowledged");
-        let before = self.recorder.acknowledged();
+        let throttled = || self.recorder.throttled.load(Ordering::Relaxed);
+        let (before, throttled_before) = (self.recorder.acknowledged(), throttled());
         let sends = self.offer(&client, saturation * OFFERED_PERCENT / 100, time).await?;
-        Ok(Offered { saturation, sends, acknowledged: self.recorder.acknowledged() - before })
+        Ok(Offered {
+            saturation,
+            sends,
+            acknowledged: self.recorder.acknowledged() - before,
+            throttled: throttled() - throttled_before,
+        })
     }
 
     fn sender(&self, client: &Client, stop: Arc<AtomicBool>) -> Sender {
@@ -152,7 +160,8 @@ impl Nemesis<'_> {
         let senders = threads().context("no threads for the senders")?;
         let poured = senders.spawn(flood.pour(self.fault_time)).await;
         senders.shutdown_background();
-        let Offered { saturation, sends, acknowledged } = poured.context("the senders ended early")??;
+        let Offered { saturation, sends, acknowledged, throttled } =
+            poured.context("the senders ended early")??;
         let (_, term_after) = self.cluster.group_and_term(GROUP).await?;
         ensure!(term_after == term, "overload made an election: term {term} before, {term_after} after");
         let per_second = (sends as f64 / self.fault_time.as_secs_f64()) as u64;
@@ -162,7 +171,7 @@ impl Nemesis<'_> {
         );
         Ok(format!(
             "saturation {saturation} sends per second, {per_second} offered; {acknowledged} of {sends} \
-             acknowledged, no election"
+             acknowledged, {throttled} of the others told that the cluster is busy, no election"
         ))
     }
 }

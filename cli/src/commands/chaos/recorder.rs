@@ -42,6 +42,8 @@ pub struct Recorder {
     last_new_delivery: Mutex<Instant>,
     proofs: Mutex<Vec<String>>,
     pub unknown: AtomicU64,
+    /// Of the unknown: those whose producer was told that the cluster is busy.
+    pub throttled: AtomicU64,
     pub failed: AtomicU64,
 }
 
@@ -73,6 +75,7 @@ impl Recorder {
             last_new_delivery: Mutex::new(Instant::now()),
             proofs: Mutex::default(),
             unknown: AtomicU64::new(0),
+            throttled: AtomicU64::new(0),
             failed: AtomicU64::new(0),
         }
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ledgermq_checkers::history::{Batch, Delivery, Kind, Operation, Receiving, Sending};
-use ledgermq_client::{Message, Producer, ReceivedMessage, SendError, SimpleConsumer};
+use ledgermq_client::{Message, NoAnswerInTime, Producer, ReceivedMessage, SendError, SimpleConsumer};
 use tokio::time::Instant;
 
 use super::recorder::Recorder;
@@ -106,6 +106,9 @@ impl Sender {
                 tokio::time::sleep(AFTER_ERROR).await;
             }
             SendError::NoAnswer(_) | SendError::Malformed(_) => {
+                if matches!(error, SendError::NoAnswer(NoAnswerInTime { throttled: 1.., .. })) {
+                    self.recorder.throttled.fetch_add(1, Ordering::Relaxed);
+                }
                 self.recorder.unknown.fetch_add(1, Ordering::Relaxed);
                 self.recorder.record(*process, Kind::Info, asked);
                 *process = self.recorder.process();
