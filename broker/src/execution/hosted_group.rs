@@ -15,7 +15,7 @@ use ledgermq_edge::group_call::{GroupResponse, Leadership, NotExecuted, Refused}
 use ledgermq_proto::rocketmq::Code;
 use ledgermq_raft_store::{Group, ProposeError};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Notify, watch};
 
 use super::append_room::{AppendRoom, Inside};
 use super::arrivals::Arrivals;
