@@ -31,7 +31,8 @@ if docker compose version >/dev/null 2>&1; then
 else
   compose() { docker-compose --project-name "$project" "$@"; }
 fi
-container() { compose ps -q "$1"; }
+# Also one that has ended, which version 2 lists only when it is asked to.
+container() { compose ps -aq "$1"; }
 say() { echo "--- $*"; }
 fail() {
   echo "FAILED: $*" >&2
@@ -121,7 +122,7 @@ wait_until "healthy containers" healthy
 say "orderly stop"
 compose stop --timeout 15 >/dev/null 2>&1
 for service in broker-1 broker-2 broker-3 nameserver; do
-  code=$(docker inspect --format '{{.State.ExitCode}}' "$(compose ps -aq "$service" 2>/dev/null || container "$service")")
+  code=$(docker inspect --format '{{.State.ExitCode}}' "$(container "$service")")
   [ "$code" = 0 ] || fail "$service ended with status $code"
 done
 say "passed: $messages sent, $messages received, 0 lost, 0 failed, broker-$leader killed and back; chaos: $faults"
