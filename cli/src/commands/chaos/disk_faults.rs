@@ -17,6 +17,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use ledgermq_faultfs::disk::Entry;
 use ledgermq_faultfs::{Command, Corruption, Counters, Effect, Operation, Rule, Survival};
 use tokio::time::Instant;
 
@@ -316,8 +317,10 @@ impl Nemesis<'_> {
     }
 
     async fn rot(&mut self, what: Rotten, member: Member) -> anyhow::Result<String> {
-        if what == Rotten::Snapshot {
-            self.wait_snapshot(member).await?;
+        match what {
+            Rotten::Snapshot => self.wait_file(member, |file| file.path.contains("/snapshot-")).await?,
+            Rotten::Index => self.wait_file(member, is_of_index).await?,
+            Rotten::Log | Rotten::Superblock | Rotten::SuperblockSlot => {}
         }
         let status = self.cluster.terminate(member, STOPPED_WITHIN).await?;
         ensure!(status.success(), "{member} ended with {status} after SIGTERM");
@@ -397,7 +400,7 @@ impl Nemesis<'_> {
             }
             Rotten::Index => {
                 let mut places = Vec::new();
-                for file in files.iter().filter(|file| file.path.contains("/derived/") && file.bytes > 0) {
+                for file in files.iter().filter(|file| is_of_index(file)) {
                     places.push((file.path.clone(), self.dice.below(file.bytes), 4096));
                 }
                 places
@@ -405,10 +408,15 @@ impl Nemesis<'_> {
         })
     }
 
-    async fn wait_snapshot(&mut self, member: Member) -> anyhow::Result<()> {
+    /// A member that has just begun has made none yet.
+    async fn wait_file(
+        &mut self,
+        member: Member,
+        is_wanted: impl Fn(&Entry) -> bool,
+    ) -> anyhow::Result<()> {
         let deadline = Instant::now() + MEETS_WITHIN;
-        while !self.cluster.disk(member)?.files()?.iter().any(|file| file.path.contains("/snapshot-")) {
-            ensure!(Instant::now() < deadline, "{member} made no snapshot");
+        while !self.cluster.disk(member)?.files()?.iter().any(&is_wanted) {
+            ensure!(Instant::now() < deadline, "{member} made no such file");
             tokio::time::sleep(POLL).await;
         }
         Ok(())
@@ -436,4 +444,9 @@ fn written_byte(segment: &Path, dice: u64) -> anyhow::Result<u64> {
     let written = |at: &usize| bytes.get(*at).is_some_and(|byte| *byte != 0);
     let at = (from..end).find(written).or_else(|| (first..from).rfind(written));
     Ok(at.context("the log has written bytes")? as u64)
+}
+
+/// What the settings of sled are in is written once and never synced: no bytes of it are on the disk.
+fn is_of_index(file: &Entry) -> bool {
+    file.path.contains("/derived/") && !file.path.ends_with("/sled/conf") && file.bytes > 0
 }
