@@ -101,6 +101,9 @@ pub struct StorageSection {
     pub data_dir: PathBuf,
     /// Size of one CommitLog file, prepared at full size; a multiple of 4096.
     pub segment_size_bytes: u64,
+    /// The derived state is written down at the latest when so many bytes of commands have been applied
+    /// since the last time; a start applies again what came after it.
+    pub checkpoint_interval_bytes: u64,
     /// A snapshot of the state is taken when this much log has been written since the last one.
     pub snapshot_interval_bytes: u64,
     /// Applied entries that stay in the log behind the snapshot, so that a replica which was away
@@ -268,6 +271,7 @@ impl Default for StorageSection {
         Self {
             data_dir: PathBuf::from("data"),
             segment_size_bytes: 1024 * 1024 * 1024,
+            checkpoint_interval_bytes: 256 * 1024 * 1024,
             snapshot_interval_bytes: 1024 * 1024 * 1024,
             purge_margin_entries: 100_000,
         }
@@ -440,6 +444,12 @@ impl BrokerConfig {
                 "must be a multiple of 4096",
             );
         }
+        within(
+            "storage.checkpoint_interval_bytes",
+            storage.checkpoint_interval_bytes,
+            1024 * 1024,
+            16 * 1024 * 1024 * 1024,
+        )?;
         within(
             "storage.snapshot_interval_bytes",
             storage.snapshot_interval_bytes,

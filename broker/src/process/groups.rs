@@ -51,7 +51,11 @@ pub async fn open(
     let waiters = Arc::new(Waiters::new(Arc::clone(&shared.waiters)));
     let observer = Arc::new(WakeLongPolls(Arc::clone(&waiters)));
     let state = BrokerState::open(
-        StateConfig { group: id, directory: Some(derived_dir), checkpoints: CheckpointMode::Background },
+        StateConfig {
+            group: id,
+            directory: Some(derived_dir),
+            checkpoints: CheckpointMode::Background { every_bytes: config.storage.checkpoint_interval_bytes },
+        },
         observer,
     )
     .map_err(|e| refused(with_causes(&e)))?;

@@ -29,12 +29,11 @@ use super::planner::Reservations;
 use super::snapshot::{Captured, SnapshotStream, receive};
 use super::timers::run::TimerRun;
 
-/// A checkpoint is due after so many entries, index entries or bytes of commands, whichever comes
-/// first: it bounds what a restart applies again and what the index tail holds.
+/// A checkpoint is due after so many entries, index entries or bytes of commands
+/// ([`CheckpointMode::Background`]), whichever comes first: it bounds what a restart applies again and what the index tail holds.
 pub const CHECKPOINT_LOG_ENTRIES: u64 = 200_000;
 pub const CHECKPOINT_INDEX_ENTRIES: usize = 500_000;
 pub const CHECKPOINT_KEY_ENTRIES: usize = 2_000_000;
-pub const CHECKPOINT_COMMAND_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Hears of applied entries that may end somebody's wait. Called after a batch, outside all locks.
 pub trait ApplyObserver: Send + Sync + 'static {
@@ -60,8 +59,8 @@ impl ApplyObserver for NobodyWaits {
 /// When checkpoints are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckpointMode {
-    /// By a thread of the state, when one is due.
-    Background,
+    /// By a thread of the state, when one is due: at the latest after so many bytes of commands.
+    Background { every_bytes: u64 },
     /// Only by [`BrokerState::checkpoint`].
     OnDemand,
 }
@@ -86,6 +85,11 @@ pub struct CheckpointError {
     reason: String,
 }
 
+struct CheckpointDue {
+    every_bytes: u64,
+    told: SyncSender<()>,
+}
+
 pub struct BrokerState {
     group: GroupId,
     applied: RwLock<Applied>,
@@ -94,7 +98,7 @@ pub struct BrokerState {
     files: Mutex<Option<CheckpointFiles>>,
     durability: Mutex<Durability>,
     durability_changed: Condvar,
-    checkpoint_due: Option<SyncSender<()>>,
+    checkpoint_due: Option<CheckpointDue>,
     checkpoint_thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -133,7 +137,10 @@ impl BrokerState {
             }
             _ => (None, Applied::default()),
         };
-        let runs_in_background = files.is_some() && config.checkpoints == CheckpointMode::Background;
+        let every_bytes = match config.checkpoints {
+            CheckpointMode::Background { every_bytes } if files.is_some() => Some(every_bytes),
+            _ => None,
+        };
         let (due, is_due) = mpsc::sync_channel(1);
         let kept = applied.scalars.applied;
         let state = Arc::new(Self {
@@ -144,10 +151,10 @@ impl BrokerState {
             files: Mutex::new(files),
             durability: Mutex::new(Durability { kept, ..Durability::default() }),
             durability_changed: Condvar::new(),
-            checkpoint_due: runs_in_background.then_some(due),
+            checkpoint_due: every_bytes.map(|every_bytes| CheckpointDue { every_bytes, told: due }),
             checkpoint_thread: Mutex::new(None),
         });
-        if runs_in_background {
+        if every_bytes.is_some() {
             let weak = Arc::downgrade(&state);
             let thread = thread::Builder::new()
                 .name("checkpoint".to_owned())
@@ -203,7 +210,7 @@ impl BrokerState {
         self.durability_changed.notify_all();
         let written = self.checkpoint();
         if let Some(due) = &self.checkpoint_due {
-            let _ = due.try_send(());
+            let _ = due.told.try_send(());
         }
         self.join_thread();
         *self.files.lock() = None;
@@ -328,7 +335,7 @@ impl StateMachine for BrokerState {
             return Err(ApplyError { id: entry.id, reason: fault.to_string() });
         }
         let mut effects = Effects::default();
-        let is_due = {
+        let due = {
             let mut applied = self.applied.write();
             for entry in entries {
                 match applied.apply(entry, &mut effects) {
@@ -339,14 +346,16 @@ impl StateMachine for BrokerState {
                 }
             }
             let since = applied.since_checkpoint;
-            since.entries >= CHECKPOINT_LOG_ENTRIES
-                || since.command_bytes >= CHECKPOINT_COMMAND_BYTES
-                || applied.index.active_len() + applied.timers.active_len() >= CHECKPOINT_INDEX_ENTRIES
-                || applied.keys.active_len() >= CHECKPOINT_KEY_ENTRIES
+            self.checkpoint_due.as_ref().filter(|due| {
+                since.entries >= CHECKPOINT_LOG_ENTRIES
+                    || since.command_bytes >= due.every_bytes
+                    || applied.index.active_len() + applied.timers.active_len() >= CHECKPOINT_INDEX_ENTRIES
+                    || applied.keys.active_len() >= CHECKPOINT_KEY_ENTRIES
+            })
         };
-        if let Some(due) = self.checkpoint_due.as_ref().filter(|_| is_due) {
+        if let Some(due) = due {
             // Full means that the thread was told already.
-            let _ = due.try_send(());
+            let _ = due.told.try_send(());
         }
         self.notify(effects);
         Ok(())

@@ -278,8 +278,10 @@ fn many_checkpoints_leave_few_files_and_every_entry() {
 #[test]
 fn due_checkpoints_are_written_in_the_background() {
     let directory = tempfile::tempdir().expect("a directory");
-    let background =
-        StateConfig { checkpoints: CheckpointMode::Background, ..config(Some(directory.path())) };
+    let background = StateConfig {
+        checkpoints: CheckpointMode::Background { every_bytes: u64::MAX },
+        ..config(Some(directory.path()))
+    };
     let state = BrokerState::open(background, Arc::new(NobodyWaits)).expect("open");
     let mut replica = Replica { state, log: Log::default(), now: UnixMillis(START) };
     let topic = replica.topic("orders", 1);

@@ -409,11 +409,7 @@ impl Nemesis<'_> {
     }
 
     /// A member that has just begun has made none yet.
-    async fn wait_file(
-        &mut self,
-        member: Member,
-        is_wanted: impl Fn(&Entry) -> bool,
-    ) -> anyhow::Result<()> {
+    async fn wait_file(&mut self, member: Member, is_wanted: impl Fn(&Entry) -> bool) -> anyhow::Result<()> {
         let deadline = Instant::now() + MEETS_WITHIN;
         while !self.cluster.disk(member)?.files()?.iter().any(&is_wanted) {
             ensure!(Instant::now() < deadline, "{member} made no such file");

@@ -483,6 +483,7 @@ const MESSAGE_BYTES: u32 = 1024;
 const FILLING_MESSAGE_BYTES: u32 = 16 * 1024;
 /// Snapshots so often that there is one to rot.
 const SNAPSHOT_EVERY_BYTES: u64 = 1024 * 1024;
+const CHECKPOINT_EVERY_BYTES: u64 = 1024 * 1024;
 
 impl Scenario {
     /// What the cluster needs for this fault to be possible.
@@ -495,6 +496,9 @@ impl Scenario {
                     DiskFault::Rotten(Rotten::Snapshot) => plan
                         .broker_settings
                         .push(format!("storage.snapshot_interval_bytes={SNAPSHOT_EVERY_BYTES}")),
+                    DiskFault::Rotten(Rotten::Index) => plan
+                        .broker_settings
+                        .push(format!("storage.checkpoint_interval_bytes={CHECKPOINT_EVERY_BYTES}")),
                     _ => {}
                 }
             }
