@@ -7,7 +7,8 @@
 //! | cannot connect, connection lost | next access point at once; a pause after each round of failures |
 //! | no answer within [`HEDGE_AFTER`], and the request may be hedged | it is also sent by the next access point; the first answer counts |
 //! | no answer within the attempt's time | next access point at once |
-//! | the server could not do it now (no leader, timeout, throttled) | a pause, then the next access point |
+//! | the server could not do it now (no leader, timeout) | a pause, then the next access point |
+//! | the server has more to do than it can (TOO_MANY_REQUESTS) | a longer pause, then the next access point: repeats at once would be more to do |
 //!
 //! A node that is stopped, or cut off from the others, keeps its connections and answers nothing: only
 //! time tells. Hedging finds that out in half a second instead of an attempt's three. It is safe
@@ -32,6 +33,8 @@ pub(crate) const HEDGE_AFTER: Duration = Duration::from_millis(500);
 pub(crate) const HEDGES_IN_FLIGHT_MAX: usize = 64;
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
+const THROTTLED_PAUSE_MIN: Duration = Duration::from_millis(100);
+const THROTTLED_PAUSE_MAX: Duration = Duration::from_millis(2_000);
 
 /// What an attempt that reached a server came to.
 pub(crate) enum Verdict<R> {
@@ -121,7 +124,7 @@ where
     let hedged = hedged && connections.access_points() > 1;
     let (mut attempts, mut throttled) = (0u32, 0u32);
     let mut failures_in_round = 0usize;
-    let mut pause = PAUSE_MIN;
+    let (mut pause, mut throttled_pause) = (PAUSE_MIN, THROTTLED_PAUSE_MIN);
     let mut last = "nothing was tried".to_owned();
     loop {
         let now = Instant::now();
@@ -157,7 +160,11 @@ where
                 return Err(CallFailure::Malformed(MalformedAnswer { operation, what }));
             }
             Ok(Verdict::TryAgain { code, message }) => {
-                throttled += u32::from(code == Code::TooManyRequests as i32);
+                if code == Code::TooManyRequests as i32 {
+                    throttled += 1;
+                    pause = pause.max(throttled_pause);
+                    throttled_pause = (throttled_pause * 2).min(THROTTLED_PAUSE_MAX);
+                }
                 last =
                     format!("{} ({code}): {message}", Code::try_from(code).map_or("?", |c| c.as_str_name()));
                 true

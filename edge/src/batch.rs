@@ -75,6 +75,7 @@ impl Edge {
         context: &CallContext,
         request: StoreBatchRequest,
     ) -> Result<StoreBatchResponse, Refused> {
+        let inside = self.shared.send_gate.enter()?;
         let topics = validate::batch(&request.messages, self.now().get())?;
         let wanted = self.wanted_group(context, &request.broker_group).await?;
         let batch = Batch { messages: request.messages, topics, wanted };
@@ -83,6 +84,7 @@ impl Edge {
             let placed = batch.placed(&ordered)?;
             for former in batch.formers(&placed) {
                 if let Some(places) = self.ask_batch(context, &batch, &former).await? {
+                    inside.stored();
                     return Ok(batch.answer(&former.group, places));
                 }
             }
@@ -90,6 +92,7 @@ impl Edge {
             let group = self.group_with_all(context, &batch, target).await?;
             let attempt = batch.attempt(&group, &placed);
             if let Some(places) = self.ask_batch(context, &batch, &attempt).await? {
+                inside.stored();
                 return Ok(batch.answer(&group, places));
             }
             if Instant::now() + MOVED_PAUSE >= answer_by(context) {

@@ -24,6 +24,7 @@ use crate::lite_streams::LiteStreams;
 use crate::messaging::Messaging;
 use crate::producers::Producers;
 use crate::route::{AdvertisedAddress, RouteEndpoints};
+use crate::send_gate::SendGate;
 use crate::standing_question::Started;
 use crate::topics::CachedTopic;
 use crate::topology::{ClusterView, Topology};
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub topology: Arc<dyn Topology>,
     pub clock: Arc<dyn Clock>,
     pub caller: GroupCaller,
+    pub send_gate: SendGate,
     pub topics: Mutex<BTreeMap<(TopicName, GroupName), CachedTopic>>,
     pub producers: Arc<Producers>,
     pub asking: Started,
@@ -72,6 +74,7 @@ impl Edge {
                 topology,
                 clock,
                 caller,
+                send_gate: SendGate::default(),
                 topics: Mutex::new(BTreeMap::new()),
                 producers: Arc::default(),
                 asking: Started::default(),

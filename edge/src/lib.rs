@@ -11,6 +11,7 @@
 //! | [`messaging`] | the gRPC service; one module per RPC family behind it |
 //! | [`context`] | headers of a call |
 //! | [`validate`], [`codes`] | what is wrong with a request; the code for every error |
+//! | [`send_gate`] | how many sends are under way |
 //! | [`settings`] | telemetry |
 //! | [`route`], [`topics`], [`topology`] | where groups and topics are, and what clients are told |
 //! | [`group_call`] | what is asked of a broker group, and who executes it |
@@ -53,6 +54,7 @@ mod receive;
 pub mod registry_client;
 pub mod route;
 mod send;
+mod send_gate;
 pub mod settings;
 mod standing_question;
 pub mod topics;

@@ -25,7 +25,11 @@ impl Edge {
             .take(SEND_BATCH_MESSAGES_MAX)
             .map(|message| id_of(message).to_owned())
             .collect();
-        match self.send(context, request).await {
+        let sent = match self.shared.send_gate.enter() {
+            Ok(inside) => self.send(context, request).await.inspect(|_| inside.stored()),
+            Err(refused) => Err(refused),
+        };
+        match sent {
             Ok(mut response) => {
                 // Some SDKs look at the top, some at the entries.
                 if response.status.is_none() {
