@@ -154,6 +154,7 @@ impl Admin {
             deadline: Instant::now() + self.options.total_deadline,
             attempt: ATTEMPT.min(self.options.total_deadline),
             hedged: false,
+            is_long_poll: false,
         }
     }
 }

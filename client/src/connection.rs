@@ -24,11 +24,13 @@ use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 use crate::access_point::{AccessPoint, AccessPoints};
 use crate::error::{TlsSetupError, UnreachableAccessPoint};
 use crate::options::ClientOptions;
-use crate::retry::HEDGES_IN_FLIGHT_MAX;
+use crate::retry::{HEDGES_IN_FLIGHT_MAX, REQUESTS_IN_FLIGHT_MAX};
 use crate::tls;
 
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -69,6 +71,7 @@ pub(crate) struct Connections {
     preferred: AtomicUsize,
     next_lane: AtomicUsize,
     hedges: AtomicUsize,
+    room: Semaphore,
     tls: Option<Arc<rustls::ClientConfig>>,
     connect_timeout: Duration,
 }
@@ -101,6 +104,7 @@ impl Connections {
             preferred: AtomicUsize::new(0),
             next_lane: AtomicUsize::new(0),
             hedges: AtomicUsize::new(0),
+            room: Semaphore::new(REQUESTS_IN_FLIGHT_MAX),
             tls: tls::client_config(&options.tls)?,
             connect_timeout: options.connect_timeout,
         })
@@ -119,6 +123,12 @@ impl Connections {
     pub fn turn_away(&self, from: usize) {
         let next = (from + 1) % self.points.len();
         let _ = self.preferred.compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Room for one more request, in turn, as long as what is returned lives; `None` at the deadline.
+    pub async fn room(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
+        let room = tokio::time::timeout_at(deadline, self.room.acquire()).await.ok()?;
+        Some(room.expect("the room is never closed"))
     }
 
     /// Room for one more request that is under way twice, as long as what is returned lives.

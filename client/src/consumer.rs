@@ -245,6 +245,7 @@ impl SimpleConsumer {
             deadline: until + POLL_MARGIN,
             attempt: self.options.await_duration + POLL_MARGIN,
             hedged: false,
+            is_long_poll: true,
         };
         call(&self.session.connections, budget, |live, time| {
             let wait = until.saturating_duration_since(Instant::now());

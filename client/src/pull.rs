@@ -150,6 +150,7 @@ impl PullConsumer {
             deadline: (began + self.session.options.total_deadline).max(until + POLL_MARGIN),
             attempt: self.options.await_duration + POLL_MARGIN,
             hedged: false,
+            is_long_poll: true,
         };
         let outcome = call(&self.session.connections, budget, |live, time| {
             let request = wire::PullMessageRequest {

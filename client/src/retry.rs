@@ -14,6 +14,10 @@
 //! time tells. Hedging finds that out in half a second instead of an attempt's three. It is safe
 //! because a repeated send is stored once, and acknowledgements and outcomes are idempotent; and it is
 //! bounded by [`HEDGES_IN_FLIGHT_MAX`], so that a cluster that is slow gets no second load.
+//!
+//! No more than [`REQUESTS_IN_FLIGHT_MAX`] requests of a client are under way; the others wait here, in
+//! turn, before the time of their attempt begins. Without that limit a client that sends more than the
+//! cluster takes has everything under way at once, and everything times out.
 
 use std::future::Future;
 use std::pin::pin;
@@ -31,6 +35,8 @@ use crate::error::{MalformedAnswer, NoAnswerInTime, Refused};
 pub(crate) const HEDGE_AFTER: Duration = Duration::from_millis(500);
 /// Requests of one client that are under way twice.
 pub(crate) const HEDGES_IN_FLIGHT_MAX: usize = 64;
+/// Requests of one client that are under way; long polls do not count.
+pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 2_048;
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 const THROTTLED_PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -61,6 +67,8 @@ pub(crate) struct Budget {
     pub attempt: Duration,
     /// The request may be under way twice at a time.
     pub hedged: bool,
+    /// It waits at the server, and others do not wait for it.
+    pub is_long_poll: bool,
 }
 
 impl Budget {
@@ -119,7 +127,7 @@ where
     Fut: Future<Output = Result<Verdict<R>, Status>>,
 {
     let started = Instant::now();
-    let Budget { operation, deadline, attempt: attempt_max, hedged } = budget;
+    let Budget { operation, deadline, attempt: attempt_max, hedged, is_long_poll } = budget;
     let attempt = Mutex::new(attempt);
     let hedged = hedged && connections.access_points() > 1;
     let (mut attempts, mut throttled) = (0u32, 0u32);
@@ -128,19 +136,25 @@ where
     let mut last = "nothing was tried".to_owned();
     loop {
         let now = Instant::now();
-        let Some(left) = deadline.checked_duration_since(now).filter(|left| !left.is_zero()) else {
+        if now >= deadline {
             let elapsed = now.duration_since(started);
             let no_answer = NoAnswerInTime { operation, attempts, throttled, elapsed, last };
             return Err(CallFailure::NoAnswer(no_answer));
-        };
+        }
+        let room = if is_long_poll { None } else { connections.room(deadline).await };
+        if room.is_none() && !is_long_poll {
+            last = format!("{REQUESTS_IN_FLIGHT_MAX} other requests were under way");
+            continue;
+        }
         attempts = attempts.saturating_add(1);
         let point = connections.preferred();
-        let time = attempt_max.min(left);
+        let time = attempt_max.min(deadline.saturating_duration_since(Instant::now()));
         let outcome = if hedged {
             hedge(connections, point, time, &attempt, &mut attempts).await
         } else {
             one(connections, point, time, &attempt).await
         };
+        drop(room);
         let outcome = match outcome {
             Ok(verdict) => Ok(verdict),
             Err(Failed::Rejected(status)) => return Err(CallFailure::Rejected(status)),

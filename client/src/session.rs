@@ -133,6 +133,7 @@ impl Session {
             deadline: Instant::now() + self.options.total_deadline,
             attempt: self.options.request_timeout,
             hedged: true,
+            is_long_poll: false,
         }
     }
 
@@ -147,6 +148,7 @@ impl Session {
             deadline: Instant::now() + self.options.request_timeout,
             attempt: self.options.request_timeout,
             hedged: false,
+            is_long_poll: false,
         };
         let outcome = call(&self.connections, budget, |connection, time| {
             let request = self.request(request.clone(), time);
@@ -178,6 +180,7 @@ impl Session {
             deadline: Instant::now() + self.options.request_timeout,
             attempt: self.options.request_timeout,
             hedged: false,
+            is_long_poll: false,
         };
         let outcome = call(&self.connections, budget, |connection, time| {
             let request = self.request(request.clone(), time);

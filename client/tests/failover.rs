@@ -139,6 +139,27 @@ async fn many_sends_share_one_connection_and_one_client_id() {
     assert!(seen.client_ids.iter().all(|id| id == producer.client_id()));
 }
 
+/// All at once they would all time out where a server takes less than is sent.
+#[tokio::test]
+async fn no_more_than_so_many_requests_are_under_way_and_the_others_wait_in_turn() {
+    const UNDER_WAY_MAX: usize = 2_048;
+    let server = Server::start(&[Mood::StoreInSilence]).await;
+    let options = ClientOptions { request_timeout: Duration::from_secs(1), ..options() };
+    let producer = Client::connect(&server.address.to_string(), options).await.unwrap().producer();
+    let mut sends = tokio::task::JoinSet::new();
+    for number in 0..UNDER_WAY_MAX + 100 {
+        let producer = producer.clone();
+        sends.spawn(async move { producer.send(Message::new("t", number.to_string())).await.unwrap() });
+    }
+    until("all that may be under way", || server.seen.lock().arrivals.len() >= UNDER_WAY_MAX).await;
+    server.set_moods(&[]);
+    assert_eq!(server.seen.lock().arrivals.len(), UNDER_WAY_MAX, "the rest waits for those");
+    while let Some(receipt) = sends.join_next().await {
+        receipt.unwrap();
+    }
+    assert_eq!(server.seen.lock().stored.len(), UNDER_WAY_MAX + 100);
+}
+
 #[tokio::test]
 async fn a_session_shows_its_settings_and_says_when_it_leaves() {
     let server = Server::start(&[]).await;

@@ -59,7 +59,9 @@ impl Server {
         let node = Node { seen: seen.clone(), moods: moods.clone() };
         tokio::spawn(async move {
             let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+            // As a broker has it.
             tonic::transport::Server::builder()
+                .max_concurrent_streams(16_384)
                 .add_service(MessagingServiceServer::new(node))
                 .serve_with_incoming(incoming)
                 .await
