@@ -13,15 +13,22 @@
 //! | the client's connection breaks with the answer in its buffers | confirmed, and lost |
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Confirms nothing by default. Clones are of one answer.
+/// Tells nobody by default. Clones are of one answer.
 #[derive(Clone, Default)]
-pub struct Arrival(Option<Arc<dyn Fn() + Send + Sync>>);
+pub struct Arrival(Option<Arc<Awaited>>);
+
+struct Awaited {
+    tell: Box<dyn Fn(bool) + Send + Sync>,
+    is_confirmed: AtomicBool,
+}
 
 impl Arrival {
-    /// `confirmed` is called when the answer was passed on; dropped without a call when it was lost.
-    pub fn new(confirmed: impl Fn() + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(confirmed)))
+    /// `tell` is called once: with `true` when the answer was passed on, or with `false` when the last
+    /// clone is dropped before.
+    pub fn new(tell: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(Awaited { tell: Box::new(tell), is_confirmed: AtomicBool::new(false) })))
     }
 
     /// Whether anybody wants to know.
@@ -30,8 +37,18 @@ impl Arrival {
     }
 
     pub fn confirm(&self) {
-        if let Some(confirmed) = &self.0 {
-            confirmed();
+        if let Some(awaited) = &self.0
+            && !awaited.is_confirmed.swap(true, Ordering::AcqRel)
+        {
+            (awaited.tell)(true);
+        }
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        if !*self.is_confirmed.get_mut() {
+            (self.tell)(false);
         }
     }
 }

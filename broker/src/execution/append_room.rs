@@ -56,7 +56,8 @@ impl Default for AppendRoom {
 }
 
 impl AppendRoom {
-    /// Waits until messages of `bytes` may go into the log.
+    /// Waits until messages of `bytes` may go into the log; they have left it when what is returned is
+    /// dropped.
     pub async fn enter(&self, bytes: usize, deadline: Instant) -> Result<Inside<'_>, NotExecuted> {
         // One command may be larger than all the room: it then has the room to itself.
         let permits = u32::try_from(bytes.min(APPEND_BYTES_MAX)).expect("a few MiB");

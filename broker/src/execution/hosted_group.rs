@@ -17,7 +17,7 @@ use ledgermq_raft_store::{Group, ProposeError};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
-use super::append_room::{AppendRoom, Inside};
+use super::append_room::AppendRoom;
 use super::arrivals::Arrivals;
 use super::check_back::CheckBack;
 use super::clients::Liveness;
@@ -83,7 +83,7 @@ pub struct HostedGroup {
     raft_leadership: watch::Receiver<ledgermq_raft_store::Leadership>,
     leadership: watch::Receiver<Leadership>,
     rotation: Rotation,
-    append_room: AppendRoom,
+    pub(super) append_room: AppendRoom,
     /// Rises with every topic this leader created or deleted.
     topic_changes: watch::Sender<u64>,
 }
@@ -313,16 +313,6 @@ impl HostedGroup {
     pub(super) async fn propose(&self, command: Bytes) -> Result<Answer, Ended> {
         let answer = self.group.propose(command).await.map_err(|error| self.ended(error))?;
         Ok(Answer::decode(&answer).expect("apply of this same process encoded the answer"))
-    }
-
-    /// Waits until messages of `bytes` may go into the log; they have left it when what is returned is
-    /// dropped.
-    pub(super) async fn append_room(
-        &self,
-        bytes: usize,
-        context: &CallContext,
-    ) -> Result<Inside<'_>, NotExecuted> {
-        self.append_room.enter(bytes, context.deadline).await
     }
 
     /// The topic, made now where it is missing and the settings allow it.

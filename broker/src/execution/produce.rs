@@ -139,7 +139,7 @@ pub(super) async fn check_command<'a>(
         )
         .into());
     }
-    let room = hosted.append_room(command_bytes, context).await?;
+    let room = hosted.append_room.enter(command_bytes, context.deadline).await?;
     if context.remaining().is_zero() {
         return Err(NotExecuted::DeadlinePassed.into());
     }

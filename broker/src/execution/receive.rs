@@ -72,7 +72,7 @@ struct Poll<'a> {
     is_lite: bool,
     /// A client reads lite topics by name, whatever others of its group read.
     membership: Option<Membership<'a>>,
-    /// What the answer holds.
+    /// What the answer holds, where its arrival is waited for.
     delivered: Mutex<Vec<DeliveryEpoch>>,
 }
 
@@ -121,7 +121,11 @@ pub async fn receive(
     };
     let arrival = if request.auto_renew && !messages.is_empty() {
         let (hosted, delivered) = (Arc::clone(hosted), poll.delivered.into_inner());
-        Arrival::new(move || hosted.arrivals.arrived(&delivered))
+        Arrival::new(move |has_arrived| {
+            if has_arrived {
+                hosted.arrivals.arrived(&delivered);
+            }
+        })
     } else {
         Arrival::default()
     };
@@ -423,7 +427,9 @@ impl Poll<'_> {
     }
 
     fn message(&self, stored: StoredMessage, lease: Granted, renewal: u32, entry: IndexEntry) -> Message {
-        self.delivered.lock().push(lease.epoch);
+        if self.request.auto_renew {
+            self.delivered.lock().push(lease.epoch);
+        }
         let handle = self.hosted.state.handle_of(self.consumer_group.id, self.topic.id, &lease, renewal);
         let topic = Resource { resource_namespace: String::new(), name: self.request.topic.to_string() };
         // Of a lite topic: the queue of the parent by which it was placed.

@@ -82,7 +82,7 @@ pub async fn send(
         )
         .into());
     }
-    let _room = hosted.append_room(command_bytes, context).await?;
+    let _room = hosted.append_room.enter(command_bytes, context.deadline).await?;
     if context.remaining().is_zero() {
         return Err(NotExecuted::DeadlinePassed.into());
     }

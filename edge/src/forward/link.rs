@@ -211,18 +211,18 @@ impl Session {
         answered.await.map_err(|_| lost())
     }
 
+    /// Tells the peer whether the reply was passed on, if it wants to know. With a full queue either
+    /// word is lost; the peer takes the reply for lost then, and forgets it with the link at the latest.
     fn arrival(self: &Arc<Self>, correlation: u64, reply: &ForwardReply) -> Arrival {
         match &reply.reply {
-            Some(forward_reply::Reply::Receive(received)) if received.tell_arrival => {
-                let awaited = AwaitedArrival {
-                    session: self.clone(),
-                    correlation,
-                    is_confirmed: AtomicBool::new(false),
-                };
-                Arrival::new(move || awaited.confirm())
-            }
-            _ => Arrival::default(),
+            Some(forward_reply::Reply::Receive(received)) if received.tell_arrival => {}
+            _ => return Arrival::default(),
         }
+        let session = self.clone();
+        Arrival::new(move |has_arrived| {
+            let content = if has_arrived { Content::Arrived(Arrived {}) } else { Content::Cancel(Cancel {}) };
+            let _ = session.frames.try_send(ForwardFrame { correlation, content: Some(content) });
+        })
     }
 
     fn end(&self) {
@@ -230,35 +230,6 @@ impl Session {
         self.ended.store(true, Ordering::Release);
         // Dropping the senders wakes every caller.
         waiting.clear();
-    }
-}
-
-/// Tells the peer whether a reply was passed on. With a full queue either word is lost; the peer takes
-/// the reply for lost then, and forgets it with the link at the latest.
-struct AwaitedArrival {
-    session: Arc<Session>,
-    correlation: u64,
-    is_confirmed: AtomicBool,
-}
-
-impl AwaitedArrival {
-    fn confirm(&self) {
-        if !self.is_confirmed.swap(true, Ordering::AcqRel) {
-            self.tell(Content::Arrived(Arrived {}));
-        }
-    }
-
-    fn tell(&self, content: Content) {
-        let frame = ForwardFrame { correlation: self.correlation, content: Some(content) };
-        let _ = self.session.frames.try_send(frame);
-    }
-}
-
-impl Drop for AwaitedArrival {
-    fn drop(&mut self) {
-        if !*self.is_confirmed.get_mut() {
-            self.tell(Content::Cancel(Cancel {}));
-        }
     }
 }
 

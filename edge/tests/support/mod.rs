@@ -58,23 +58,6 @@ pub struct Answers {
     pub lost: usize,
 }
 
-struct AwaitedAnswer(Arc<Agreed>, AtomicBool);
-
-impl AwaitedAnswer {
-    fn confirm(&self) {
-        assert!(!self.1.swap(true, Ordering::SeqCst), "confirmed once");
-        self.0.answers.send_modify(|answers| answers.confirmed += 1);
-    }
-}
-
-impl Drop for AwaitedAnswer {
-    fn drop(&mut self) {
-        if !*self.1.get_mut() {
-            self.0.answers.send_modify(|answers| answers.lost += 1);
-        }
-    }
-}
-
 /// One member of the group.
 pub struct Member {
     pub group: GroupName,
@@ -232,12 +215,18 @@ impl Member {
         let bodies = self.agreed.bodies.lock();
         let message = bodies.get(self.agreed.delivered.load(Ordering::SeqCst))?.clone();
         self.agreed.delivered.fetch_add(1, Ordering::SeqCst);
-        let awaited = AwaitedAnswer(self.agreed.clone(), AtomicBool::new(false));
+        let (agreed, is_told) = (self.agreed.clone(), AtomicBool::new(false));
         Some(Received {
             status: status(Code::Ok),
             messages: vec![message],
             delivery_timestamp: UnixMillis(1_500),
-            arrival: Arrival::new(move || awaited.confirm()),
+            arrival: Arrival::new(move |has_arrived| {
+                assert!(!is_told.swap(true, Ordering::SeqCst), "confirmed once");
+                agreed.answers.send_modify(|answers| match has_arrived {
+                    true => answers.confirmed += 1,
+                    false => answers.lost += 1,
+                });
+            }),
         })
     }
 }
