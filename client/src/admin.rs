@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::connection::Connections;
 use crate::error::AdminError;
 use crate::options::ClientOptions;
-use crate::retry::{Budget, Verdict, call};
+use crate::retry::{Budget, Line, Verdict, call};
 
 /// A topic is created in every group, and each may be electing; so an attempt gets more time than
 /// a message would.
@@ -154,7 +154,7 @@ impl Admin {
             deadline: Instant::now() + self.options.total_deadline,
             attempt: ATTEMPT.min(self.options.total_deadline),
             hedged: false,
-            is_long_poll: false,
+            line: Line::Others,
         }
     }
 }

@@ -29,8 +29,9 @@ use tokio::time::Instant;
 
 use crate::access_point::{AccessPoint, AccessPoints};
 use crate::error::{TlsSetupError, UnreachableAccessPoint};
+use crate::hedging::Hedging;
 use crate::options::ClientOptions;
-use crate::retry::{HEDGES_IN_FLIGHT_MAX, REQUESTS_IN_FLIGHT_MAX};
+use crate::retry::{Line, REQUESTS_IN_FLIGHT_MAX};
 use crate::tls;
 
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -70,10 +71,16 @@ pub(crate) struct Connections {
     points: Vec<Point>,
     preferred: AtomicUsize,
     next_lane: AtomicUsize,
-    hedges: AtomicUsize,
-    room: Semaphore,
+    sends_room: Semaphore,
+    others_room: Semaphore,
+    hedging: Hedging,
     tls: Option<Arc<rustls::ClientConfig>>,
     connect_timeout: Duration,
+}
+
+/// The place of a request that is under way.
+pub(crate) struct Room<'c> {
+    _permit: Option<SemaphorePermit<'c>>,
 }
 
 struct Point {
@@ -103,8 +110,9 @@ impl Connections {
             points,
             preferred: AtomicUsize::new(0),
             next_lane: AtomicUsize::new(0),
-            hedges: AtomicUsize::new(0),
-            room: Semaphore::new(REQUESTS_IN_FLIGHT_MAX),
+            sends_room: Semaphore::new(REQUESTS_IN_FLIGHT_MAX),
+            others_room: Semaphore::new(REQUESTS_IN_FLIGHT_MAX),
+            hedging: Hedging::default(),
             tls: tls::client_config(&options.tls)?,
             connect_timeout: options.connect_timeout,
         })
@@ -125,17 +133,20 @@ impl Connections {
         let _ = self.preferred.compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Room for one more request, in turn, as long as what is returned lives; `None` at the deadline.
-    pub async fn room(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
-        let room = tokio::time::timeout_at(deadline, self.room.acquire()).await.ok()?;
-        Some(room.expect("the room is never closed"))
+    pub fn hedging(&self) -> &Hedging {
+        &self.hedging
     }
 
-    /// Room for one more request that is under way twice, as long as what is returned lives.
-    pub fn begin_hedge(&self) -> Option<Hedging<'_>> {
-        let room = |count: usize| (count < HEDGES_IN_FLIGHT_MAX).then_some(count + 1);
-        self.hedges.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
-        Some(Hedging(&self.hedges))
+    /// Room for one more request of the line, in turn, as long as what is returned lives; `None` at
+    /// the deadline.
+    pub async fn room(&self, line: Line, deadline: Instant) -> Option<Room<'_>> {
+        let room = match line {
+            Line::None => return Some(Room { _permit: None }),
+            Line::Sends => &self.sends_room,
+            Line::Others => &self.others_room,
+        };
+        let permit = tokio::time::timeout_at(deadline, room.acquire()).await.ok()?;
+        Some(Room { _permit: Some(permit.expect("the room is never closed")) })
     }
 
     /// Forgets the connections to an access point that does not answer; requests in flight on them
@@ -184,15 +195,6 @@ impl Connections {
             .await
             .map_err(|error| format!("TLS handshake: {error}"))?;
         handshake(stream, "https", address).await
-    }
-}
-
-/// A request that is under way twice.
-pub(crate) struct Hedging<'a>(&'a AtomicUsize);
-
-impl Drop for Hedging<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

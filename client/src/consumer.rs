@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::error::{AckError, MalformedAnswer, ReceiveError, Refused};
 use crate::message::{ReceivedMessage, Unusable, duration};
-use crate::retry::{Budget, CallFailure, Verdict, call, judge, may_pass};
+use crate::retry::{Budget, CallFailure, Line, Verdict, call, judge, may_pass};
 use crate::session::{Session, messaging};
 
 /// A poll is given this much longer than it may wait, for the way there and back.
@@ -245,7 +245,7 @@ impl SimpleConsumer {
             deadline: until + POLL_MARGIN,
             attempt: self.options.await_duration + POLL_MARGIN,
             hedged: false,
-            is_long_poll: true,
+            line: Line::None,
         };
         call(&self.session.connections, budget, |live, time| {
             let wait = until.saturating_duration_since(Instant::now());

@@ -1,4 +1,5 @@
-//! Sending. Many sends may be in flight at once; each is one request on the shared connection.
+//! Sending. Many sends may be in flight at once; each is one request on the shared connection. Those of
+//! one message group go one after the other, in the order in which they began.
 
 use std::sync::Arc;
 
@@ -6,12 +7,14 @@ use ledgermq_common::clock::{Clock, SystemClock};
 use ledgermq_common::limits::{COMMAND_BYTES_MAX, SEND_BATCH_MESSAGES_MAX};
 use ledgermq_proto::messaging::StoreBatchRequest;
 use ledgermq_proto::rocketmq as wire;
+use tokio::time::Instant;
 
 use crate::batch::{Batch, BatchReceipt, BatchedReceipt, store};
-use crate::error::{BatchError, SendError};
+use crate::error::{BatchError, NoAnswerInTime, SendError};
 use crate::message::{Message, SendReceipt, timestamp};
 use crate::message_id::MessageIdSource;
-use crate::retry::{Verdict, call, judge, may_pass};
+use crate::retry::{Budget, Verdict, call, judge, may_pass};
+use crate::send_order::{SendOrder, Turn};
 use crate::session::{Session, messaging};
 
 /// Cheap to clone; clones are the same client to the cluster.
@@ -20,11 +23,17 @@ pub struct Producer {
     session: Arc<Session>,
     ids: MessageIdSource,
     born_host: Arc<str>,
+    order: SendOrder,
 }
 
 impl Producer {
     pub(crate) fn new(session: Arc<Session>) -> Self {
-        Self { session, ids: MessageIdSource::default(), born_host: crate::session::hostname().into() }
+        Self {
+            session,
+            ids: MessageIdSource::default(),
+            born_host: crate::session::hostname().into(),
+            order: SendOrder::default(),
+        }
     }
 
     pub fn client_id(&self) -> &str {
@@ -56,11 +65,12 @@ impl Producer {
             broker_group: batch.broker_group,
         };
         let count = request.messages.len();
-        let (stored, attempts) =
-            call(&self.session.connections, self.session.budget("send batch"), |live, time| {
-                store(live, self.session.request(request.clone(), time), count)
-            })
-            .await?;
+        let budget = self.session.send_budget("send batch");
+        let _turn = self.turn(&request.messages, &budget).await?;
+        let (stored, attempts) = call(&self.session.connections, budget, |live, time| {
+            store(live, self.session.request(request.clone(), time), count)
+        })
+        .await?;
         Ok(BatchReceipt {
             broker_group: stored.broker_group,
             messages: stored.places.into_iter().map(BatchedReceipt::from).collect(),
@@ -99,16 +109,17 @@ impl Producer {
             })
             .collect();
         let count = messages.len();
+        let budget = self.session.send_budget("send");
+        let _turn = self.turn(&messages, &budget).await?;
         let request = wire::SendMessageRequest { messages };
-        let (entries, attempts) =
-            call(&self.session.connections, self.session.budget("send"), |live, time| {
-                let request = self.session.request(request.clone(), time);
-                async move {
-                    let answer = messaging(live).send_message(request).await?.into_inner();
-                    Ok(judge_send(answer, count))
-                }
-            })
-            .await?;
+        let (entries, attempts) = call(&self.session.connections, budget, |live, time| {
+            let request = self.session.request(request.clone(), time);
+            async move {
+                let answer = messaging(live).send_message(request).await?.into_inner();
+                Ok(judge_send(answer, count))
+            }
+        })
+        .await?;
         let receipts = ids.into_iter().zip(entries.into_iter().map(Some).chain(std::iter::repeat(None)));
         Ok(receipts
             .map(|(message_id, entry)| {
@@ -118,6 +129,17 @@ impl Producer {
                 (SendReceipt { message_id, queue_offset, attempts, recall_handle }, entry)
             })
             .collect())
+    }
+
+    /// The wait for those before it is part of the time a send has.
+    async fn turn(&self, messages: &[wire::Message], budget: &Budget) -> Result<Turn<'_>, SendError> {
+        let began = Instant::now();
+        let turn = tokio::time::timeout_at(budget.deadline, self.order.turn(messages)).await;
+        turn.map_err(|_| {
+            let last = "earlier sends of its message group were under way".to_owned();
+            let (operation, elapsed) = (budget.operation, began.elapsed());
+            NoAnswerInTime { operation, attempts: 0, throttled: 0, elapsed, last }.into()
+        })
     }
 
     /// Every message gets the id under which it is repeated.
@@ -139,15 +161,18 @@ impl Producer {
             topic: Some(self.session.resource(topic)),
             recall_handle: recall_handle.to_owned(),
         };
-        let (message_id, _) =
-            call(&self.session.connections, self.session.budget("recall").once_at_a_time(), |live, time| {
+        let (message_id, _) = call(
+            &self.session.connections,
+            self.session.send_budget("recall").once_at_a_time(),
+            |live, time| {
                 let request = self.session.request(request.clone(), time);
                 async move {
                     let answer = messaging(live).recall_message(request).await?.into_inner();
                     Ok(judge(answer.status, answer.message_id))
                 }
-            })
-            .await?;
+            },
+        )
+        .await?;
         Ok(message_id)
     }
 

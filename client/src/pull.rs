@@ -23,7 +23,7 @@ use crate::connection::LiveConnection;
 use crate::consumer::{Filter, POLL_MARGIN};
 use crate::error::{MalformedAnswer, OffsetOutOfRange, PullError};
 use crate::message::{PulledMessage, Unusable, duration, timestamp};
-use crate::retry::{Budget, CallFailure, Verdict, call, judge};
+use crate::retry::{Budget, CallFailure, Line, Verdict, call, judge};
 use crate::session::{Session, messaging};
 
 /// One queue of a topic.
@@ -150,7 +150,7 @@ impl PullConsumer {
             deadline: (began + self.session.options.total_deadline).max(until + POLL_MARGIN),
             attempt: self.options.await_duration + POLL_MARGIN,
             hedged: false,
-            is_long_poll: true,
+            line: Line::None,
         };
         let outcome = call(&self.session.connections, budget, |live, time| {
             let request = wire::PullMessageRequest {

@@ -5,19 +5,21 @@
 //! | answer | done |
 //! | refusal that repeating cannot change | error to the caller |
 //! | cannot connect, connection lost | next access point at once; a pause after each round of failures |
-//! | no answer within [`HEDGE_AFTER`], and the request may be hedged | it is also sent by the next access point; the first answer counts |
+//! | no answer for much longer than answers took lately ([`hedging`](crate::hedging)), and the request may be hedged | it is also sent by the next access point; the first answer counts |
 //! | no answer within the attempt's time | next access point at once |
 //! | the server could not do it now (no leader, timeout) | a pause, then the next access point |
 //! | the server has more to do than it can (TOO_MANY_REQUESTS) | a longer pause, then the next access point: repeats at once would be more to do |
 //!
 //! A node that is stopped, or cut off from the others, keeps its connections and answers nothing: only
-//! time tells. Hedging finds that out in half a second instead of an attempt's three. It is safe
-//! because a repeated send is stored once, and acknowledgements and outcomes are idempotent; and it is
-//! bounded by [`HEDGES_IN_FLIGHT_MAX`], so that a cluster that is slow gets no second load.
+//! time tells. Hedging finds that out in some tens of milliseconds instead of an attempt's three
+//! seconds. It is safe because a repeated send is stored once, and acknowledgements and outcomes are
+//! idempotent; and it is bounded, so that a cluster that is slow gets no second load.
 //!
-//! No more than [`REQUESTS_IN_FLIGHT_MAX`] requests of a client are under way; the others wait here, in
+//! No more than [`REQUESTS_IN_FLIGHT_MAX`] requests of a [`Line`] are under way; the others wait here, in
 //! turn, before the time of their attempt begins. Without that limit a client that sends more than the
-//! cluster takes has everything under way at once, and everything times out.
+//! cluster takes has everything under way at once, and everything times out. An acknowledgement does not
+//! wait for sends, or its lease would run out; a heartbeat waits for nothing, or the cluster would take
+//! the client for gone and no longer renew its leases.
 
 use std::future::Future;
 use std::pin::pin;
@@ -31,11 +33,7 @@ use tonic::Status;
 use crate::connection::{Connections, LiveConnection};
 use crate::error::{MalformedAnswer, NoAnswerInTime, Refused};
 
-/// Longer than an answer takes while a leader that died is replaced, shorter than what a user notices.
-pub(crate) const HEDGE_AFTER: Duration = Duration::from_millis(500);
-/// Requests of one client that are under way twice.
-pub(crate) const HEDGES_IN_FLIGHT_MAX: usize = 64;
-/// Requests of one client that are under way; long polls do not count.
+/// Requests of one line of a client that are under way.
 pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 2_048;
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
@@ -67,8 +65,18 @@ pub(crate) struct Budget {
     pub attempt: Duration,
     /// The request may be under way twice at a time.
     pub hedged: bool,
-    /// It waits at the server, and others do not wait for it.
-    pub is_long_poll: bool,
+    pub line: Line,
+}
+
+/// What a request waits for before it is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// Nothing: long polls, which wait at the server, and what says that the client lives or leaves.
+    None,
+    /// Messages, recalls and outcomes of transactions.
+    Sends,
+    /// Acknowledgements, offsets, routes, administration.
+    Others,
 }
 
 impl Budget {
@@ -127,7 +135,7 @@ where
     Fut: Future<Output = Result<Verdict<R>, Status>>,
 {
     let started = Instant::now();
-    let Budget { operation, deadline, attempt: attempt_max, hedged, is_long_poll } = budget;
+    let Budget { operation, deadline, attempt: attempt_max, hedged, line } = budget;
     let attempt = Mutex::new(attempt);
     let hedged = hedged && connections.access_points() > 1;
     let (mut attempts, mut throttled) = (0u32, 0u32);
@@ -141,14 +149,14 @@ where
             let no_answer = NoAnswerInTime { operation, attempts, throttled, elapsed, last };
             return Err(CallFailure::NoAnswer(no_answer));
         }
-        let room = if is_long_poll { None } else { connections.room(deadline).await };
-        if room.is_none() && !is_long_poll {
+        let Some(room) = connections.room(line, deadline).await else {
             last = format!("{REQUESTS_IN_FLIGHT_MAX} other requests were under way");
             continue;
-        }
+        };
         attempts = attempts.saturating_add(1);
         let point = connections.preferred();
         let time = attempt_max.min(deadline.saturating_duration_since(Instant::now()));
+        let began = Instant::now();
         let outcome = if hedged {
             hedge(connections, point, time, &attempt, &mut attempts).await
         } else {
@@ -166,7 +174,12 @@ where
         };
         turn_if_failed(connections, point, &outcome);
         let pausing = match outcome {
-            Ok(Verdict::Done(answer)) => return Ok((answer, attempts)),
+            Ok(Verdict::Done(answer)) => {
+                if hedged {
+                    connections.hedging().answered(began.elapsed());
+                }
+                return Ok((answer, attempts));
+            }
             Ok(Verdict::Refused { code, message }) => {
                 return Err(CallFailure::Refused(Refused { operation, code, message }));
             }
@@ -222,8 +235,8 @@ where
     }
 }
 
-/// One attempt, and a second by the next access point when there is no answer for [`HEDGE_AFTER`].
-/// The answer that comes first counts; of two failures, that of the first attempt.
+/// One attempt, and a second by the next access point when the answer is overdue. The answer that
+/// comes first counts; of two failures, that of the first attempt.
 async fn hedge<R, F, Fut>(
     connections: &Connections,
     point: usize,
@@ -235,22 +248,23 @@ where
     F: FnMut(LiveConnection, Duration) -> Fut,
     Fut: Future<Output = Result<Verdict<R>, Status>>,
 {
+    let (began, overdue) = (Instant::now(), connections.hedging().overdue_after());
     let mut first = pin!(one(connections, point, time, attempt));
     tokio::select! {
         biased;
         outcome = &mut first => return outcome,
-        () = tokio::time::sleep(HEDGE_AFTER.min(time)) => {}
+        () = tokio::time::sleep(overdue.min(time)) => {}
     }
     // Without room it is worth it all the same once another request found the access point silent.
     let _hedging = loop {
-        match connections.begin_hedge() {
+        match connections.hedging().begin(began.elapsed()) {
             None if connections.preferred() == point => {}
             hedging => break hedging,
         }
         tokio::select! {
             biased;
             outcome = &mut first => return outcome,
-            () = tokio::time::sleep(HEDGE_AFTER) => {}
+            () = tokio::time::sleep(overdue) => {}
         }
     };
     *attempts = attempts.saturating_add(1);

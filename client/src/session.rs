@@ -20,7 +20,7 @@ use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use crate::connection::{Connections, LiveConnection};
 use crate::consumer::Filter;
 use crate::options::ClientOptions;
-use crate::retry::{Budget, CallFailure, call, judge};
+use crate::retry::{Budget, CallFailure, Line, call, judge};
 use crate::transaction::{TransactionChecker, answer_check};
 
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
@@ -127,14 +127,20 @@ impl Session {
         request
     }
 
+    /// For a request that [`Line::Others`] has.
     pub fn budget(&self, operation: &'static str) -> Budget {
         Budget {
             operation,
             deadline: Instant::now() + self.options.total_deadline,
             attempt: self.options.request_timeout,
             hedged: true,
-            is_long_poll: false,
+            line: Line::Others,
         }
+    }
+
+    /// For a request that [`Line::Sends`] has.
+    pub fn send_budget(&self, operation: &'static str) -> Budget {
+        Budget { line: Line::Sends, ..self.budget(operation) }
     }
 
     /// Tells the cluster that this client leaves. Best effort: the cluster also notices silence.
@@ -148,7 +154,7 @@ impl Session {
             deadline: Instant::now() + self.options.request_timeout,
             attempt: self.options.request_timeout,
             hedged: false,
-            is_long_poll: false,
+            line: Line::None,
         };
         let outcome = call(&self.connections, budget, |connection, time| {
             let request = self.request(request.clone(), time);
@@ -180,7 +186,7 @@ impl Session {
             deadline: Instant::now() + self.options.request_timeout,
             attempt: self.options.request_timeout,
             hedged: false,
-            is_long_poll: false,
+            line: Line::None,
         };
         let outcome = call(&self.connections, budget, |connection, time| {
             let request = self.request(request.clone(), time);

@@ -97,7 +97,7 @@ impl Transaction {
 
 /// Repeated until an answer or the deadline: an outcome may be said again.
 async fn end(session: &Session, request: wire::EndTransactionRequest) -> Result<(), EndTransactionError> {
-    let outcome = call(&session.connections, session.budget("end transaction"), |live, time| {
+    let outcome = call(&session.connections, session.send_budget("end transaction"), |live, time| {
         let request = session.request(request.clone(), time);
         async move {
             let answer = messaging(live).end_transaction(request).await?.into_inner();

@@ -139,6 +139,69 @@ async fn many_sends_share_one_connection_and_one_client_id() {
     assert!(seen.client_ids.iter().all(|id| id == producer.client_id()));
 }
 
+/// What answered in a millisecond all the time is not waited for as long as what never answered.
+#[tokio::test]
+async fn a_node_that_falls_silent_is_found_out_by_what_its_answers_took_before() {
+    let seen = Arc::default();
+    let first = Server::start_with(Arc::clone(&seen), &[Mood::Store]).await;
+    let other = Server::start_with(Arc::clone(&seen), &[Mood::Store]).await;
+    let client = Client::connect(&format!("{};{}", first.address, other.address), options()).await.unwrap();
+    let producer = client.producer();
+    for number in 0..200 {
+        producer.send(Message::new("t", number.to_string())).await.unwrap();
+    }
+    first.set_moods(&[Mood::StoreInSilence]);
+    let mut sends = tokio::task::JoinSet::new();
+    let begins = std::time::Instant::now();
+    for number in 0..500 {
+        let producer = producer.clone();
+        sends.spawn(async move { producer.send(Message::new("t", format!("late {number}"))).await.unwrap() });
+    }
+    while let Some(receipt) = sends.join_next().await {
+        receipt.unwrap();
+    }
+    let took = begins.elapsed();
+    assert!(took < Duration::from_millis(400), "{took:?}, also for those that no hedge was free for");
+    assert_eq!(seen.lock().stored.len(), 700);
+}
+
+/// Several under way at once arrive in any order, and a repeat comes behind what was sent after it.
+#[tokio::test]
+async fn sends_of_one_message_group_go_one_after_the_other_and_those_of_others_do_not_wait() {
+    let server = Server::start(&[Mood::StoreInSilence, Mood::Store]).await;
+    let options = ClientOptions { request_timeout: Duration::from_millis(500), ..options() };
+    let client = Client::connect(&server.address.to_string(), options).await.unwrap();
+    let producer = client.producer();
+    let send = |id: &'static str, group: &'static str| {
+        let mut message = Message::new("t", id).message_group(group);
+        message.id = Some(id.to_owned());
+        producer.send(message)
+    };
+    let other = async {
+        until("the first", || !server.seen.lock().arrivals.is_empty()).await;
+        send("other", "b").await
+    };
+    let (first, second, third, other) = tokio::join!(send("1", "a"), send("2", "a"), send("3", "a"), other);
+    for sent in [first, second, third, other] {
+        sent.unwrap();
+    }
+    let arrivals = server.seen.lock().arrivals.clone();
+    assert_eq!(arrivals, ["1", "other", "1", "2", "3"]);
+}
+
+#[tokio::test]
+async fn a_send_that_waits_for_an_earlier_one_of_its_group_has_no_more_time_for_it() {
+    let server = Server::start(&[Mood::StoreInSilence]).await;
+    let options = ClientOptions { total_deadline: Duration::from_millis(500), ..options() };
+    let client = Client::connect(&server.address.to_string(), options).await.unwrap();
+    let producer = client.producer();
+    let send = || producer.send(Message::new("t", "m").message_group("a"));
+    let (first, second) = tokio::join!(send(), send());
+    assert!(matches!(first, Err(SendError::NoAnswer(_))), "{first:?}");
+    let Err(SendError::NoAnswer(second)) = second else { panic!("{second:?}") };
+    assert_eq!((second.attempts, server.seen.lock().arrivals.len()), (0, 1));
+}
+
 /// All at once they would all time out where a server takes less than is sent.
 #[tokio::test]
 async fn no_more_than_so_many_requests_are_under_way_and_the_others_wait_in_turn() {
@@ -158,6 +221,32 @@ async fn no_more_than_so_many_requests_are_under_way_and_the_others_wait_in_turn
         receipt.unwrap();
     }
     assert_eq!(server.seen.lock().stored.len(), UNDER_WAY_MAX + 100);
+}
+
+/// Leases would run out, and the cluster would take the client for gone.
+#[tokio::test]
+async fn acknowledgements_and_heartbeats_do_not_wait_for_the_line_of_sends() {
+    const UNDER_WAY_MAX: usize = 2_048;
+    let server = Server::start(&[Mood::StoreInSilence]).await;
+    let client = Client::connect(&server.address.to_string(), options()).await.unwrap();
+    let producer = client.producer();
+    let mut sends = tokio::task::JoinSet::new();
+    for number in 0..=UNDER_WAY_MAX {
+        let producer = producer.clone();
+        sends.spawn(async move { producer.send(Message::new("t", number.to_string())).await });
+    }
+    until("a full line", || server.seen.lock().arrivals.len() >= UNDER_WAY_MAX).await;
+    until("the producer's heartbeat", || server.seen.lock().heartbeats == 1).await;
+
+    server.seen.lock().deliveries = vec![delivery("one", "good-1", "5EB63BBBE01EEED093CB22BB8F5ACDC3")];
+    let consumer = client.simple_consumer(ConsumerOptions::new("g").subscribe("t", "*"));
+    until("the consumer's heartbeat", || server.seen.lock().heartbeats == 2).await;
+    let messages = consumer.receive(1).await.unwrap();
+    consumer.ack(&messages[0]).await.unwrap();
+    consumer.close().await;
+    let seen = server.seen.lock();
+    assert_eq!((seen.arrivals.len(), seen.terminations), (UNDER_WAY_MAX, 1), "the line stood all the while");
+    assert_eq!(seen.acked, ["one"]);
 }
 
 #[tokio::test]

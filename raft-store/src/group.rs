@@ -27,6 +27,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset, Term};
 use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{LinearizableReadError, RaftError};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -73,6 +74,7 @@ struct Inner {
     raft: Raft,
     proposals: Arc<Proposals>,
     store: LogStore,
+    machine: Arc<dyn StateMachine>,
     catalog: Arc<SnapshotCatalog>,
     progress: Arc<ApplyProgress>,
     port: Arc<GroupPort>,
@@ -173,27 +175,58 @@ impl Group {
         if !leads {
             return Ok(());
         }
-        let heir = status::most_caught_up(&self.inner.raft, &self.inner.store, self.inner.node);
-        let heir = heir.ok_or(HandOverError::NobodyCaughtUp)?;
-        self.give_to(heir, deadline).await.map(|_| ())
+        match self.heard_from(None, deadline).await {
+            Ok(heir) => self.give_to(heir.node, deadline).await.map(|_| ()),
+            // It was deposed while it waited for an heir.
+            Err(HandOverError::NotLeader { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives leadership to this follower. An error if another one got it: it leads all the same.
     pub async fn hand_over_to(&self, heir: NodeId, within: Duration) -> Result<(), HandOverError> {
         let deadline = Instant::now() + within;
-        let leader = self.leadership().borrow().leader;
-        if leader != Some(self.inner.node) {
-            return Err(HandOverError::NotLeader { leader });
-        }
-        let peers = self.status().peers;
-        let follower = peers.iter().find(|peer| peer.node == heir && peer.matched.is_some());
-        let lag_entries = follower.ok_or(HandOverError::NotAFollower { node: heir })?.lag_entries;
+        let lag_entries = self.heard_from(Some(heir), deadline).await?.lag_entries;
         if lag_entries > errors::LAG_ENTRIES_MAX {
             return Err(HandOverError::TooFarBehind { node: heir, lag_entries });
         }
         match self.give_to(heir, deadline).await? {
             leader if leader == heir => Ok(()),
             leader => Err(HandOverError::AnotherLeads { wanted: heir, leader }),
+        }
+    }
+
+    /// The follower that is `wanted`, or the one that lacks the least. A leader that was elected a
+    /// moment ago has heard from nobody yet: then it is waited for until the deadline.
+    async fn heard_from(
+        &self,
+        wanted: Option<NodeId>,
+        deadline: Instant,
+    ) -> Result<PeerProgress, HandOverError> {
+        let own = self.inner.node;
+        let (mut leadership, mut progress) = (self.leadership(), self.inner.raft.data_metrics());
+        loop {
+            let leader = leadership.borrow_and_update().leader;
+            if leader != Some(own) {
+                return Err(HandOverError::NotLeader { leader });
+            }
+            let status = self.status();
+            let is_heir = |node: NodeId| node != own && wanted.is_none_or(|wanted| wanted == node);
+            if !status.members.iter().copied().any(is_heir) {
+                return Err(
+                    wanted.map_or(HandOverError::NobodyElse, |node| HandOverError::NotAFollower { node })
+                );
+            }
+            let heirs = status.peers.into_iter().filter(|peer| is_heir(peer.node));
+            if let Some(heir) = status::least_behind(heirs) {
+                return Ok(heir);
+            }
+            tokio::select! {
+                biased;
+                changed = progress.changed() => changed.map_err(|_| HandOverError::Stopped)?,
+                changed = leadership.changed() => changed.map_err(|_| HandOverError::Stopped)?,
+                () = tokio::time::sleep_until(deadline) => return Err(HandOverError::NobodyHeard { wanted }),
+            }
         }
     }
 
@@ -237,7 +270,8 @@ impl Group {
         }
     }
 
-    /// Stops taking part, drains the writer and closes the store.
+    /// Stops taking part, drains the writer, closes the store, and tells the machine how far the log was
+    /// flushed in the end. Nothing is applied afterwards.
     pub async fn shutdown(&self) {
         self.inner.stopping.send_replace(true);
         if let Err(error) = self.inner.raft.shutdown().await {
@@ -245,6 +279,9 @@ impl Group {
         }
         if let Err(fault) = self.inner.store.close().await {
             tracing::warn!(%fault, "the store did not close in order");
+        }
+        if let Some(flushed) = self.inner.store.flushed_upto() {
+            self.inner.machine.log_flushed(flushed.index);
         }
     }
 

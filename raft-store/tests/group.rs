@@ -256,6 +256,30 @@ fn leadership_goes_to_the_follower_that_is_named_and_to_nobody_who_cannot_lead()
     assert_eq!(cluster.converge().commands.len(), 4);
 }
 
+/// A leader that was elected a moment ago has heard from nobody beyond its majority.
+#[test]
+fn an_heir_the_new_leader_has_not_heard_from_is_waited_for() {
+    let mut cluster = Cluster::start();
+    cluster.propose("before");
+    let old = cluster.leader();
+    let (late, new) = ((old + 1) % 3, (old + 2) % 3);
+    let late_id = cluster.node(late);
+    cluster.kill(late);
+    let new_id = cluster.node(new);
+    cluster.driver.block_on(cluster.group(old).hand_over_to(new_id, PATIENCE)).expect("handed over");
+    assert_eq!(cluster.leader(), new);
+
+    let soon = Duration::from_millis(50);
+    let refused = cluster.driver.block_on(cluster.group(new).hand_over_to(late_id, soon));
+    assert_eq!(refused, Err(HandOverError::NobodyHeard { wanted: Some(late_id) }));
+
+    let leader = cluster.group(new).clone();
+    let asked = cluster.driver.spawn(async move { leader.hand_over_to(late_id, PATIENCE).await });
+    cluster.start_replica(late);
+    assert_eq!(cluster.driver.block_on(asked).expect("it answers"), Ok(()));
+    assert_eq!(cluster.leader(), late);
+}
+
 /// Everything that can be purged is, at once and all the time.
 fn greedy() -> Retention {
     Retention {

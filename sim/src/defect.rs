@@ -11,6 +11,7 @@
 //! | [`Defect::OpenBeforeClosed`] | a generation of queues is served only when the one before has ended |
 //! | [`Defect::RepeatByNewGeneration`] | a repeated send is stored once, also across a growth |
 //! | [`Defect::OwedReleased`] | the log is kept for halves and timers, or they are carried |
+//! | [`Defect::OwnProducersOnly`] | any producer of the topic is asked about a half, through whatever node |
 //! | [`Defect::Product`] | those of the state machine that need no more than a name: [`PRODUCT`] |
 //! | [`Defect::Store`] | those of the log and of replication: [`STORE`] |
 //!
@@ -44,6 +45,8 @@ pub enum Defect {
     RepeatByNewGeneration,
     /// The leader releases the log and does not look at halves and timers.
     OwedReleased,
+    /// The leader asks the producers about a half that are connected to itself, and no others.
+    OwnProducersOnly,
     /// One of [`PRODUCT`].
     Product(Broken),
     /// One of the log and of replication, such as those in [`STORE`].
@@ -129,7 +132,11 @@ impl Defect {
     /// The promise that the state machine itself breaks.
     pub fn in_the_product(self) -> Option<ledgermq_broker::defects::Defect> {
         match self {
-            Self::SyncLies | Self::VoteForgotten | Self::ApplyDiverges | Self::OwedReleased => None,
+            Self::SyncLies
+            | Self::VoteForgotten
+            | Self::ApplyDiverges
+            | Self::OwedReleased
+            | Self::OwnProducersOnly => None,
             Self::TwoHolders => Some(Broken::TwoHolders),
             Self::GrowthWithoutDrain => Some(Broken::GrowthWithoutDrain),
             Self::OpenBeforeClosed => Some(Broken::OpenBeforeClosed),

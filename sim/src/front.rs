@@ -6,6 +6,7 @@
 //! What goes over the wire: see [`codec`].
 
 pub mod accounts;
+pub mod checks;
 mod codec;
 pub mod letters;
 pub mod offsets;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ledgermq_broker::execution::CheckBack;
 use ledgermq_broker::state::command::{
     AckEntry, AckMessages, BatchTopic, ChangeInvisible, ConsumerGroupSettings, CreateConsumerGroup,
     CreateTopic, DeadLetter, DeadLetterReason, MessageProperties, NewMessage, TopicSettings, encode_append,
@@ -32,9 +34,10 @@ use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use ledgermq_raft_store::Group;
 use ledgermq_raft_store::group::{BarrierError, ProposeError};
 
-use crate::network::SimStream;
+use crate::network::{Network, SimStream};
 use crate::plan::Plan;
 use accounts::AccountsRequest;
+use checks::ChecksRequest;
 use codec::{decode_entry, put_entry};
 pub use codec::{read_frame, write_frame};
 use letters::LettersRequest;
@@ -67,6 +70,7 @@ pub enum Request {
     Accounts(AccountsRequest),
     Offsets(OffsetsRequest),
     Letters(LettersRequest),
+    Checks(ChecksRequest),
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +82,7 @@ pub enum Response {
     Read { applied: u64 },
     Offset(Option<QueueOffset>),
     Pulled(Vec<(QueueOffset, u64)>),
+    Asked(Vec<TransactionCheck>),
 }
 
 /// What serves the requests of one life of a node.
@@ -91,6 +96,11 @@ pub struct Front {
     pub opens_unclosed: bool,
     /// A broken build: it releases the log under halves and timers.
     pub forgets_owed: bool,
+    /// A broken build: producers of other nodes are never asked about a half.
+    pub asks_own_producers_only: bool,
+    pub node: usize,
+    pub network: Network,
+    pub desk: Arc<CheckBack>,
 }
 
 impl Front {
@@ -98,9 +108,16 @@ impl Front {
     pub async fn serve(&self, mut stream: SimStream) {
         while let Ok(frame) = read_frame(&mut stream).await {
             let Some(request) = Request::decode(frame) else { return };
+            let is_of_producer = matches!(request, Request::Checks(ChecksRequest::Wait));
             let response = self.handle(request).await;
             if write_frame(&mut stream, &response.encode()).await.is_err() {
                 return;
+            }
+            if let Response::Asked(checks) = response
+                && is_of_producer
+                && !checks.is_empty()
+            {
+                self.tell_asked(checks).await;
             }
         }
     }
@@ -111,6 +128,9 @@ impl Front {
         }
         if matches!(request, Request::Read) {
             return self.read().await;
+        }
+        if let Request::Checks(request) = request {
+            return self.checks(request).await;
         }
         // A node that does not know yet that another leads is asked too.
         if let Request::Offsets(request) = request
@@ -160,6 +180,7 @@ impl Front {
             | Request::Accounts(_)
             | Request::Offsets(_)
             | Request::Letters(_)
+            | Request::Checks(_)
             | Request::Read => unreachable!("executed above"),
             Request::Send { queue, id, body } => {
                 let message = NewMessage {

@@ -164,8 +164,15 @@ impl Node {
             plan: Arc::clone(&self.plan),
             opens_unclosed: self.defect == Some(Defect::OpenBeforeClosed),
             forgets_owed: self.defect == Some(Defect::OwedReleased),
+            asks_own_producers_only: self.defect == Some(Defect::OwnProducersOnly),
+            node: self.index,
+            network: self.network.clone(),
+            desk: Arc::default(),
         };
         tokio::spawn(front.clone().fire_timers());
+        if !self.plan.answering.is_empty() {
+            tokio::spawn(front.clone().check_transactions());
+        }
         tokio::spawn(front.clone().grow_topics());
         tokio::spawn(front.clone().bury_exhausted());
         tokio::spawn(front.clone().keep_retention());

@@ -7,6 +7,7 @@
 //! | the status of every replica after every tick | one leader per term; applied ≤ committed ≤ last; watermarks of a life never go back; what is committed is flushed on a majority |
 //! | what clients were answered | the entry was committed then; an id has one place, a transaction one outcome; nothing acknowledged is delivered; a read shows what was answered before it began |
 //! | which halves nobody decides | they are parked in the end |
+//! | which halves another producer is to decide once it is asked | they are decided, or parked, in the end |
 //! | what clients of the books were answered | see [`accounts`] |
 //!
 //! A violation is kept, never repaired; the first one ends the run.
@@ -38,6 +39,9 @@ const MAJORITY: usize = NODES / 2 + 1;
 #[derive(Clone)]
 pub struct Oracle(Arc<Mutex<State>>);
 
+/// Id, body, and what it is to become.
+pub type LeftHalf = (String, Bytes, Decision);
+
 struct State {
     trace: Trace,
     violations: Vec<String>,
@@ -53,6 +57,8 @@ struct State {
     answered_max: u64,
     /// Halves that nobody decides.
     abandoned: BTreeSet<String>,
+    /// Halves that another producer than their sender is to decide.
+    left: BTreeMap<PhysicalOffset, LeftHalf>,
     sends: BTreeMap<String, Send>,
     /// Answered sends of the books.
     booked: BTreeMap<MessageOf, Send>,
@@ -94,6 +100,8 @@ pub struct Tallies {
     pub unknown_outcomes: u64,
     pub commits: u64,
     pub rollbacks: u64,
+    /// Halves that a producer decided that had not sent them, once it was asked.
+    pub decided_by_others: u64,
     /// Reads behind a barrier.
     pub reads: u64,
     /// Snapshots that replaced a state: at starts and for replicas that were far behind.
@@ -171,6 +179,7 @@ impl Oracle {
             answered_in_tick: 0,
             answered_max: 0,
             abandoned: BTreeSet::new(),
+            left: BTreeMap::new(),
             sends: BTreeMap::new(),
             booked: BTreeMap::new(),
             steps: BTreeSet::new(),
@@ -406,6 +415,23 @@ impl Oracle {
         state.abandoned.iter().all(|id| state.model.transactions().is_parked(id))
     }
 
+    /// Its sender will not decide this half; a producer that is asked will.
+    pub fn half_left(&self, transaction: PhysicalOffset, id: String, body: Bytes, decision: Decision) {
+        self.0.lock().left.insert(transaction, (id, body, decision));
+    }
+
+    /// What a half that was left to others is to become.
+    pub fn left_half(&self, transaction: PhysicalOffset) -> Option<LeftHalf> {
+        self.0.lock().left.get(&transaction).cloned()
+    }
+
+    /// Whether every half that was left to others was decided, or asked about as often as it may be.
+    pub fn left_halves_have_ended(&self) -> bool {
+        let state = self.0.lock();
+        let transactions = state.model.transactions();
+        state.left.values().all(|(id, ..)| transactions.outcome(id).is_some() || transactions.is_parked(id))
+    }
+
     /// A producer was told the outcome of its transaction.
     pub fn end_answered(&self, who: &str, id: &str, end: &TransactionEnd, body: &[u8]) {
         let mut state = self.0.lock();
@@ -416,6 +442,7 @@ impl Oracle {
         };
         state.answered(outcome.index);
         state.trace.event(who, format_args!("{id} ended by {:?}", end.decision));
+        state.tallies.decided_by_others += u64::from(state.left.values().any(|(left, ..)| left == id));
         if outcome.decision == Decision::Commit {
             let send = Send { place: outcome.place, index: outcome.index, body_hash: xxh3_64(body) };
             state.sends.entry(id.to_owned()).or_insert(send);

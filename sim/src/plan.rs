@@ -48,6 +48,9 @@ pub struct Plan {
     pub large_body_bytes: usize,
     pub ordered: OrderedPlan,
     pub accounts: AccountsPlan,
+    /// The nodes at which a producer waits to be asked about halves that were left open. None: checks
+    /// are counted by requests of anybody.
+    pub answering: Vec<usize>,
     /// In time order.
     pub faults: Vec<PlannedFault>,
 }
@@ -173,11 +176,13 @@ impl Plan {
             large_body_bytes: *[8 << 10, 30 << 10].choose(random).expect("two"),
             ordered: OrderedPlan::draw(seed),
             accounts: AccountsPlan::draw(seed),
+            answering: Vec::new(),
             faults: Vec::new(),
         };
         plan.draw_faults(random);
         plan.draw_cut_offs();
         plan.draw_retention();
+        plan.draw_answering();
         plan
     }
 
@@ -198,6 +203,17 @@ impl Plan {
             self.faults.push(PlannedFault { at_ms, fault });
         }
         self.faults.sort_by_key(|planned| planned.at_ms);
+    }
+
+    /// Also from a seed of its own. Often one node only, so that the leader is mostly another one.
+    fn draw_answering(&mut self) {
+        let mut random = StdRng::seed_from_u64(self.seed ^ 0x0061_736b);
+        if random.random_bool(0.7) {
+            return;
+        }
+        let first = random.random_range(0..NODES);
+        let all = random.random_bool(0.3);
+        self.answering = (0..NODES).filter(|node| all || *node == first).collect();
     }
 
     /// Also from a seed of its own. The log is released in steps of 256 KiB, so there has to be much of it.

@@ -1,13 +1,15 @@
 //! The clients: producers that repeat a send under its id until it is answered, and consumers that
 //! acknowledge most of what they get, move the visibility of some and forget the rest.
 //!
-//! Some of a producer's halves are decided by nobody: they are to be checked until they are parked.
+//! Some of a producer's halves are decided by nobody: they are to be checked until they are parked. Some
+//! are left to another producer, which is asked.
 //! A reader sends a message and asks every node how far it is: it is to hear of all that was answered.
 //!
 //! They run on one host of their own and reach the brokers over the simulated network, so answers
 //! are lost, late and in doubt. Everything they are told goes to the oracle.
 
 mod accounts;
+mod answering;
 mod offsets;
 mod ordered;
 mod transact;
@@ -55,6 +57,8 @@ const DELAY_MS_MAX: u64 = 2_000;
 const DELAYED_AGAIN_SHARE: f64 = 0.15;
 /// Halves of a producer that nobody decides.
 const ABANDONED_MAX: usize = 2;
+/// ... and that it leaves to others.
+const LEFT_MAX: usize = 6;
 /// How often a consumer acknowledges a redelivered message by the handle it had before.
 const STALE_ACK_SHARE: f64 = 0.3;
 const READS_MAX: u32 = 200;
@@ -77,6 +81,7 @@ pub struct Stage {
     accounts_done: AtomicUsize,
     are_reset: AtomicBool,
     are_redriven: AtomicBool,
+    answering_done: AtomicUsize,
 }
 
 const HEALED: u8 = 1;
@@ -114,6 +119,11 @@ impl Stage {
             && self.are_redriven.load(Ordering::SeqCst)
     }
 
+    /// The producers that answer for others.
+    pub fn answering_done(&self) -> usize {
+        self.answering_done.load(Ordering::SeqCst)
+    }
+
     pub fn consumers_done(&self) -> usize {
         self.consumers_done.load(Ordering::SeqCst)
     }
@@ -138,6 +148,9 @@ impl Workload {
             tasks.push(tokio::spawn(self.clone().consume(consumer)));
         }
         tasks.push(tokio::spawn(self.clone().read()));
+        for node in self.plan.answering.clone() {
+            tasks.push(tokio::spawn(self.clone().answer(node)));
+        }
         self.spawn_ordered(&mut tasks);
         self.spawn_accounts(&mut tasks);
         for task in tasks {
@@ -149,7 +162,7 @@ impl Workload {
         let who = format!("producer {producer}");
         let mut client = self.client(&who, 100 + producer as u64);
         let mut probes_left = PROBES;
-        let (mut sent, mut open, mut abandoned) = (Vec::new(), Vec::new(), 0);
+        let (mut sent, mut open, mut abandoned, mut left) = (Vec::new(), Vec::new(), 0, 0);
         for number in 0..SENDS_MAX {
             if self.stage.is_healed() {
                 if probes_left == 0 {
@@ -170,6 +183,9 @@ impl Workload {
                 }
                 if client.random.random_bool(0.7) {
                     client.decide(&half).await
+                } else if left < LEFT_MAX && !self.plan.answering.is_empty() {
+                    left += 1;
+                    client.leave(half);
                 } else if abandoned < ABANDONED_MAX && self.plan.consumers > 0 {
                     abandoned += 1;
                     self.oracle.half_abandoned(&half.id);
@@ -204,11 +220,12 @@ impl Workload {
         let mut held = Held::default();
         loop {
             let producers_ended = self.stage.producers_done() == self.plan.producers;
-            if producers_ended && self.oracle.everything_is_consumed() && self.oracle.abandoned_are_parked() {
+            let halves_ended = self.oracle.left_halves_have_ended() && self.oracle.abandoned_are_parked();
+            if producers_ended && halves_ended && self.oracle.everything_is_consumed() {
                 break;
             }
             client.receive(200 + consumer as u64, self.stage.is_healed(), &mut held).await;
-            if self.stage.is_healed() || client.random.random_bool(0.3) {
+            if self.plan.answering.is_empty() && (self.stage.is_healed() || client.random.random_bool(0.3)) {
                 client.check().await;
             }
             client.pause(40).await;
@@ -455,7 +472,11 @@ impl Client {
         let response = tokio::time::timeout(self.patience, self.exchange(request)).await.ok().flatten();
         match &response {
             Some(
-                Response::Answered(_) | Response::Read { .. } | Response::Offset(_) | Response::Pulled(_),
+                Response::Answered(_)
+                | Response::Read { .. }
+                | Response::Offset(_)
+                | Response::Pulled(_)
+                | Response::Asked(_),
             ) => return response,
             Some(Response::NotLeader { leader: Some(leader) }) if *leader != node_number(self.node) => {
                 self.turn_to(usize::try_from(leader.saturating_sub(1)).unwrap_or_default() % NODES);

@@ -153,6 +153,12 @@ impl<'a> World<'a> {
                 ));
                 return;
             }
+            if self.now_ms > checked_by_ms && !self.oracle.left_halves_have_ended() {
+                self.oracle.violate(format_args!(
+                    "{CHECKS_MS_MAX} ms after the faults ended no producer was asked about a half that was left to it"
+                ));
+                return;
+            }
             if self.now_ms > checked_by_ms
                 && let Some((group, message)) = self.oracle.never_given()
             {
@@ -235,7 +241,8 @@ impl<'a> World<'a> {
         let clients_are_done = self.stage.producers_done() == self.plan.producers
             && self.stage.consumers_done() == self.plan.consumers
             && self.stage.ordered_done() == self.plan.ordered.clients()
-            && self.stage.accounts_done() == self.plan.accounts.clients();
+            && self.stage.accounts_done() == self.plan.accounts.clients()
+            && self.stage.answering_done() == self.plan.answering.len();
         if !clients_are_done {
             return false;
         }

@@ -44,6 +44,7 @@ fn nothing_acknowledged_is_lost_repeated_or_reordered_under_faults_and_power_los
         return;
     }
     assert!(happened(|of| of.commits) && happened(|of| of.rollbacks), "no transaction was ever decided");
+    assert!(happened(|of| of.decided_by_others), "no half was ever decided by another producer");
     assert!(happened(|of| of.steps) && happened(|of| of.generations), "no topic with order ever grew");
     assert!(
         happened(|of| of.batches) && happened(|of| of.batch_repeats),
@@ -135,6 +136,11 @@ fn a_repeat_that_is_stored_again_by_a_new_generation_is_noticed() {
 #[test]
 fn a_log_that_is_released_under_what_is_owed_is_noticed() {
     convicts(Defect::OwedReleased, 12);
+}
+
+#[test]
+fn a_leader_that_asks_only_its_own_producers_about_halves_is_noticed() {
+    convicts(Defect::OwnProducersOnly, 24);
 }
 
 /// How many seeds may pass before a broken promise is noticed.

@@ -106,8 +106,10 @@ async fn here(
         let text = error.to_string();
         match error {
             HandOverError::NotLeader { .. } | HandOverError::Stopped => Status::aborted(text),
-            HandOverError::DeadlinePassed => Status::deadline_exceeded(text),
-            HandOverError::NobodyCaughtUp
+            HandOverError::DeadlinePassed | HandOverError::NobodyHeard { .. } => {
+                Status::deadline_exceeded(text)
+            }
+            HandOverError::NobodyElse
             | HandOverError::NotAFollower { .. }
             | HandOverError::TooFarBehind { .. }
             | HandOverError::AnotherLeads { .. } => Status::failed_precondition(text),

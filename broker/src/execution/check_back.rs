@@ -41,6 +41,7 @@ const WAITING_MAX: usize = 4_096;
 /// An answer ends this long before its time, so that it arrives within it.
 const POLL_END_MARGIN: Duration = Duration::from_millis(50);
 
+/// Who waits for transactions, and which are being asked about.
 #[derive(Debug, Default)]
 pub struct CheckBack {
     desk: Mutex<Desk>,
@@ -62,7 +63,9 @@ struct Waiting {
 }
 
 impl CheckBack {
-    fn wait(&self, topics: BTreeSet<TopicId>) -> Option<(u64, oneshot::Receiver<Vec<OpenTransaction>>)> {
+    /// Waits in line for what is due of these topics, until it is given or [`Self::leave`]. `None`: too
+    /// many wait.
+    pub fn wait(&self, topics: BTreeSet<TopicId>) -> Option<(u64, oneshot::Receiver<Vec<OpenTransaction>>)> {
         let (give, given) = oneshot::channel();
         let mut desk = self.desk.lock();
         if desk.waiting.len() >= WAITING_MAX {
@@ -76,12 +79,17 @@ impl CheckBack {
         Some((number, given))
     }
 
-    fn leave(&self, number: u64) {
+    /// Returns once somebody waits who did not before.
+    pub async fn somebody_waits(&self) {
+        self.changed.notified().await;
+    }
+
+    pub fn leave(&self, number: u64) {
         self.desk.lock().waiting.remove(&number);
     }
 
     /// Gives what is due to those who wait, the one that waits longest first.
-    fn give(&self, due: &[OpenTransaction]) {
+    pub fn give(&self, due: &[OpenTransaction]) {
         let now = Instant::now();
         let mut desk = self.desk.lock();
         desk.asking.retain(|_, since| now.duration_since(*since) < ASKING_LASTS);
@@ -123,14 +131,16 @@ impl CheckBack {
         }
     }
 
-    fn asked(&self, transactions: impl Iterator<Item = PhysicalOffset>) {
+    /// They were asked about, and that is in the log.
+    pub fn asked(&self, transactions: impl Iterator<Item = PhysicalOffset>) {
         let mut desk = self.desk.lock();
         for transaction in transactions {
             desk.asking.remove(&transaction);
         }
     }
 
-    fn forget_all(&self) {
+    /// Leadership came or went: what was being asked about is another leader's.
+    pub fn forget_all(&self) {
         self.desk.lock().asking.clear();
     }
 }
@@ -216,12 +226,11 @@ pub async fn check_transactions(hosted: Weak<HostedGroup>) {
     loop {
         tokio::select! {
             _ = scan.tick() => {}
-            () = check_back.changed.notified() => {}
+            () = check_back.somebody_waits() => {}
         }
         let Some(hosted) = hosted.upgrade() else { return };
         let leads = hosted.leads();
         if leads != led {
-            // What an earlier leader asked is not known here, and what this one asked is not its any more.
             check_back.forget_all();
             led = leads;
         }

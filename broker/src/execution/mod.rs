@@ -61,7 +61,7 @@ use ledgermq_edge::group_call::{
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use check_back::check_transactions;
+pub use check_back::{CheckBack, check_transactions};
 pub use dead_letters::bury_exhausted;
 pub use growth::grow_topics;
 pub use hosted_group::{Consumption, HostedGroup, Parts, Settings, TransactionSettings};

@@ -3,7 +3,7 @@
 //! ```text
 //! start: data dir (claim) ─► ports (bind) ─► groups (open, recover) ─► serve ─► announce
 //! stop:  not ready ─► announce no more ─► hand leadership over ─► end polls and telemetry, GOAWAY
-//!        ─► answer what is in progress ─► close groups
+//!        ─► answer what is in progress ─► close groups ─► a last checkpoint of each
 //! ```
 //!
 //! Ports are bound before groups are opened, so that a second process on the same machine fails
@@ -59,6 +59,8 @@ pub const FAULT_EXIT_STATUS: i32 = 70;
 const HAND_OVER_TIME: Duration = Duration::from_secs(3);
 const DRAIN_TIME: Duration = Duration::from_secs(4);
 const CLOSE_TIME: Duration = Duration::from_secs(2);
+/// Without its last checkpoint a group applies more of its log again at the next start.
+const LAST_CHECKPOINT_TIME: Duration = Duration::from_secs(1);
 
 /// Where a running broker listens; differs from the configuration where that says port 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,6 +277,18 @@ impl Broker {
             tracing::warn!("a group did not close in time; it will recover at the next start");
         }
         self.tasks.shutdown().await;
+
+        let checkpoints = self.node.hosted_groups().map(|hosted| {
+            let (name, state) = (hosted.name().clone(), Arc::clone(hosted.state()));
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = state.close() {
+                    tracing::warn!(group = %name, %error, "no checkpoint at the end");
+                }
+            })
+        });
+        if tokio::time::timeout(LAST_CHECKPOINT_TIME, join_all(checkpoints)).await.is_err() {
+            tracing::warn!("a last checkpoint takes too long; the next start applies more again");
+        }
     }
 }
 

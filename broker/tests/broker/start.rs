@@ -1,7 +1,13 @@
-//! What a broker refuses at its start, each with the key, the value and the reason.
+//! What a broker refuses at its start, each with the key, the value and the reason; and what the end
+//! before leaves it to do.
 
-use crate::support::configs;
+use std::sync::Arc;
+
+use crate::support::client::message;
+use crate::support::{Client, Cluster, configs};
+use ledgermq_broker::state::{BrokerState, CheckpointMode, NobodyWaits, StateConfig};
 use ledgermq_broker::{Broker, BrokerConfig, StartError};
+use ledgermq_raft_store::StateMachine as _;
 
 fn config(directory: &std::path::Path) -> BrokerConfig {
     configs(1, directory).remove(0)
@@ -69,4 +75,27 @@ async fn a_certificate_that_cannot_be_read_is_refused() {
     config.tls.key = "/no/such/key.pem".to_owned();
     let error = refused(config).await.to_string();
     assert!(error.starts_with("tls: ") && error.contains("/no/such/cert.pem"), "{error}");
+}
+
+/// A restart for an upgrade need not make the state again from the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_orderly_end_leaves_a_checkpoint_of_everything_applied() {
+    let mut cluster = tokio::task::spawn_blocking(|| Cluster::start(1)).await.expect("a cluster");
+    let node = &cluster.nodes[0];
+    let client = Client::connect(&node.client_addr()).await;
+    client.send(message("orders", "id-1", "hello")).await;
+    let hosted = node.hosted();
+    let (group, applied) = (hosted.id(), hosted.group().status().applied);
+    drop(hosted);
+    let derived = node.config.storage.data_dir.join("groups").join(group.to_string()).join("derived");
+    let cluster = tokio::task::spawn_blocking(move || {
+        cluster.nodes[0].shut_down();
+        cluster
+    });
+    let _cluster = cluster.await.expect("it ended");
+
+    let config = StateConfig { group, directory: Some(derived), checkpoints: CheckpointMode::OnDemand };
+    let kept = BrokerState::open(config, Arc::new(NobodyWaits)).expect("the directory is free").applied();
+    assert!(applied.is_some());
+    assert_eq!(kept.map(|entry| entry.index), applied);
 }

@@ -30,6 +30,7 @@ pub struct Seen {
     pub stored: BTreeMap<String, i64>,
     pub client_ids: Vec<String>,
     pub settings: usize,
+    pub heartbeats: usize,
     pub terminations: usize,
     pub deliveries: Vec<wire::Message>,
     pub acked: Vec<String>,
@@ -124,6 +125,7 @@ impl MessagingService for Node {
         &self,
         _: Request<wire::HeartbeatRequest>,
     ) -> Result<Response<wire::HeartbeatResponse>, Status> {
+        self.seen.lock().heartbeats += 1;
         Ok(Response::new(wire::HeartbeatResponse { status: status(wire::Code::Ok) }))
     }
 

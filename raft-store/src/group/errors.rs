@@ -66,13 +66,15 @@ pub(super) const LAG_ENTRIES_MAX: u64 = 10_000;
 /// Leadership was not handed over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandOverError {
-    #[error("no follower is caught up")]
-    NobodyCaughtUp,
+    #[error("the group has no other member")]
+    NobodyElse,
+    #[error("the leader heard nothing from {} before the deadline", the_wanted(*wanted))]
+    NobodyHeard { wanted: Option<NodeId> },
     #[error("no other replica took over before the deadline")]
     DeadlinePassed,
     #[error("this replica does not lead the group (leader: {leader:?})")]
     NotLeader { leader: Option<NodeId> },
-    #[error("node {node} is no other member of the group, or the leader has not heard from it")]
+    #[error("node {node} is no other member of the group")]
     NotAFollower { node: NodeId },
     #[error("node {node} lacks {lag_entries} entries; at most {LAG_ENTRIES_MAX} may be missing")]
     TooFarBehind { node: NodeId, lag_entries: u64 },
@@ -80,6 +82,10 @@ pub enum HandOverError {
     AnotherLeads { wanted: NodeId, leader: NodeId },
     #[error("the group is stopped")]
     Stopped,
+}
+
+fn the_wanted(node: Option<NodeId>) -> String {
+    node.map_or_else(|| "any other member".to_owned(), |node| format!("node {node}"))
 }
 
 /// Why the group can never go on in this process. Raft is the recovery: end the process.

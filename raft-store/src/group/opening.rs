@@ -152,7 +152,7 @@ pub(super) async fn open(
     let schedule = Schedule {
         raft: raft.clone(),
         store: store.clone(),
-        machine,
+        machine: Arc::clone(&machine),
         catalog: Arc::clone(&catalog),
         permit,
         progress: Arc::clone(&progress),
@@ -185,6 +185,7 @@ pub(super) async fn open(
         raft,
         proposals,
         store,
+        machine,
         catalog,
         progress,
         port,

@@ -87,13 +87,13 @@ fn peers(raft: &Raft, own: NodeId, last: Option<LogIndex>) -> Vec<PeerProgress> 
         .collect()
 }
 
-/// The follower that needs the least to lead; the lowest id among equals.
+/// The follower that needs the least to lead, as far as it was heard from.
 pub(super) fn most_caught_up(raft: &Raft, store: &LogStore, own: NodeId) -> Option<NodeId> {
     let last = store.last_id().map(|id| id.index);
-    let peers = peers(raft, own, last);
-    peers
-        .into_iter()
-        .filter(|peer| peer.matched.is_some())
-        .min_by_key(|peer| (peer.lag_entries, peer.node))
-        .map(|peer| peer.node)
+    least_behind(peers(raft, own, last).into_iter()).map(|peer| peer.node)
+}
+
+/// Of those that were heard from; the lowest id among equals.
+pub(super) fn least_behind(peers: impl Iterator<Item = PeerProgress>) -> Option<PeerProgress> {
+    peers.filter(|peer| peer.matched.is_some()).min_by_key(|peer| (peer.lag_entries, peer.node))
 }

@@ -99,6 +99,8 @@ impl StateMachine for Recorder {
 pub struct Replica {
     pub node: NodeId,
     addr: String,
+    /// Holds the port for its whole life.
+    _reserved: tokio::net::TcpSocket,
     directory: PathBuf,
     pub disk: Arc<Stall>,
     running: Option<Running>,
@@ -119,6 +121,16 @@ pub struct Cluster {
     _directory: tempfile::TempDir,
 }
 
+/// Sockets of one address beside each other: the one that is kept and never listens holds the port for a
+/// replica that is down, or the kernel gives it to another test.
+fn bound(addr: std::net::SocketAddr) -> std::io::Result<tokio::net::TcpSocket> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.set_reuseport(true)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    Ok(socket)
+}
+
 impl Cluster {
     pub fn start() -> Self {
         Self::start_with(Retention::default(), 0)
@@ -133,11 +145,13 @@ impl Cluster {
             .expect("runtime");
         let replicas = (1..=3)
             .map(|id| {
-                let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-                let addr = listener.local_addr().expect("bound").to_string();
+                let any = "127.0.0.1:0".parse().expect("an address");
+                let reserved = driver.block_on(async { bound(any) }).expect("a free port");
+                let addr = reserved.local_addr().expect("bound").to_string();
                 Replica {
                     node: NodeId(id),
                     addr,
+                    _reserved: reserved,
                     directory: directory.path().join(format!("node-{id}")),
                     disk: Arc::default(),
                     running: None,
@@ -201,7 +215,8 @@ impl Cluster {
             let server = PeerServer::new();
             server.add(&group);
             let listener = loop {
-                match tokio::net::TcpListener::bind(&replica.addr).await {
+                let addr = replica.addr.parse().expect("an address");
+                match bound(addr).and_then(|socket| socket.listen(1_024)) {
                     Ok(listener) => break listener,
                     Err(_) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(5)).await,
                     Err(error) => panic!("port of node {}: {error}", replica.node),

@@ -19,6 +19,7 @@
 //! | 60 to 64 | see [`accounts`](super::accounts) |
 //! | 70 to 76 | see [`offsets`](super::offsets) |
 //! | 80, 81 | see [`letters`](super::letters) |
+//! | 90 to 92 | see [`checks`](super::checks) |
 //!
 //! | Answer | Fields |
 //! |---|---|
@@ -29,6 +30,7 @@
 //! | 4 read | applied entries u64 |
 //! | 5 offset | offset plus one as u64, or 0 |
 //! | 6 pulled | each: offset u64, hash of what lies there u64 |
+//! | 7 asked | as 92 |
 
 use std::io;
 
@@ -40,6 +42,7 @@ use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::accounts::AccountsRequest;
+use super::checks::{ChecksRequest, decode_checks, put_checks};
 use super::letters::LettersRequest;
 use super::offsets::OffsetsRequest;
 use super::ordered::OrderedRequest;
@@ -125,6 +128,7 @@ impl Request {
             Self::Accounts(request) => request.encode(&mut out),
             Self::Offsets(request) => request.encode(&mut out),
             Self::Letters(request) => request.encode(&mut out),
+            Self::Checks(request) => request.encode(&mut out),
         }
         out.freeze()
     }
@@ -155,6 +159,7 @@ impl Request {
             kind @ 60..=64 => AccountsRequest::decode(kind, frame).map(Self::Accounts),
             kind @ 70..=76 => OffsetsRequest::decode(kind, frame).map(Self::Offsets),
             kind @ 80..=81 => LettersRequest::decode(kind, frame).map(Self::Letters),
+            kind @ 90..=92 => ChecksRequest::decode(kind, frame).map(Self::Checks),
             2 => Some(Self::Receive {
                 messages_max: frame.try_get_u32_le().ok()?,
                 invisible_ms: frame.try_get_u64_le().ok()?,
@@ -231,6 +236,10 @@ impl Response {
                     out.put_u64_le(*hash);
                 }
             }
+            Self::Asked(checks) => {
+                out.put_u8(7);
+                put_checks(&mut out, checks);
+            }
         }
         out.freeze()
     }
@@ -254,6 +263,7 @@ impl Response {
                 }
                 Some(Self::Pulled(messages))
             }
+            7 => decode_checks(frame).map(Self::Asked),
             _ => None,
         }
     }

@@ -8,8 +8,8 @@ use ledgermq_common::PhysicalOffset;
 /// A transaction its producer has not decided yet.
 pub(super) struct Open {
     pub(super) id: String,
-    body: Bytes,
-    transaction: PhysicalOffset,
+    pub(super) body: Bytes,
+    pub(super) transaction: PhysicalOffset,
 }
 
 impl Client {
@@ -51,7 +51,7 @@ impl Client {
     }
 
     /// One attempt; whether it was answered.
-    async fn end_once(&mut self, open: &Open, decision: Decision) -> bool {
+    pub(super) async fn end_once(&mut self, open: &Open, decision: Decision) -> bool {
         let Open { id, body, transaction } = open;
         let request = Request::End { transaction: *transaction, id: id.clone(), decision };
         match self.call(&request).await {
@@ -73,6 +73,12 @@ impl Client {
                 false
             }
         }
+    }
+
+    /// Another producer is to decide, once it is asked.
+    pub(super) fn leave(&mut self, half: Open) {
+        let decision = if self.random.random_bool(0.6) { Decision::Commit } else { Decision::Rollback };
+        self.oracle.half_left(half.transaction, half.id, half.body, decision);
     }
 
     /// A late end whose transaction id means another message by now: it may end nothing.
