@@ -149,10 +149,14 @@ const CONVICTING_SEEDS_MAX: u64 = 48;
 /// Seeds that convict at once. A change of the product moves what a seed does, so these are where the
 /// search begins and not where it ends; the others begin with seed 0.
 const CONVICTING: &[(&str, u64)] = &[
+    ("TwoOutcomes", 1),
+    ("LostCheck", 1),
+    ("CheckStalled", 1),
     ("EndOfAnother", 2),
     ("HalfTwice", 1),
+    ("EarlyFire", 1),
     ("RecallForgotten", 2),
-    ("StaleAckTaken", 1),
+    ("ChangeIgnored", 1),
     ("LogTimeBack", 2),
     ("ExhaustedPassed", 2),
     ("RedrivenTwice", 6),
@@ -161,7 +165,6 @@ const CONVICTING: &[(&str, u64)] = &[
     ("SnapshotNameNotSynced", 1),
     ("SnapshotNotSynced", 1),
     ("CommitUnchecked", 1),
-    ("CommitWithoutQuorum", 1),
     ("LaggingNodeElected", 1),
     ("SnapshotBoundaryBehind", 2),
     ("BarrierLeftOut", 6),

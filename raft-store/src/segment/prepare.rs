@@ -24,8 +24,12 @@
 //!   and its commits are not in the way of a sync of this one;
 //! - only a segment that had to be used before it was full of zeros (the first of a log, one found
 //!   at a start, one taken early) is filled behind the back of its appends, once, to its end;
-//! - filling keeps to [`FILL_BYTES_PER_S`] as long as there are [`FILL_MARGIN_BYTES`] of zeros ahead
-//!   of the appends, and hurries when there are not;
+//! - the next segment is asked for when half of this one is used. From then on its zeros follow the
+//!   appends, [`ZEROS_PER_APPENDED`] for each byte, so that they are all there when nine tenths are used
+//!   and no burst of them fills the queue of the disk: 32 MiB at once and the rest without a pause, by
+//!   three replicas of one disk, kept every sync waiting for up to 190 ms;
+//! - behind the appends it keeps to [`FILL_BYTES_PER_S`] as long as there are [`FILL_MARGIN_BYTES`] of
+//!   zeros ahead of them, and hurries when there are not;
 //! - a segment that is needed is handed over at once, however little of it is filled. An append that
 //!   overtakes the zeros fills the gap itself: slower, never wrong.
 //!
@@ -49,9 +53,13 @@ use crate::store::{StoreConfig, StoreFault};
 use crate::superblock::fault;
 
 /// How fast zeros are written while nobody is short of them.
-const FILL_BYTES_PER_S: u64 = 128 << 20;
-/// With fewer zeros than this ahead of the appends, filling does not pause.
-const FILL_MARGIN_BYTES: u64 = 64 << 20;
+const FILL_BYTES_PER_S: u64 = 64 << 20;
+/// With fewer zeros than this ahead of the appends, or a quarter of a segment, filling does not pause.
+const FILL_MARGIN_BYTES: u64 = 16 << 20;
+/// The next segment has so much more of zeros than follows from the appends in this one.
+const FILL_LEAD_BYTES: u64 = 4 << 20;
+/// Two would be just in time.
+const ZEROS_PER_APPENDED: f64 = 2.5;
 /// One write and sync of zeros. Small, because an append that syncs meanwhile waits for them.
 const FILL_PIECE_BYTES: u64 = 1 << 20;
 
@@ -121,6 +129,21 @@ struct Told {
     /// Where the appends are in the segment in use, and how far it can go.
     written: u64,
     segment_bytes: u64,
+    /// Where they were when the next segment was asked for.
+    requested_at: u64,
+    /// Who fills waits until the appends are here.
+    wake_at: Option<u64>,
+}
+
+impl Told {
+    /// Wakes who fills if the appends are where it waits for them.
+    fn appended(&mut self, written: u64, segment_bytes: u64, changed: &Condvar) {
+        (self.written, self.segment_bytes) = (written, segment_bytes);
+        if self.wake_at.is_some_and(|at| written >= at) {
+            self.wake_at = None;
+            changed.notify_one();
+        }
+    }
 }
 
 impl Pace {
@@ -139,7 +162,33 @@ impl Pace {
             if told.stop || told.wanted {
                 return false;
             }
-            if ahead(&told) < FILL_MARGIN_BYTES || self.changed.wait_until(&mut told, until).timed_out() {
+            let margin = FILL_MARGIN_BYTES.min(told.segment_bytes / 4);
+            if ahead(&told) < margin || self.changed.wait_until(&mut told, until).timed_out() {
+                return true;
+            }
+        }
+    }
+
+    /// Waits until the next segment, which is `filled` so far, is to have more zeros; after a piece
+    /// that took `took`. False when the work is to be left as it is.
+    fn follows(&self, filled: u64, took: Duration) -> bool {
+        let share = Duration::from_secs_f64(FILL_PIECE_BYTES as f64 / FILL_BYTES_PER_S as f64);
+        let until = Instant::now() + share.saturating_sub(took);
+        let mut told = self.told.lock();
+        loop {
+            if told.stop || told.wanted {
+                return false;
+            }
+            let followed = filled.saturating_sub(FILL_LEAD_BYTES) as f64 / ZEROS_PER_APPENDED;
+            let more_at = told.requested_at + followed as u64;
+            if told.written < more_at {
+                told.wake_at = Some(more_at);
+                self.changed.wait(&mut told);
+                told.wake_at = None;
+                continue;
+            }
+            let is_behind = filled < told.written.saturating_sub(told.requested_at) * 2;
+            if is_behind || self.changed.wait_until(&mut told, until).timed_out() {
                 return true;
             }
         }
@@ -163,12 +212,13 @@ impl Preparer {
         Ok(Self { disk, plan, thread: Some(thread), requested: false, filling: None })
     }
 
-    /// Asks for the next segment, once.
-    pub fn request(&mut self) {
+    /// Asks for the next segment, once, when the appends in this one are at `written`.
+    pub fn request(&mut self, written: u64) {
         if self.requested {
             return;
         }
-        if let Some(PrepareThread { work: Some(work), .. }) = &self.thread {
+        if let Some(PrepareThread { work: Some(work), pace, .. }) = &self.thread {
+            pace.tell(|told| (told.written, told.requested_at) = (written, written));
             self.requested = work.send(Work::Prepare).is_ok();
         }
     }
@@ -195,10 +245,7 @@ impl Preparer {
     pub fn keep_ahead(&mut self, segment: &Arc<Segment>, written: u64) -> Result<(), StoreFault> {
         let segment_bytes = segment.header.segment_bytes;
         if let Some(PrepareThread { work: Some(work), pace, .. }) = &self.thread {
-            // Without a wake-up: the thread looks at it after each piece.
-            let mut told = pace.told.lock();
-            (told.written, told.segment_bytes) = (written, segment_bytes);
-            drop(told);
+            pace.told.lock().appended(written, segment_bytes, &pace.changed);
             let base = segment.base().get();
             if segment.filled() < segment_bytes && self.filling != Some(base) {
                 self.filling = Some(base);
@@ -237,18 +284,19 @@ impl Drop for PrepareThread {
 
 /// Makes a file for a segment and leaves the header to its user.
 pub fn prepare(disk: &dyn Disk, plan: &PreparePlan) -> io::Result<Prepared> {
-    prepare_while(disk, plan, |_, _| false)
+    prepare_while(disk, plan, plan.fill_ahead_bytes, |_, _| false)
 }
 
-/// Fills what a segment must have, and the rest of it as long as `goes_on` says so.
+/// Fills `at_once`, and the rest of the segment as long as `goes_on` says so.
 fn prepare_while(
     disk: &dyn Disk,
     plan: &PreparePlan,
+    at_once: u64,
     goes_on: impl Fn(u64, Duration) -> bool,
 ) -> io::Result<Prepared> {
     let path = plan.directory.join(TEMPORARY_NAME);
     let file = disk.create(&path)?;
-    let mut filled = plan.fill_ahead_bytes.max(HEADER_BYTES).min(plan.segment_bytes);
+    let mut filled = at_once.max(HEADER_BYTES).min(plan.segment_bytes);
     file.reserve(plan.segment_bytes)?;
     file.zero_fill(0, filled)?;
     file.sync_data()?;
@@ -278,11 +326,8 @@ fn run(
         }
         match work {
             Work::Prepare => {
-                let prepared = prepare_while(disk, plan, |filled, took| {
-                    pace.goes_on(FILL_PIECE_BYTES, took, |told| {
-                        told.segment_bytes.saturating_sub(told.written) + filled
-                    })
-                });
+                let piece = FILL_PIECE_BYTES;
+                let prepared = prepare_while(disk, plan, piece, |filled, took| pace.follows(filled, took));
                 if ready.send(prepared).is_err() {
                     return;
                 }
@@ -304,5 +349,60 @@ fn run(
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn asked_for_at(written: u64) -> Arc<Pace> {
+        let pace = Arc::new(Pace::default());
+        pace.tell(|told| {
+            (told.written, told.requested_at, told.segment_bytes) = (written, written, 64 * MIB)
+        });
+        pace
+    }
+
+    #[test]
+    fn the_zeros_of_the_next_segment_follow_the_appends_in_this_one() {
+        let pace = asked_for_at(32 * MIB);
+        let filled = FILL_LEAD_BYTES + 5 * MIB;
+        let follows = std::thread::spawn({
+            let pace = Arc::clone(&pace);
+            move || pace.follows(filled, Duration::ZERO)
+        });
+        let waits_for = |at| {
+            while pace.told.lock().wake_at != Some(at) {
+                assert!(!follows.is_finished(), "it writes more zeros than follow from the appends");
+                std::thread::yield_now();
+            }
+        };
+        waits_for(34 * MIB);
+        pace.told.lock().appended(33 * MIB, 64 * MIB, &pace.changed);
+        waits_for(34 * MIB);
+        pace.told.lock().appended(34 * MIB, 64 * MIB, &pace.changed);
+        assert!(follows.join().expect("it ended"));
+    }
+
+    #[test]
+    fn a_segment_that_is_needed_or_behind_is_not_waited_for() {
+        let pace = asked_for_at(32 * MIB);
+        pace.told.lock().appended(60 * MIB, 64 * MIB, &pace.changed);
+        let began = Instant::now();
+        for filled in 0..50 {
+            assert!(pace.follows(filled * MIB, Duration::ZERO));
+        }
+        let paced = Duration::from_secs_f64((50 * FILL_PIECE_BYTES) as f64 / FILL_BYTES_PER_S as f64);
+        assert!(began.elapsed() < paced / 2, "{:?}", began.elapsed());
+        let filled = 63 * MIB;
+        let follows = std::thread::spawn({
+            let pace = Arc::clone(&pace);
+            move || pace.follows(filled, Duration::ZERO)
+        });
+        pace.tell(|told| told.wanted = true);
+        assert!(!follows.join().expect("it ended"), "it is handed over as it is");
     }
 }

@@ -213,7 +213,7 @@ impl WriterCore {
 
         let position = self.active.file_position(self.written.at);
         if position >= self.log.config.segment_bytes / 2 {
-            self.preparer.request();
+            self.preparer.request(position);
         }
         self.preparer.keep_ahead(&self.active, position)
     }

@@ -32,8 +32,8 @@ struct Arguments {
     /// Threads; 0 means one per processor.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// A broken build, which has to be convicted: sync-lies, vote-forgotten, apply-diverges, owed-released, or a name
-    /// of one of the lists in `defect`, such as TwoOutcomes or AckBeforeSync.
+    /// A broken build, which has to be convicted: sync-lies, vote-forgotten, apply-diverges, owed-released,
+    /// own-producers-only, or a name of one of the lists in `defect`, such as TwoOutcomes or AckBeforeSync.
     #[arg(long, value_parser = parse_defect)]
     defect: Option<Defect>,
 }
@@ -150,6 +150,7 @@ fn parse_defect(text: &str) -> Result<Defect, String> {
         "vote-forgotten" => Ok(Defect::VoteForgotten),
         "apply-diverges" => Ok(Defect::ApplyDiverges),
         "owed-released" => Ok(Defect::OwedReleased),
+        "own-producers-only" => Ok(Defect::OwnProducersOnly),
         other => PRODUCT
             .into_iter()
             .map(Defect::Product)

@@ -24,6 +24,7 @@ use ledgermq_broker::state::{
     Answer, Command, CountTransactionChecks, OpenTransaction, ParkTransactions, TransactionCheck,
 };
 use ledgermq_common::PhysicalOffset;
+use ledgermq_common::clock::Clock as _;
 use ledgermq_raft_store::group::ProposeError;
 
 use super::{CHECKS_MAX, Front, NEXT_CHECK_MS, Request, Response, read_frame, write_frame};
