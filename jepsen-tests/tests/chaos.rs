@@ -2,6 +2,7 @@
 //! with a message taken out is caught; one that shows nothing is no pass. A short run of each workload,
 //! and replicas of which one was changed.
 
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -306,6 +307,23 @@ fn a_foreign_client_that_cannot_be_started_is_refused_before_there_is_a_cluster(
     ensure!(said.contains("/nowhere/rust_sdk_client") && said.contains(command), "{said}");
     let said = refused(&["python", "--workload", "delay"])?;
     ensure!(said.contains("queue, fifo, transactions and not delay"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_folder_that_another_run_writes_to_is_refused_and_left_as_it_is() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let of_another = folder.path().join("history.bin");
+    std::fs::write(&of_another, "half of it")?;
+    let held = std::fs::File::open(folder.path())?;
+    // SAFETY: the descriptor is open for as long as `held` lives.
+    let locked = unsafe { libc::flock(held.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    ensure!(locked == 0, "the test does not hold its own folder");
+    let out = folder.path().display().to_string();
+    let run = chaos(&["run", "--scenario", "kill-leader", "--compact", "--out", &out])?;
+    ensure!(!run.status.success(), "{}", text(&run.stdout));
+    ensure!(text(&run.stderr).contains("another run writes to"), "{}", text(&run.stderr));
+    ensure!(std::fs::read_to_string(&of_another)? == "half of it");
     Ok(())
 }
 

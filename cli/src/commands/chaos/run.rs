@@ -17,6 +17,7 @@ use ledgermq_client::{Client, ClientOptions};
 use ledgermq_common::limits::SEND_BATCH_MESSAGES_MAX;
 use ledgermq_faultnet::Dice;
 use ledgermq_proto::admin::{DeleteTopicRequest, ListTopicsRequest};
+use rustix::fs::FlockOperation;
 use tokio::time::Instant;
 
 use super::client_processes::{ClientPlan, ClientProcesses, ROLES, Role};
@@ -165,6 +166,7 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
         .clone()
         .unwrap_or_else(|| PathBuf::from(format!("chaos-{}-{seed}", arguments.scenario.name)));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let _folder = locked(&out)?;
     let scenario = format!("{}{}", arguments.scenario.name, arguments.workload.name());
     let recorder = Arc::new(match arguments.compact {
         true => {
@@ -252,6 +254,14 @@ pub async fn run(arguments: RunArgs) -> anyhow::Result<ExitCode> {
         return Err(error.context(format!("seed {seed}")));
     }
     Ok(exit_code(report.outcome))
+}
+
+/// Two runs that write the same files spoil both. The lock ends with the process, however it ends.
+fn locked(folder: &Path) -> anyhow::Result<std::fs::File> {
+    let file = std::fs::File::open(folder).with_context(|| format!("cannot open {}", folder.display()))?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another run writes to {}", folder.display()))?;
+    Ok(file)
 }
 
 fn create(path: &Path) -> anyhow::Result<std::fs::File> {
