@@ -25,8 +25,7 @@
 //! - only a segment that had to be used before it was full of zeros (the first of a log, one found
 //!   at a start, one taken early) is filled behind the back of its appends, once, to its end;
 //! - the next segment is asked for when half of this one is used. From then on its zeros follow the
-//!   appends, [`ZEROS_PER_APPENDED`] for each byte, so that they are all there when nine tenths are used
-//!   and no burst of them fills the queue of the disk: 32 MiB at once and the rest without a pause, by
+//!   appends, so that they are all there when [`FILLED_AT`] of the rest is used, and no burst of them fills the queue of the disk: 32 MiB at once and the rest without a pause, by
 //!   three replicas of one disk, kept every sync waiting for up to 190 ms;
 //! - behind the appends it keeps to [`FILL_BYTES_PER_S`] as long as there are [`FILL_MARGIN_BYTES`] of
 //!   zeros ahead of them, and hurries when there are not;
@@ -58,8 +57,8 @@ const FILL_BYTES_PER_S: u64 = 64 << 20;
 const FILL_MARGIN_BYTES: u64 = 16 << 20;
 /// The next segment has so much more of zeros than follows from the appends in this one.
 const FILL_LEAD_BYTES: u64 = 4 << 20;
-/// Two would be just in time.
-const ZEROS_PER_APPENDED: f64 = 2.5;
+/// All of the next segment is filled when this share is used of what was left when it was asked for.
+const FILLED_AT: f64 = 0.8;
 /// One write and sync of zeros. Small, because an append that syncs meanwhile waits for them.
 const FILL_PIECE_BYTES: u64 = 1 << 20;
 
@@ -169,25 +168,27 @@ impl Pace {
         }
     }
 
-    /// Waits until the next segment, which is `filled` so far, is to have more zeros; after a piece
-    /// that took `took`. False when the work is to be left as it is.
-    fn follows(&self, filled: u64, took: Duration) -> bool {
-        let share = Duration::from_secs_f64(FILL_PIECE_BYTES as f64 / FILL_BYTES_PER_S as f64);
-        let until = Instant::now() + share.saturating_sub(took);
+    /// Waits until the next segment, of which `filled` of `segment_bytes` are done, is to have more
+    /// zeros; after a piece that took `took`. False when the work is to be left as it is.
+    fn follows(&self, filled: u64, segment_bytes: u64, took: Duration) -> bool {
+        let pause = Duration::from_secs_f64(FILL_PIECE_BYTES as f64 / FILL_BYTES_PER_S as f64);
+        let until = Instant::now() + pause.saturating_sub(took);
         let mut told = self.told.lock();
         loop {
             if told.stop || told.wanted {
                 return false;
             }
-            let followed = filled.saturating_sub(FILL_LEAD_BYTES) as f64 / ZEROS_PER_APPENDED;
-            let more_at = told.requested_at + followed as u64;
+            let left = segment_bytes.saturating_sub(told.requested_at) as f64;
+            let done = filled.saturating_sub(FILL_LEAD_BYTES) as f64 / segment_bytes as f64;
+            let more_at = told.requested_at + (done * left * FILLED_AT) as u64;
             if told.written < more_at {
                 told.wake_at = Some(more_at);
                 self.changed.wait(&mut told);
                 told.wake_at = None;
                 continue;
             }
-            let is_behind = filled < told.written.saturating_sub(told.requested_at) * 2;
+            let used = told.written.saturating_sub(told.requested_at) as f64 / left;
+            let is_behind = (filled as f64) < used * segment_bytes as f64;
             if is_behind || self.changed.wait_until(&mut told, until).timed_out() {
                 return true;
             }
@@ -326,8 +327,9 @@ fn run(
         }
         match work {
             Work::Prepare => {
-                let piece = FILL_PIECE_BYTES;
-                let prepared = prepare_while(disk, plan, piece, |filled, took| pace.follows(filled, took));
+                let prepared = prepare_while(disk, plan, FILL_PIECE_BYTES, |filled, took| {
+                    pace.follows(filled, plan.segment_bytes, took)
+                });
                 if ready.send(prepared).is_err() {
                     return;
                 }
@@ -357,12 +359,11 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+    const SEGMENT: u64 = 64 * MIB;
 
     fn asked_for_at(written: u64) -> Arc<Pace> {
         let pace = Arc::new(Pace::default());
-        pace.tell(|told| {
-            (told.written, told.requested_at, told.segment_bytes) = (written, written, 64 * MIB)
-        });
+        pace.tell(|told| (told.written, told.requested_at) = (written, written));
         pace
     }
 
@@ -372,35 +373,36 @@ mod tests {
         let filled = FILL_LEAD_BYTES + 5 * MIB;
         let follows = std::thread::spawn({
             let pace = Arc::clone(&pace);
-            move || pace.follows(filled, Duration::ZERO)
+            move || pace.follows(filled, SEGMENT, Duration::ZERO)
         });
-        let waits_for = |at| {
-            while pace.told.lock().wake_at != Some(at) {
+        // Of 64 MiB five are done, so it waits for two of the 25.6 until all is to be.
+        let waits_for = |at: u64| {
+            while pace.told.lock().wake_at.is_none_or(|wake_at| wake_at.abs_diff(at) > 1) {
                 assert!(!follows.is_finished(), "it writes more zeros than follow from the appends");
                 std::thread::yield_now();
             }
         };
         waits_for(34 * MIB);
-        pace.told.lock().appended(33 * MIB, 64 * MIB, &pace.changed);
+        pace.told.lock().appended(33 * MIB, SEGMENT, &pace.changed);
         waits_for(34 * MIB);
-        pace.told.lock().appended(34 * MIB, 64 * MIB, &pace.changed);
+        pace.told.lock().appended(34 * MIB + 1, SEGMENT, &pace.changed);
         assert!(follows.join().expect("it ended"));
     }
 
     #[test]
     fn a_segment_that_is_needed_or_behind_is_not_waited_for() {
         let pace = asked_for_at(32 * MIB);
-        pace.told.lock().appended(60 * MIB, 64 * MIB, &pace.changed);
+        pace.told.lock().appended(60 * MIB, SEGMENT, &pace.changed);
         let began = Instant::now();
         for filled in 0..50 {
-            assert!(pace.follows(filled * MIB, Duration::ZERO));
+            assert!(pace.follows(filled * MIB, SEGMENT, Duration::ZERO));
         }
         let paced = Duration::from_secs_f64((50 * FILL_PIECE_BYTES) as f64 / FILL_BYTES_PER_S as f64);
         assert!(began.elapsed() < paced / 2, "{:?}", began.elapsed());
         let filled = 63 * MIB;
         let follows = std::thread::spawn({
             let pace = Arc::clone(&pace);
-            move || pace.follows(filled, Duration::ZERO)
+            move || pace.follows(filled, SEGMENT, Duration::ZERO)
         });
         pace.tell(|told| told.wanted = true);
         assert!(!follows.join().expect("it ended"), "it is handed over as it is");
