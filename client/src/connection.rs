@@ -13,7 +13,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -69,6 +69,7 @@ impl tower::Service<http::Request<tonic::body::Body>> for LiveConnection {
 
 pub(crate) struct Connections {
     points: Vec<Point>,
+    began: Instant,
     preferred: AtomicUsize,
     next_lane: AtomicUsize,
     sends_room: Semaphore,
@@ -86,6 +87,8 @@ pub(crate) struct Room<'c> {
 struct Point {
     address: AccessPoint,
     lanes: Vec<Lane>,
+    /// When it answered last, in microseconds from `began` on.
+    answered_at_us: AtomicU64,
 }
 
 /// A place for one connection.
@@ -104,10 +107,12 @@ impl Connections {
             .map(|address| Point {
                 address: address.clone(),
                 lanes: std::iter::repeat_with(Lane::default).take(lanes).collect(),
+                answered_at_us: AtomicU64::new(0),
             })
             .collect();
         Ok(Self {
             points,
+            began: Instant::now(),
             preferred: AtomicUsize::new(0),
             next_lane: AtomicUsize::new(0),
             sends_room: Semaphore::new(REQUESTS_IN_FLIGHT_MAX),
@@ -131,6 +136,21 @@ impl Connections {
     pub fn turn_away(&self, from: usize) {
         let next = (from + 1) % self.points.len();
         let _ = self.preferred.compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The access point of this number answered a request.
+    pub fn answered(&self, point: usize) {
+        let at = self.us_since_began(Instant::now());
+        self.points[point % self.points.len()].answered_at_us.fetch_max(at, Ordering::Relaxed);
+    }
+
+    pub fn answered_since(&self, point: usize, since: Instant) -> bool {
+        let answered = self.points[point % self.points.len()].answered_at_us.load(Ordering::Relaxed);
+        answered > self.us_since_began(since)
+    }
+
+    fn us_since_began(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.began).as_micros()).unwrap_or(u64::MAX)
     }
 
     pub fn hedging(&self) -> &Hedging {

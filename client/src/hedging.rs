@@ -13,7 +13,8 @@
 //! | longer | none but the next line's |
 //! | any time | [`HEDGES_UNDER_WAY_MAX`] at once |
 //!
-//! Once one of them is answered first, the access point is left, and who waits for it needs no hedge.
+//! Once one of them is answered first and the access point answered nobody meanwhile, it is left, and who
+//! waits for it needs no hedge.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;

@@ -252,7 +252,7 @@ where
     let mut first = pin!(one(connections, point, time, attempt));
     tokio::select! {
         biased;
-        outcome = &mut first => return outcome,
+        outcome = &mut first => return heard(connections, point, outcome),
         () = tokio::time::sleep(overdue.min(time)) => {}
     }
     // Without room it is worth it all the same once another request found the access point silent.
@@ -263,7 +263,7 @@ where
         }
         tokio::select! {
             biased;
-            outcome = &mut first => return outcome,
+            outcome = &mut first => return heard(connections, point, outcome),
             () = tokio::time::sleep(overdue) => {}
         }
     };
@@ -278,17 +278,29 @@ where
                     verdict => verdict,
                 }
             }
-            outcome => outcome,
+            outcome => heard(connections, point, outcome),
         },
         outcome = &mut second => match outcome {
             Ok(Verdict::TryAgain { .. }) | Err(_) => first.await,
             verdict => {
-                // Whoever asks next need not find it out again.
-                connections.turn_away(point);
-                verdict
+                // Whoever asks next need not find it out again. An access point that answers others
+                // meanwhile is slow and not silent, and so is the next one: if all that wait for it were
+                // sent once more, both would have twice as much to do.
+                if !connections.answered_since(point, began) {
+                    connections.turn_away(point);
+                }
+                heard(connections, point + 1, verdict)
             }
         },
     }
+}
+
+/// Notes that the access point answers.
+fn heard<R>(connections: &Connections, point: usize, outcome: Outcome<R>) -> Outcome<R> {
+    if outcome.is_ok() {
+        connections.answered(point);
+    }
+    outcome
 }
 
 fn turn_if_failed<R>(connections: &Connections, point: usize, outcome: &Result<Verdict<R>, String>) {

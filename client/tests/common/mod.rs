@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ledgermq_proto::rocketmq as wire;
 use ledgermq_proto::rocketmq::messaging_service_server::{MessagingService, MessagingServiceServer};
@@ -45,6 +46,7 @@ pub struct Server {
     pub address: SocketAddr,
     pub seen: Arc<Mutex<Seen>>,
     moods: Arc<Mutex<Vec<Mood>>>,
+    arrivals: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -57,7 +59,8 @@ impl Server {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let moods = Arc::new(Mutex::new(moods.to_vec()));
-        let node = Node { seen: seen.clone(), moods: moods.clone() };
+        let arrivals = Arc::new(AtomicUsize::new(0));
+        let node = Node { seen: seen.clone(), moods: moods.clone(), arrivals: arrivals.clone() };
         tokio::spawn(async move {
             let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
             // As a broker has it.
@@ -68,7 +71,12 @@ impl Server {
                 .await
                 .unwrap();
         });
-        Self { address, seen, moods }
+        Self { address, seen, moods, arrivals }
+    }
+
+    /// Sends that came to this server of the cluster.
+    pub fn arrivals(&self) -> usize {
+        self.arrivals.load(Ordering::Relaxed)
     }
 
     pub fn set_moods(&self, moods: &[Mood]) {
@@ -79,6 +87,7 @@ impl Server {
 struct Node {
     seen: Arc<Mutex<Seen>>,
     moods: Arc<Mutex<Vec<Mood>>>,
+    arrivals: Arc<AtomicUsize>,
 }
 
 impl Node {
@@ -135,6 +144,7 @@ impl MessagingService for Node {
     ) -> Result<Response<wire::SendMessageResponse>, Status> {
         let client_id = request.metadata().get("x-mq-client-id").map(|id| id.to_str().unwrap().to_owned());
         assert!(request.metadata().contains_key("grpc-timeout"), "a request without a deadline");
+        self.arrivals.fetch_add(1, Ordering::Relaxed);
         let mood = self.mood();
         let mut entries = Vec::new();
         {
