@@ -141,12 +141,16 @@ impl Connections {
     /// The access point of this number answered a request.
     pub fn answered(&self, point: usize) {
         let at = self.us_since_began(Instant::now());
-        self.points[point % self.points.len()].answered_at_us.fetch_max(at, Ordering::Relaxed);
+        self.point(point).answered_at_us.fetch_max(at, Ordering::Relaxed);
     }
 
     pub fn answered_since(&self, point: usize, since: Instant) -> bool {
-        let answered = self.points[point % self.points.len()].answered_at_us.load(Ordering::Relaxed);
-        answered > self.us_since_began(since)
+        self.point(point).answered_at_us.load(Ordering::Relaxed) > self.us_since_began(since)
+    }
+
+    /// Numbers beyond the last begin with the first again.
+    fn point(&self, number: usize) -> &Point {
+        &self.points[number % self.points.len()]
     }
 
     fn us_since_began(&self, at: Instant) -> u64 {
@@ -178,8 +182,7 @@ impl Connections {
     }
 
     pub async fn get(&self, point: usize) -> Result<LiveConnection, UnreachableAccessPoint> {
-        let index = point % self.points.len();
-        let point = &self.points[index];
+        let point = self.point(point);
         let lane = &point.lanes[self.next_lane.fetch_add(1, Ordering::Relaxed) % point.lanes.len()];
         if let Some(live) = lane.open() {
             return Ok(live);

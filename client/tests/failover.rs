@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use common::{Mood, Seen, Server};
 use ledgermq_client::{
-    Client, ClientOptions, ConnectError, ConsumerOptions, Message, PullOptions, ReceiveError, SendError,
+    Client, ClientOptions, ConnectError, ConsumerOptions, Message, Producer, PullOptions, ReceiveError,
+    SendError,
 };
 use ledgermq_proto::rocketmq as wire;
 use parking_lot::Mutex;
@@ -139,6 +140,19 @@ async fn many_sends_share_one_connection_and_one_client_id() {
     assert!(seen.client_ids.iter().all(|id| id == producer.client_id()));
 }
 
+/// Two servers of one cluster and a producer of which 200 sends were answered at once.
+async fn two_that_were_quick() -> (Server, Server, Producer) {
+    let seen = Arc::default();
+    let first = Server::start_with(Arc::clone(&seen), &[Mood::Store]).await;
+    let second = Server::start_with(seen, &[Mood::Store]).await;
+    let points = format!("{};{}", first.address, second.address);
+    let producer = Client::connect(&points, options()).await.unwrap().producer();
+    for number in 0..200 {
+        producer.send(Message::new("t", number.to_string())).await.unwrap();
+    }
+    (first, second, producer)
+}
+
 /// What answered in a millisecond all the time is not waited for as long as what never answered, which is
 /// half a second. On a busy machine answers take longer, so one quick round of several is enough.
 #[tokio::test]
@@ -156,14 +170,7 @@ async fn a_node_that_falls_silent_is_found_out_by_what_its_answers_took_before()
 
 /// What 100 sends took together, also those that no hedge was free for.
 async fn until_silence_is_found_out() -> Duration {
-    let seen = Arc::default();
-    let first = Server::start_with(Arc::clone(&seen), &[Mood::Store]).await;
-    let other = Server::start_with(Arc::clone(&seen), &[Mood::Store]).await;
-    let client = Client::connect(&format!("{};{}", first.address, other.address), options()).await.unwrap();
-    let producer = client.producer();
-    for number in 0..200 {
-        producer.send(Message::new("t", number.to_string())).await.unwrap();
-    }
+    let (first, _other, producer) = two_that_were_quick().await;
     first.set_moods(&[Mood::StoreInSilence]);
     let mut sends = tokio::task::JoinSet::new();
     let begins = std::time::Instant::now();
@@ -174,7 +181,7 @@ async fn until_silence_is_found_out() -> Duration {
     while let Some(receipt) = sends.join_next().await {
         receipt.unwrap();
     }
-    assert_eq!(seen.lock().stored.len(), 300);
+    assert_eq!(first.seen.lock().stored.len(), 300);
     begins.elapsed()
 }
 
@@ -191,15 +198,8 @@ async fn a_node_that_answers_others_is_not_left_because_one_send_is_late() {
 }
 
 async fn stays_where_one_send_is_late() -> bool {
-    let seen = Arc::default();
-    let first = Server::start_with(Arc::clone(&seen), &[Mood::Store]).await;
-    let second = Server::start_with(Arc::clone(&seen), &[Mood::Store]).await;
-    let client = Client::connect(&format!("{};{}", first.address, second.address), options()).await.unwrap();
-    let producer = client.producer();
+    let (first, second, producer) = two_that_were_quick().await;
     let send = async |number: usize| producer.send(Message::new("t", number.to_string())).await.unwrap();
-    for number in 0..200 {
-        send(number).await;
-    }
     let before = first.arrivals();
     send(200).await;
     let (near, far) = if first.arrivals() > before { (&first, &second) } else { (&second, &first) };
@@ -210,7 +210,7 @@ async fn stays_where_one_send_is_late() -> bool {
     for number in 221..231 {
         send(number).await;
     }
-    assert_eq!(seen.lock().stored.len(), 231);
+    assert_eq!(first.seen.lock().stored.len(), 231);
     far.arrivals() - before < 5
 }
 

@@ -63,9 +63,8 @@ struct Waiting {
 }
 
 impl CheckBack {
-    /// Waits in line for what is due of these topics, until it is given or [`Self::leave`]. `None`: too
-    /// many wait.
-    pub fn wait(&self, topics: BTreeSet<TopicId>) -> Option<(u64, oneshot::Receiver<Vec<OpenTransaction>>)> {
+    /// A place in line for what is due of these topics. `None`: too many wait.
+    pub fn wait(&self, topics: BTreeSet<TopicId>) -> Option<Place<'_>> {
         let (give, given) = oneshot::channel();
         let mut desk = self.desk.lock();
         if desk.waiting.len() >= WAITING_MAX {
@@ -76,16 +75,12 @@ impl CheckBack {
         desk.waiting.insert(number, Waiting { topics, give });
         drop(desk);
         self.changed.notify_one();
-        Some((number, given))
+        Some(Place { check_back: self, number, given })
     }
 
     /// Returns once somebody waits who did not before.
     pub async fn somebody_waits(&self) {
         self.changed.notified().await;
-    }
-
-    pub fn leave(&self, number: u64) {
-        self.desk.lock().waiting.remove(&number);
     }
 
     /// Gives what is due to those who wait, the one that waits longest first.
@@ -145,12 +140,23 @@ impl CheckBack {
     }
 }
 
-/// Leaves its place when the call ends, however it ends.
-struct Place<'a>(&'a CheckBack, u64);
+/// Left when the call ends, however it ends.
+pub struct Place<'a> {
+    check_back: &'a CheckBack,
+    number: u64,
+    given: oneshot::Receiver<Vec<OpenTransaction>>,
+}
+
+impl Place<'_> {
+    /// Returns once something is due.
+    pub async fn given(&mut self) -> Vec<OpenTransaction> {
+        (&mut self.given).await.unwrap_or_default()
+    }
+}
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.leave(self.1);
+        self.check_back.desk.lock().waiting.remove(&self.number);
     }
 }
 
@@ -166,12 +172,10 @@ pub async fn wait(hosted: &HostedGroup, wait: &AwaitTransactionChecks) -> Result
     let nothing = Ok(GroupResponse::TransactionChecks(Vec::new()));
     let ends = wait.poll_until.checked_sub(POLL_END_MARGIN).unwrap_or(wait.poll_until);
     let full = || Refused::new(Code::TooManyRequests, "polling full");
-    let (number, mut given) = hosted.check_back.wait(topics).ok_or_else(full)?;
-    let _place = Place(&hosted.check_back, number);
+    let mut place = hosted.check_back.wait(topics).ok_or_else(full)?;
     loop {
         tokio::select! {
-            given = &mut given => {
-                let checks = given.unwrap_or_default();
+            checks = place.given() => {
                 return Ok(GroupResponse::TransactionChecks(
                     checks.iter().filter_map(|open| check(hosted, open)).collect(),
                 ));

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | anything before the ports are served | [`StartError`], one line that names what to change |
 //! | fault of a group (disk, apply) | the process ends at once with status [`FAULT_EXIT_STATUS`] |
-//! | a step of the stop takes too long | the next one begins; the whole takes less than ten seconds |
+//! | a step of the stop takes too long | the next one begins; the whole takes at most ten seconds |
 
 mod announce;
 mod data_dir;

@@ -25,8 +25,9 @@
 //! - only a segment that had to be used before it was full of zeros (the first of a log, one found
 //!   at a start, one taken early) is filled behind the back of its appends, once, to its end;
 //! - the next segment is asked for when half of this one is used. From then on its zeros follow the
-//!   appends, so that they are all there when [`FILLED_AT`] of the rest is used, and no burst of them fills the queue of the disk: 32 MiB at once and the rest without a pause, by
-//!   three replicas of one disk, kept every sync waiting for up to 190 ms;
+//!   appends, so that they are all there when [`FILLED_AT`] of the rest is used, and no burst of them
+//!   fills the queue of the disk: 32 MiB at once and the rest without a pause, by three replicas of one
+//!   disk, kept every sync waiting for up to 190 ms;
 //! - behind the appends it keeps to [`FILL_BYTES_PER_S`] as long as there are [`FILL_MARGIN_BYTES`] of
 //!   zeros ahead of them, and hurries when there are not;
 //! - a segment that is needed is handed over at once, however little of it is filled. An append that
@@ -134,7 +135,35 @@ struct Told {
     wake_at: Option<u64>,
 }
 
+/// How much the next piece of zeros is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Now,
+    /// When [`FILL_BYTES_PER_S`] allows it.
+    Paced,
+    /// Not before the appends are here.
+    OnceAppended(u64),
+}
+
 impl Told {
+    /// Of the next segment, of which `filled` of `segment_bytes` are done.
+    fn need_of_next(&self, filled: u64, segment_bytes: u64) -> Need {
+        let left = segment_bytes.saturating_sub(self.requested_at) as f64;
+        let done = filled.saturating_sub(FILL_LEAD_BYTES) as f64 / segment_bytes as f64;
+        let more_at = self.requested_at + (done * left * FILLED_AT) as u64;
+        if self.written < more_at {
+            return Need::OnceAppended(more_at);
+        }
+        let used = self.written.saturating_sub(self.requested_at) as f64 / left;
+        if (filled as f64) < used * segment_bytes as f64 { Need::Now } else { Need::Paced }
+    }
+
+    /// Of the segment in use, which is `filled` up to there.
+    fn need_behind_appends(&self, filled: u64) -> Need {
+        let margin = FILL_MARGIN_BYTES.min(self.segment_bytes / 4);
+        if filled.saturating_sub(self.written) < margin { Need::Now } else { Need::Paced }
+    }
+
     /// Wakes who fills if the appends are where it waits for them.
     fn appended(&mut self, written: u64, segment_bytes: u64, changed: &Condvar) {
         (self.written, self.segment_bytes) = (written, segment_bytes);
@@ -151,26 +180,9 @@ impl Pace {
         self.changed.notify_one();
     }
 
-    /// Waits out the pace after `piece` bytes that took `took`. `ahead` says how many zeros there
-    /// are ahead of the appends. False when the work is to be left as it is.
-    fn goes_on(&self, piece: u64, took: Duration, ahead: impl Fn(&Told) -> u64) -> bool {
-        let share = Duration::from_secs_f64(piece as f64 / FILL_BYTES_PER_S as f64);
-        let until = Instant::now() + share.saturating_sub(took);
-        let mut told = self.told.lock();
-        loop {
-            if told.stop || told.wanted {
-                return false;
-            }
-            let margin = FILL_MARGIN_BYTES.min(told.segment_bytes / 4);
-            if ahead(&told) < margin || self.changed.wait_until(&mut told, until).timed_out() {
-                return true;
-            }
-        }
-    }
-
-    /// Waits until the next segment, of which `filled` of `segment_bytes` are done, is to have more
-    /// zeros; after a piece that took `took`. False when the work is to be left as it is.
-    fn follows(&self, filled: u64, segment_bytes: u64, took: Duration) -> bool {
+    /// Waits until one more piece is to be filled, after one that took `took`. False when the work is to
+    /// be left as it is.
+    fn goes_on(&self, took: Duration, need: impl Fn(&Told) -> Need) -> bool {
         let pause = Duration::from_secs_f64(FILL_PIECE_BYTES as f64 / FILL_BYTES_PER_S as f64);
         let until = Instant::now() + pause.saturating_sub(took);
         let mut told = self.told.lock();
@@ -178,19 +190,18 @@ impl Pace {
             if told.stop || told.wanted {
                 return false;
             }
-            let left = segment_bytes.saturating_sub(told.requested_at) as f64;
-            let done = filled.saturating_sub(FILL_LEAD_BYTES) as f64 / segment_bytes as f64;
-            let more_at = told.requested_at + (done * left * FILLED_AT) as u64;
-            if told.written < more_at {
-                told.wake_at = Some(more_at);
-                self.changed.wait(&mut told);
-                told.wake_at = None;
-                continue;
-            }
-            let used = told.written.saturating_sub(told.requested_at) as f64 / left;
-            let is_behind = (filled as f64) < used * segment_bytes as f64;
-            if is_behind || self.changed.wait_until(&mut told, until).timed_out() {
-                return true;
+            match need(&told) {
+                Need::Now => return true,
+                Need::Paced => {
+                    if self.changed.wait_until(&mut told, until).timed_out() {
+                        return true;
+                    }
+                }
+                Need::OnceAppended(upto) => {
+                    told.wake_at = Some(upto);
+                    self.changed.wait(&mut told);
+                    told.wake_at = None;
+                }
             }
         }
     }
@@ -328,7 +339,7 @@ fn run(
         match work {
             Work::Prepare => {
                 let prepared = prepare_while(disk, plan, FILL_PIECE_BYTES, |filled, took| {
-                    pace.follows(filled, plan.segment_bytes, took)
+                    pace.goes_on(took, |told| told.need_of_next(filled, plan.segment_bytes))
                 });
                 if ready.send(prepared).is_err() {
                     return;
@@ -338,9 +349,8 @@ fn run(
                 let mut started = Instant::now();
                 let filled = segment.fill_to(segment.header.segment_bytes, FILL_PIECE_BYTES, || {
                     segment.fill_file.sync_data()?;
-                    let goes_on = pace.goes_on(FILL_PIECE_BYTES, started.elapsed(), |told| {
-                        segment.filled().saturating_sub(told.written)
-                    });
+                    let goes_on =
+                        pace.goes_on(started.elapsed(), |told| told.need_behind_appends(segment.filled()));
                     started = Instant::now();
                     Ok(goes_on)
                 });
@@ -367,13 +377,17 @@ mod tests {
         pace
     }
 
+    fn goes_on(pace: &Pace, filled: u64) -> bool {
+        pace.goes_on(Duration::ZERO, |told| told.need_of_next(filled, SEGMENT))
+    }
+
     #[test]
     fn the_zeros_of_the_next_segment_follow_the_appends_in_this_one() {
         let pace = asked_for_at(32 * MIB);
         let filled = FILL_LEAD_BYTES + 5 * MIB;
         let follows = std::thread::spawn({
             let pace = Arc::clone(&pace);
-            move || pace.follows(filled, SEGMENT, Duration::ZERO)
+            move || goes_on(&pace, filled)
         });
         // Of 64 MiB five are done, so it waits for two of the 25.6 until all is to be.
         let waits_for = |at: u64| {
@@ -395,14 +409,14 @@ mod tests {
         pace.told.lock().appended(60 * MIB, SEGMENT, &pace.changed);
         let began = Instant::now();
         for filled in 0..50 {
-            assert!(pace.follows(filled * MIB, SEGMENT, Duration::ZERO));
+            assert!(goes_on(&pace, filled * MIB));
         }
         let paced = Duration::from_secs_f64((50 * FILL_PIECE_BYTES) as f64 / FILL_BYTES_PER_S as f64);
         assert!(began.elapsed() < paced / 2, "{:?}", began.elapsed());
         let filled = 63 * MIB;
         let follows = std::thread::spawn({
             let pace = Arc::clone(&pace);
-            move || pace.follows(filled, SEGMENT, Duration::ZERO)
+            move || goes_on(&pace, filled)
         });
         pace.tell(|told| told.wanted = true);
         assert!(!follows.join().expect("it ended"), "it is handed over as it is");

@@ -85,7 +85,9 @@ pub(super) fn decode_checks(mut frame: Bytes) -> Option<Vec<TransactionCheck>> {
 impl Front {
     pub(super) async fn checks(&self, request: ChecksRequest) -> Response {
         match request {
-            ChecksRequest::Wait if self.leads() => Response::Asked(self.wait_here().await),
+            ChecksRequest::Wait | ChecksRequest::WaitForProducer if self.leads() => {
+                Response::Asked(self.wait_here().await)
+            }
             ChecksRequest::Wait => {
                 let wait = Request::Checks(ChecksRequest::WaitForProducer);
                 match self.ask_leader(&wait).await {
@@ -96,7 +98,6 @@ impl Front {
                     }
                 }
             }
-            ChecksRequest::WaitForProducer if self.leads() => Response::Asked(self.wait_here().await),
             ChecksRequest::Asked(checks) if self.leads() => {
                 self.count(checks).await.map_or(Response::OutcomeUnknown, Response::Answered)
             }
@@ -152,10 +153,8 @@ impl Front {
             tokio::time::sleep(LOOK).await;
             return Vec::new();
         };
-        let Some((number, given)) = self.desk.wait(BTreeSet::from([topic.id])) else { return Vec::new() };
-        let given = tokio::time::timeout(WAIT, given).await;
-        self.desk.leave(number);
-        let given = given.ok().and_then(Result::ok).unwrap_or_default();
+        let Some(mut place) = self.desk.wait(BTreeSet::from([topic.id])) else { return Vec::new() };
+        let given = tokio::time::timeout(WAIT, place.given()).await.unwrap_or_default();
         given.iter().map(|open| check(open, 1)).collect()
     }
 
