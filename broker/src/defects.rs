@@ -69,6 +69,12 @@ pub enum Defect {
     OffsetBack,
     /// A committed offset is answered and not kept.
     CommitForgotten,
+    /// A commit that arrives late takes the group back.
+    LateCommitTaken,
+    /// A commit counts whatever reset its client knows of.
+    CommitOfOtherReset,
+    /// A reset that is repeated moves the group again.
+    ResetTwice,
     /// A reset moves what is received and not what is pulled.
     ResetOfLeasesOnly,
     /// A message is in the dead-letter queue twice.

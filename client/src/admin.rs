@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ledgermq_proto::admin as wire;
 use ledgermq_proto::admin::admin_client::AdminClient;
+use rand::Rng as _;
 use tokio::time::Instant;
 
 use crate::connection::Connections;
@@ -24,8 +25,14 @@ pub struct Admin {
 
 macro_rules! operation {
     ($(#[$doc:meta])* $method:ident, $name:literal, $request:ident, $response:ident) => {
+        operation!($(#[$doc])* pub $method by $method, $name, $request, $response);
+    };
+    (
+        $(#[$doc:meta])* $visibility:vis $function:ident by $method:ident, $name:literal, $request:ident,
+        $response:ident
+    ) => {
         $(#[$doc])*
-        pub async fn $method(&self, request: wire::$request) -> Result<wire::$response, AdminError> {
+        $visibility async fn $function(&self, request: wire::$request) -> Result<wire::$response, AdminError> {
             let outcome = call(&self.connections, self.budget($name), |live, time| {
                 let mut request = tonic::Request::new(request.clone());
                 request.set_timeout(time);
@@ -70,7 +77,20 @@ impl Admin {
         RedriveDeadLettersRequest,
         RedriveDeadLettersResponse
     );
-    operation!(reset_offsets, "reset offsets", ResetOffsetsRequest, ResetOffsetsResponse);
+    operation!(pub(self) reset_by_id by reset_offsets, "reset offsets", ResetOffsetsRequest, ResetOffsetsResponse);
+
+    /// Moves a group, once: an attempt that arrives late, after what was consumed since, moves nothing.
+    pub async fn reset_offsets(
+        &self,
+        request: wire::ResetOffsetsRequest,
+    ) -> Result<wire::ResetOffsetsResponse, AdminError> {
+        let reset_id = match request.reset_id {
+            0 => rand::rng().random_range(1..=u64::MAX),
+            drawn => drawn,
+        };
+        self.reset_by_id(wire::ResetOffsetsRequest { reset_id, ..request }).await
+    }
+
     operation!(query_messages, "query messages", QueryMessagesRequest, QueryMessagesResponse);
     operation!(why, "why", WhyRequest, WhyResponse);
     operation!(

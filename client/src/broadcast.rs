@@ -14,6 +14,7 @@
 //! |---|---|
 //! | leader or node dies | the readers repeat their pulls; nothing is skipped |
 //! | the instance dies | it receives again what it had received since its last commit |
+//! | the instance's group is reset | it goes on where it was moved to: after the next commit, or when a wait for messages ends without one |
 //! | what it has not read expired, or the topic was made again | it goes on at the beginning of the queue, and logs that |
 //! | the topic has more than [`BROADCAST_QUEUES_MAX`] queues | not started; one that grows beyond: receive says so, and the new queues are not read |
 //! | the topic is gone, the filter is wrong, … | [`BroadcastConsumer::receive`] says so; the readers try again |
@@ -25,14 +26,14 @@ use std::time::Duration;
 use futures_util::future::{join_all, try_join_all};
 use ledgermq_common::limits::RECEIVE_BATCH_MESSAGES_MAX;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
 use crate::consumer::Filter;
 use crate::error::PullError;
 use crate::message::PulledMessage;
-use crate::pull::{Position, PullConsumer, Pulled, Queue};
+use crate::pull::{Committed, Position, PullConsumer, Pulled, Queue};
 
 /// Queues of one topic: each has a pull under way at all times. A leader lets no more of one group wait.
 pub const BROADCAST_QUEUES_MAX: usize = 1024;
@@ -103,8 +104,13 @@ impl BroadcastOptions {
     }
 }
 
-/// What a reader has for the application.
-type Batch = Result<(Queue, Pulled), PullError>;
+/// What a reader has for the application, in the order in which it saw it.
+enum Batch {
+    Read(Queue, Pulled),
+    /// The group was reset; what comes now is from there on.
+    Moved(Queue, Committed),
+    Failed(PullError),
+}
 
 /// Dropped without [`Self::close`], it commits nothing more.
 pub struct BroadcastConsumer {
@@ -114,6 +120,8 @@ pub struct BroadcastConsumer {
     progress: Mutex<Progress>,
     /// Held while committing: of two commits of a queue the later must not arrive first.
     committing: tokio::sync::Mutex<()>,
+    /// Sent where a commit met a reset: the readers ask where the group is now.
+    look_again: watch::Sender<()>,
     readers: JoinHandle<()>,
 }
 
@@ -148,7 +156,9 @@ impl BroadcastConsumer {
             try_join_all(offsets.iter().map(|(queue, offset)| pull.commit(queue, *offset))).await?;
         }
         let (sender, batches) = mpsc::channel(1);
-        let readers = tokio::spawn(read_all(pull.clone(), options.clone(), offsets.clone(), sender));
+        let (look_again, resets) = watch::channel(());
+        let readers = Readers { pull: pull.clone(), batches: sender, resets };
+        let readers = tokio::spawn(readers.run(options.clone(), offsets.clone()));
         let progress =
             Progress { handed_out: offsets.clone(), committed: offsets, committed_at: Instant::now() };
         Ok(Self {
@@ -157,6 +167,7 @@ impl BroadcastConsumer {
             batches: tokio::sync::Mutex::new(batches),
             progress: Mutex::new(progress),
             committing: tokio::sync::Mutex::new(()),
+            look_again,
             readers,
         })
     }
@@ -178,10 +189,15 @@ impl BroadcastConsumer {
         let mut batches = self.batches.lock().await;
         loop {
             let Ok(Some(batch)) = timeout_at(until, batches.recv()).await else { return Ok(Vec::new()) };
-            let (queue, pulled) = batch?;
-            self.progress.lock().handed_out.insert(queue, pulled.next_offset);
-            if !pulled.messages.is_empty() {
-                return Ok(pulled.messages);
+            match batch {
+                Batch::Read(queue, pulled) => {
+                    self.progress.lock().handed_out.insert(queue, pulled.next_offset);
+                    if !pulled.messages.is_empty() {
+                        return Ok(pulled.messages);
+                    }
+                }
+                Batch::Moved(queue, committed) => self.follow(queue, committed).await,
+                Batch::Failed(error) => return Err(error),
             }
         }
     }
@@ -205,10 +221,26 @@ impl BroadcastConsumer {
                 Ok(()) | Err(PullError::OutOfRange(_)) => {
                     self.progress.lock().committed.insert(queue, offset);
                 }
+                Err(PullError::WasReset(error)) => {
+                    tracing::info!(%error, "goes on where the group was moved to");
+                    self.look_again.send_replace(());
+                }
                 Err(error) => failed = Some(error),
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// The group was moved: what was handed out before counts no more. From here on commits are of the
+    /// time after the reset, and none of before may be under way.
+    async fn follow(&self, queue: Queue, committed: Committed) {
+        let _committing = self.committing.lock().await;
+        self.pull.know(&queue, committed);
+        let mut progress = self.progress.lock();
+        if let Some(offset) = committed.offset {
+            progress.handed_out.insert(queue.clone(), offset);
+            progress.committed.insert(queue, offset);
+        }
     }
 
     /// Commits, and tells the cluster that this consumer ends.
@@ -243,71 +275,96 @@ async fn queues_of(pull: &PullConsumer, topic: &str) -> Result<Vec<Queue>, PullE
     Ok(queues)
 }
 
-/// Keeps a reader for every queue of the topic. Ends, and all readers with it, when it is aborted.
-async fn read_all(
+/// The tasks that read, and what each of them needs.
+#[derive(Clone)]
+struct Readers {
     pull: PullConsumer,
-    options: Arc<BroadcastOptions>,
-    offsets: BTreeMap<Queue, u64>,
     batches: mpsc::Sender<Batch>,
-) {
-    let mut readers = JoinSet::new();
-    let mut known: BTreeSet<Queue> = offsets.keys().cloned().collect();
-    for (queue, offset) in offsets {
-        readers.spawn(read(pull.clone(), queue, offset, batches.clone()));
-    }
-    loop {
-        tokio::time::sleep(options.route_refresh).await;
-        let queues = match queues_of(&pull, &options.topic).await {
-            Ok(queues) => queues,
-            Err(error @ PullError::TooManyQueues { .. }) => {
-                if batches.send(Err(error)).await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            // While nobody answers there are no new messages either.
-            Err(_) => continue,
-        };
-        for queue in queues {
-            if known.contains(&queue) {
-                continue;
-            }
-            if let Ok(offset) = pull.offset(&queue, start_of_a_new_queue(&options)).await {
-                known.insert(queue.clone());
-                readers.spawn(read(pull.clone(), queue, offset, batches.clone()));
-            }
-        }
-    }
+    resets: watch::Receiver<()>,
 }
 
-/// Reads one queue for as long as somebody takes what it reads.
-async fn read(pull: PullConsumer, queue: Queue, mut offset: u64, batches: mpsc::Sender<Batch>) {
-    loop {
-        let pulled = match pull.pull(&queue, offset, RECEIVE_BATCH_MESSAGES_MAX).await {
-            Ok(pulled) => pulled,
-            Err(PullError::NoAnswer(error)) => {
-                tracing::warn!(%error, ?queue, "pulled in vain");
-                continue;
-            }
-            Err(PullError::OutOfRange(range)) => {
-                tracing::warn!(%range, "goes on at the beginning of the queue");
-                offset = range.beginning;
-                continue;
-            }
-            Err(error) => {
-                if batches.send(Err(error)).await.is_err() {
-                    return;
-                }
-                tokio::time::sleep(REFUSED_PAUSE).await;
-                continue;
-            }
-        };
-        if pulled.next_offset == offset {
-            continue;
+impl Readers {
+    /// Keeps a reader for every queue of the topic. Ends, and all readers with it, when it is aborted.
+    async fn run(self, options: Arc<BroadcastOptions>, offsets: BTreeMap<Queue, u64>) {
+        let mut readers = JoinSet::new();
+        let mut known: BTreeSet<Queue> = offsets.keys().cloned().collect();
+        for (queue, offset) in offsets {
+            readers.spawn(self.clone().read(queue, offset));
         }
-        offset = pulled.next_offset;
-        if batches.send(Ok((queue.clone(), pulled))).await.is_err() {
-            return;
+        loop {
+            tokio::time::sleep(options.route_refresh).await;
+            let queues = match queues_of(&self.pull, &options.topic).await {
+                Ok(queues) => queues,
+                Err(error @ PullError::TooManyQueues { .. }) => {
+                    if self.batches.send(Batch::Failed(error)).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                // While nobody answers there are no new messages either.
+                Err(_) => continue,
+            };
+            for queue in queues {
+                if known.contains(&queue) {
+                    continue;
+                }
+                if let Ok(offset) = self.pull.offset(&queue, start_of_a_new_queue(&options)).await {
+                    known.insert(queue.clone());
+                    readers.spawn(self.clone().read(queue, offset));
+                }
+            }
+        }
+    }
+
+    /// Reads one queue for as long as somebody takes what it reads.
+    async fn read(mut self, queue: Queue, mut offset: u64) {
+        // The application may not have taken it yet.
+        let mut followed = None;
+        loop {
+            let pulled = tokio::select! {
+                pulled = self.pull.pull(&queue, offset, RECEIVE_BATCH_MESSAGES_MAX) => Some(pulled),
+                looks = self.resets.changed() => match looks {
+                    Ok(()) => None,
+                    Err(_) => return,
+                },
+            };
+            let batch = match pulled {
+                Some(Ok(pulled)) if pulled.next_offset != offset => {
+                    offset = pulled.next_offset;
+                    Batch::Read(queue.clone(), pulled)
+                }
+                Some(Err(PullError::NoAnswer(error))) => {
+                    tracing::warn!(%error, ?queue, "pulled in vain");
+                    continue;
+                }
+                Some(Err(PullError::OutOfRange(range))) => {
+                    tracing::warn!(%range, "goes on at the beginning of the queue");
+                    offset = range.beginning;
+                    continue;
+                }
+                Some(Err(error)) => {
+                    if self.batches.send(Batch::Failed(error)).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                    continue;
+                }
+                // Nothing came, or a commit met a reset.
+                Some(Ok(_)) | None => match self.pull.moved(&queue).await {
+                    Ok(Some(Committed { offset: Some(to), last_reset })) if followed != Some(last_reset) => {
+                        (offset, followed) = (to, Some(last_reset));
+                        Batch::Moved(queue.clone(), Committed { offset: Some(to), last_reset })
+                    }
+                    Ok(_) => continue,
+                    Err(error) => {
+                        tracing::warn!(%error, ?queue, "not known whether the group was reset");
+                        continue;
+                    }
+                },
+            };
+            if self.batches.send(batch).await.is_err() {
+                return;
+            }
         }
     }
 }

@@ -71,6 +71,30 @@ pub struct OffsetOutOfRange {
     pub end: u64,
 }
 
+/// Nothing was committed: the group is further on already. Only a reset goes back.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "offset {offset} of queue {} of topic {} in broker group {} is not committed: the group is at {committed}",
+    .queue.id, .queue.topic, .queue.broker
+)]
+pub struct OffsetBehind {
+    pub queue: crate::pull::Queue,
+    pub offset: u64,
+    pub committed: u64,
+}
+
+/// Nothing was committed: somebody reset the group since this consumer asked where it is. That it asks
+/// again, by `committed` or `receive`, makes the next commit count.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "offset {offset} of queue {} of topic {} in broker group {} is not committed: the group was reset",
+    .queue.id, .queue.topic, .queue.broker
+)]
+pub struct GroupWasReset {
+    pub queue: crate::pull::Queue,
+    pub offset: u64,
+}
+
 /// A batch that cannot be one request.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("batch of {messages} messages: {reason}")]
@@ -121,6 +145,10 @@ pub enum PullError {
     NoAnswer(#[from] NoAnswerInTime),
     #[error(transparent)]
     OutOfRange(#[from] OffsetOutOfRange),
+    #[error(transparent)]
+    Behind(#[from] OffsetBehind),
+    #[error(transparent)]
+    WasReset(#[from] GroupWasReset),
     #[error("topic {topic} has {queues} queues; the limit of a broadcast consumer is {queues_max}")]
     TooManyQueues { topic: String, queues: usize, queues_max: usize },
     #[error(transparent)]

@@ -69,8 +69,8 @@ pub use client::Client;
 pub use consumer::{ConsumerOptions, Filter, SimpleConsumer};
 pub use error::{
     AccessPointSyntaxError, AckError, AdminError, BatchError, ConnectError, CorruptBody, EndTransactionError,
-    MalformedAnswer, NoAnswerInTime, OffsetOutOfRange, PullError, ReceiveError, Refused, SendError,
-    TlsSetupError, UnreachableAccessPoint,
+    GroupWasReset, MalformedAnswer, NoAnswerInTime, OffsetBehind, OffsetOutOfRange, PullError, ReceiveError,
+    Refused, SendError, TlsSetupError, UnreachableAccessPoint,
 };
 pub use message::{Message, PulledMessage, ReceivedHalf, ReceivedMessage, SendReceipt};
 pub use message_id::MessageIdSource;

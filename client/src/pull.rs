@@ -4,6 +4,8 @@
 //! |---|---|
 //! | leader dies, node dies, connection lost | the request is repeated by the next access point until the client's total deadline; the position does not move |
 //! | an offset that its queue does not have | [`PullError::OutOfRange`] with what it has |
+//! | a commit arrives late | it counts for nothing: the group is further on, or was reset since |
+//! | somebody resets the group | the next commit is [`PullError::WasReset`], and [`PullConsumer::receive`] goes on where the group is now; while nothing is committed, it sees it when a wait ends without a message |
 //! | a body that does not match its digest | withheld and logged; the rest of the answer counts |
 //! | an answer that is cut | the pull is repeated: it took nothing away |
 
@@ -13,6 +15,9 @@ use std::time::Duration;
 
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::limits::RECEIVE_BATCH_MESSAGES_MAX;
+use ledgermq_proto::messaging::commit_offset_response::Superseded;
+use ledgermq_proto::messaging::offsets_client::OffsetsClient;
+use ledgermq_proto::messaging::{CommitOffsetRequest, CommittedOffsetRequest};
 use ledgermq_proto::rocketmq as wire;
 use ledgermq_proto::rocketmq::Code;
 use ledgermq_proto::rocketmq::pull_message_response::Content;
@@ -21,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::connection::LiveConnection;
 use crate::consumer::{Filter, POLL_MARGIN};
-use crate::error::{MalformedAnswer, OffsetOutOfRange, PullError};
+use crate::error::{GroupWasReset, MalformedAnswer, OffsetBehind, OffsetOutOfRange, PullError};
 use crate::message::{PulledMessage, Unusable, duration, timestamp};
 use crate::retry::{Budget, CallFailure, Line, Verdict, call, judge};
 use crate::session::{Session, messaging};
@@ -97,16 +102,28 @@ pub struct Pulled {
 /// [`Self::pull`] and [`Self::commit`] take offsets as they are given. [`Self::receive`],
 /// [`Self::seek`] and [`Self::commit_positions`] keep a position per queue, which begins at the
 /// committed offset.
+///
+/// A committed offset goes ahead or nowhere; to go back is `Admin::reset_offsets`.
 #[derive(Clone)]
 pub struct PullConsumer {
     session: Arc<Session>,
     options: Arc<PullOptions>,
     positions: Arc<Mutex<BTreeMap<Queue, u64>>>,
+    /// Which reset was the last when the queue's offset was asked for. It goes with every commit.
+    known_resets: Arc<Mutex<BTreeMap<Queue, u64>>>,
+}
+
+/// Where a group is in a queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Committed {
+    pub(crate) offset: Option<u64>,
+    pub(crate) last_reset: u64,
 }
 
 impl PullConsumer {
     pub(crate) fn new(session: Arc<Session>, options: PullOptions) -> Self {
-        Self { session, options: Arc::new(options), positions: Arc::default() }
+        let (positions, known_resets) = (Arc::default(), Arc::default());
+        Self { session, options: Arc::new(options), positions, known_resets }
     }
 
     pub fn client_id(&self) -> &str {
@@ -196,50 +213,81 @@ impl PullConsumer {
 
     /// What the group has committed in the queue, if anything.
     pub async fn committed(&self, queue: &Queue) -> Result<Option<u64>, PullError> {
-        let request = wire::GetOffsetRequest {
-            group: self.session.group(),
-            message_queue: Some(self.wire_queue(queue)),
-        };
-        let outcome = call(&self.session.connections, self.session.budget("get offset"), |live, time| {
-            let request = self.session.request(request.clone(), time);
-            async move {
-                let answer = messaging(live).get_offset(request).await?.into_inner();
-                Ok(judge(answer.status, answer.offset))
-            }
-        })
-        .await;
-        match outcome {
-            Ok((offset, _)) => Ok(Some(own_offset(offset))),
-            // The server names a broader code to clients in Rust, whose published SDK knows no other.
-            Err(CallFailure::Refused(refused))
-                if [Code::OffsetNotFound as i32, Code::NotFound as i32].contains(&refused.code) =>
-            {
-                Ok(None)
-            }
-            Err(failure) => Err(failure.into()),
-        }
+        let committed = self.ask_committed(queue).await?;
+        self.know(queue, committed);
+        Ok(committed.offset)
     }
 
-    /// Says that the group is at `offset`: what is before it is consumed. It may also go back.
-    pub async fn commit(&self, queue: &Queue, offset: u64) -> Result<(), PullError> {
-        let request = wire::UpdateOffsetRequest {
+    /// Where the group is now, if it was reset since its offset was asked for. [`Self::know`] makes
+    /// commits count again.
+    pub(crate) async fn moved(&self, queue: &Queue) -> Result<Option<Committed>, PullError> {
+        let committed = self.ask_committed(queue).await?;
+        let known = self.known_resets.lock().get(queue).copied();
+        Ok(Some(committed).filter(|_| known.is_some_and(|known| known != committed.last_reset)))
+    }
+
+    pub(crate) fn know(&self, queue: &Queue, committed: Committed) {
+        self.known_resets.lock().insert(queue.clone(), committed.last_reset);
+    }
+
+    async fn ask_committed(&self, queue: &Queue) -> Result<Committed, PullError> {
+        let request = CommittedOffsetRequest {
             group: self.session.group(),
             message_queue: Some(self.wire_queue(queue)),
-            offset: wire_offset(offset),
         };
-        // Not under way twice: a second copy could arrive after a later commit and undo it.
-        let budget = self.session.budget("update offset").once_at_a_time();
-        let outcome = call(&self.session.connections, budget, |live, time| {
+        let (committed, _) =
+            call(&self.session.connections, self.session.budget("committed offset"), |live, time| {
+                let request = self.session.request(request.clone(), time);
+                async move {
+                    let answer = offsets(live).committed_offset(request).await?.into_inner();
+                    let committed = Committed { offset: answer.offset, last_reset: answer.last_reset };
+                    Ok(judge(answer.status, committed))
+                }
+            })
+            .await?;
+        Ok(committed)
+    }
+
+    /// Says that the group is at `offset`: what is before it is consumed. A repeat is harmless, and so is
+    /// one that arrives after a later one or after a reset: it counts for nothing.
+    pub async fn commit(&self, queue: &Queue, offset: u64) -> Result<(), PullError> {
+        let known = self.known_resets.lock().get(queue).copied();
+        let last_reset = match known {
+            Some(known) => known,
+            None => {
+                let committed = self.ask_committed(queue).await?;
+                *self.known_resets.lock().entry(queue.clone()).or_insert(committed.last_reset)
+            }
+        };
+        let request = CommitOffsetRequest {
+            group: self.session.group(),
+            message_queue: Some(self.wire_queue(queue)),
+            offset,
+            last_reset,
+        };
+        let outcome = call(&self.session.connections, self.session.budget("commit offset"), |live, time| {
             let request = self.session.request(request.clone(), time);
             async move {
-                let answer = messaging(live).update_offset(request).await?.into_inner();
-                Ok(judge(answer.status, ()))
+                let answer = offsets(live).commit_offset(request).await?.into_inner();
+                Ok(match answer.superseded {
+                    Some(superseded) => Verdict::Done(Some(superseded)),
+                    None => judge(answer.status, None),
+                })
             }
         })
         .await;
+        let queue = queue.clone();
         match outcome {
-            Ok(_) => Ok(()),
-            Err(failure) => Err(self.out_of_range(queue, offset, failure).await),
+            Ok((None, _)) => Ok(()),
+            Ok((Some(Superseded::Committed(committed)), _)) => {
+                Err(OffsetBehind { queue, offset, committed }.into())
+            }
+            Ok((Some(Superseded::LastReset(_)), _)) => {
+                // The next receive asks where the group is now.
+                self.positions.lock().remove(&queue);
+                Err(GroupWasReset { queue, offset }.into())
+            }
+            Err(failure) => Err(self.out_of_range(&queue, offset, failure).await),
         }
     }
 
@@ -257,6 +305,13 @@ impl PullConsumer {
             }
         };
         let pulled = self.pull(queue, from, count).await?;
+        // Nothing to commit, so no commit will say that the group was reset.
+        if pulled.messages.is_empty()
+            && let Some(Committed { offset: Some(_), .. }) = self.moved(queue).await?
+        {
+            self.positions.lock().remove(queue);
+            return Ok(Vec::new());
+        }
         // Somebody may have moved the position meanwhile; then that counts.
         if let Some(position) = self.positions.lock().get_mut(queue).filter(|position| **position == from) {
             *position = pulled.next_offset;
@@ -274,13 +329,15 @@ impl PullConsumer {
         self.positions.lock().insert(queue.clone(), offset);
     }
 
-    /// Commits the positions of all queues that were read or sought.
+    /// Commits the positions of all queues that were read or sought; one that fails keeps none of the
+    /// others from it.
     pub async fn commit_positions(&self) -> Result<(), PullError> {
         let positions = self.positions.lock().clone();
+        let mut failed = None;
         for (queue, offset) in positions {
-            self.commit(&queue, offset).await?;
+            failed = self.commit(&queue, offset).await.err().or(failed);
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Tells the cluster that this consumer ends. Commits nothing.
@@ -312,6 +369,11 @@ impl PullConsumer {
             accept_message_types: Vec::new(),
         }
     }
+}
+
+fn offsets(live: LiveConnection) -> OffsetsClient<LiveConnection> {
+    let origin = live.origin();
+    OffsetsClient::with_origin(live, origin)
 }
 
 fn wire_offset(offset: u64) -> i64 {

@@ -58,6 +58,11 @@ number! {
     /// The position of a message in its queue, from 0.
     QueueOffset(u64)
 }
+number! {
+    /// Which reset of a consumer group in a queue was the last: the log index of its entry, 0 before the
+    /// first. What is committed by a client that knows of another one does not count.
+    ResetMark(u64)
+}
 
 impl PhysicalOffset {
     /// The offset `bytes` further on, or `None` past the end of the number.

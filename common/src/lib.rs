@@ -13,7 +13,7 @@ pub mod receipt_handle;
 pub mod steady_clock;
 pub mod transaction_id;
 
-pub use ids::{GroupId, LogIndex, NodeId, PhysicalOffset, QueueId, QueueOffset, Term};
+pub use ids::{GroupId, LogIndex, NodeId, PhysicalOffset, QueueId, QueueOffset, ResetMark, Term};
 pub use names::{ConsumerGroupName, GroupName, TopicName};
 pub use queue_layout::QueueLayout;
 pub use receipt_handle::ReceiptHandle;

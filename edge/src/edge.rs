@@ -8,6 +8,7 @@ use ledgermq_common::clock::{Clock, UnixMillis};
 use ledgermq_common::limits::{CLIENT_REQUEST_BYTES_MAX, DEADLINE_MARGIN_MS};
 use ledgermq_common::{GroupName, TopicName};
 use ledgermq_proto::messaging::batch_server::BatchServer;
+use ledgermq_proto::messaging::offsets_server::OffsetsServer;
 use ledgermq_proto::rocketmq::messaging_service_server::MessagingServiceServer;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -98,6 +99,11 @@ impl Edge {
         BatchServer::new(Messaging::new(self.clone()))
             .max_decoding_message_size(CLIENT_REQUEST_BYTES_MAX)
             .max_encoding_message_size(CLIENT_REQUEST_BYTES_MAX)
+    }
+
+    /// For the router of the client port, too: offsets that know of resets.
+    pub fn offsets_service(&self) -> OffsetsServer<Messaging> {
+        OffsetsServer::new(Messaging::new(self.clone()))
     }
 
     /// Calls a group's leader wherever it is, holding through an election until the context's

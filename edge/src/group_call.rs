@@ -23,7 +23,7 @@ use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::limits::LITE_SUBSCRIPTIONS_PER_CLIENT;
 use ledgermq_common::transaction_id::TransactionId;
 use ledgermq_common::{
-    ConsumerGroupName, GroupName, NodeId, QueueId, QueueLayout, QueueOffset, Term, TopicName,
+    ConsumerGroupName, GroupName, NodeId, QueueId, QueueLayout, QueueOffset, ResetMark, Term, TopicName,
 };
 use ledgermq_filter::Expression;
 use ledgermq_proto::admin::{
@@ -215,12 +215,37 @@ pub struct OffsetRequest {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OffsetQuery {
-    Get(ConsumerGroupName),
-    Update(ConsumerGroupName, QueueOffset),
+    Committed(ConsumerGroupName),
+    Update(OffsetUpdate),
     Beginning,
     End,
     /// Of the first message stored at this time or later.
     At(UnixMillis),
+}
+
+/// A consumer group is at an offset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OffsetUpdate {
+    pub consumer_group: ConsumerGroupName,
+    pub offset: QueueOffset,
+    /// The last reset its client knows of, where it says so.
+    pub known: Option<ResetMark>,
+}
+
+/// Where a consumer group is in a queue, if anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommittedOffset {
+    pub offset: Option<QueueOffset>,
+    pub last_reset: ResetMark,
+}
+
+/// What is in force in place of an offset that was not committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommitSuperseded {
+    /// The group is further on.
+    By(QueueOffset),
+    /// The group was reset since the client asked where it is.
+    ByReset(ResetMark),
 }
 
 /// Which messages a consumer wants.
@@ -276,6 +301,8 @@ pub enum GroupResponse {
     Pulled(Pulled),
     /// As it is after the request.
     Offset(QueueOffset),
+    Committed(CommittedOffset),
+    CommitSuperseded(CommitSuperseded),
     TakenLite(Vec<TakenLite>),
     /// One for each message of the batch, in their order.
     BatchStored(Vec<BatchPlace>),

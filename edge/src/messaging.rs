@@ -1,4 +1,4 @@
-//! `apache.rocketmq.v2.MessagingService`, and our own `Batch` beside it: headers in, the RPC's own module, status out.
+//! `apache.rocketmq.v2.MessagingService`, and our own `Batch` and `Offsets` beside it: headers in, the RPC's own module, status out.
 //!
 //! An error of the application is a gRPC-OK answer whose `status` says so; a gRPC error would make
 //! SDKs tear the connection down.
@@ -11,7 +11,11 @@ use futures_util::{Stream, StreamExt as _};
 use ledgermq_common::QueueOffset;
 use ledgermq_listener::ClientConnectInfo;
 use ledgermq_proto::messaging::batch_server::Batch;
-use ledgermq_proto::messaging::{StoreBatchRequest, StoreBatchResponse};
+use ledgermq_proto::messaging::offsets_server::Offsets;
+use ledgermq_proto::messaging::{
+    CommitOffsetRequest, CommitOffsetResponse, CommittedOffsetRequest, CommittedOffsetResponse,
+    StoreBatchRequest, StoreBatchResponse,
+};
 use ledgermq_proto::rocketmq::messaging_service_server::MessagingService;
 use ledgermq_proto::rocketmq::{
     AckMessageRequest, AckMessageResponse, ChangeInvisibleDurationRequest, ChangeInvisibleDurationResponse,
@@ -246,7 +250,7 @@ impl MessagingService for Messaging {
     ) -> Result<Response<UpdateOffsetResponse>, Status> {
         let (context, request) = open(request);
         let answer = async { self.edge.update_offset(&context.clone()?, &request).await }.await;
-        let status = answer.map_or_else(|refused| status(&context, refused), |_| ok());
+        let status = answer.map_or_else(|refused| status(&context, refused), |()| ok());
         Ok(Response::new(UpdateOffsetResponse { status: Some(status) }))
     }
 
@@ -292,6 +296,40 @@ impl Batch for Messaging {
         Ok(Response::new(answer.unwrap_or_else(|refused| StoreBatchResponse {
             status: Some(status(&context, refused)),
             ..StoreBatchResponse::default()
+        })))
+    }
+}
+
+#[async_trait]
+impl Offsets for Messaging {
+    async fn committed_offset(
+        &self,
+        request: Request<CommittedOffsetRequest>,
+    ) -> Result<Response<CommittedOffsetResponse>, Status> {
+        let (context, request) = open(request);
+        let answer = async { self.edge.committed_offset(&context.clone()?, &request).await }.await;
+        Ok(Response::new(match answer {
+            Ok(committed) => CommittedOffsetResponse {
+                status: Some(ok()),
+                offset: committed.offset.map(QueueOffset::get),
+                last_reset: committed.last_reset.get(),
+            },
+            Err(refused) => CommittedOffsetResponse {
+                status: Some(status(&context, refused)),
+                ..CommittedOffsetResponse::default()
+            },
+        }))
+    }
+
+    async fn commit_offset(
+        &self,
+        request: Request<CommitOffsetRequest>,
+    ) -> Result<Response<CommitOffsetResponse>, Status> {
+        let (context, request) = open(request);
+        let answer = async { self.edge.commit_offset(&context.clone()?, &request).await }.await;
+        Ok(Response::new(answer.unwrap_or_else(|refused| CommitOffsetResponse {
+            status: Some(status(&context, refused)),
+            superseded: None,
         })))
     }
 }

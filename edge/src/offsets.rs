@@ -1,5 +1,8 @@
 //! PullMessage, GetOffset, UpdateOffset, QueryOffset: queues read by offset, without leases.
 //!
+//! Beside them our own `Offsets`, which tells and asks for the last reset of the group, so that a commit
+//! that was made before a reset does not count after it.
+//!
 //! The message queue of the request names the broker group and the queue. A pull is a long poll like a
 //! receive; its answer is the status, the messages, and the offset to go on from.
 
@@ -7,7 +10,9 @@ use std::time::Duration;
 
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::limits::LONG_POLLING_MS_MAX;
-use ledgermq_common::{GroupName, QueueId, QueueOffset, TopicName};
+use ledgermq_common::{ConsumerGroupName, GroupName, QueueId, QueueOffset, ResetMark, TopicName};
+use ledgermq_proto::messaging::commit_offset_response::Superseded;
+use ledgermq_proto::messaging::{CommitOffsetRequest, CommitOffsetResponse, CommittedOffsetRequest};
 use ledgermq_proto::rocketmq::pull_message_response::Content;
 use ledgermq_proto::rocketmq::{
     Code, GetOffsetRequest, MessageQueue, PullMessageRequest, PullMessageResponse, QueryOffsetPolicy,
@@ -15,11 +20,12 @@ use ledgermq_proto::rocketmq::{
 };
 use tokio::time::Instant;
 
-use crate::codes::CallFailed;
+use crate::codes::{self, CallFailed};
 use crate::context::CallContext;
 use crate::edge::Edge;
 use crate::group_call::{
-    GroupRequest, GroupResponse, OffsetQuery, OffsetRequest, PullRequest, Pulled, Refused,
+    CommitSuperseded, CommittedOffset, GroupRequest, GroupResponse, OffsetQuery, OffsetRequest, OffsetUpdate,
+    PullRequest, Pulled, Refused,
 };
 use crate::receive::RECEIVE_MARGIN_MS;
 use crate::validate::{self, Invalid};
@@ -92,18 +98,58 @@ impl Edge {
     ) -> Result<QueueOffset, Refused> {
         let consumer_group = validate::consumer_group(request.group.as_ref())?;
         let queue = self.queue_of(context, request.message_queue.as_ref()).await?;
-        self.offset(context, queue, OffsetQuery::Get(consumer_group)).await
+        let (name, number) = (consumer_group.clone(), queue.queue);
+        self.committed(context, queue, consumer_group).await?.offset.ok_or_else(|| {
+            let message = format!("consumer group \"{name}\" has no offset in queue {number}");
+            Refused::new(Code::OffsetNotFound, message)
+        })
     }
 
     pub(crate) async fn update_offset(
         &self,
         context: &CallContext,
         request: &UpdateOffsetRequest,
-    ) -> Result<QueueOffset, Refused> {
+    ) -> Result<(), Refused> {
         let consumer_group = validate::consumer_group(request.group.as_ref())?;
         let offset = validate::offset(request.offset)?;
         let queue = self.queue_of(context, request.message_queue.as_ref()).await?;
-        self.offset(context, queue, OffsetQuery::Update(consumer_group, offset)).await
+        let update = OffsetUpdate { consumer_group, offset, known: None };
+        match self.update(context, queue, update).await? {
+            None => Ok(()),
+            Some(superseded) => Err(refused(offset, superseded)),
+        }
+    }
+
+    pub(crate) async fn committed_offset(
+        &self,
+        context: &CallContext,
+        request: &CommittedOffsetRequest,
+    ) -> Result<CommittedOffset, Refused> {
+        let consumer_group = validate::consumer_group(request.group.as_ref())?;
+        let queue = self.queue_of(context, request.message_queue.as_ref()).await?;
+        self.committed(context, queue, consumer_group).await
+    }
+
+    /// With what is in force in place of the offset, where that was not committed.
+    pub(crate) async fn commit_offset(
+        &self,
+        context: &CallContext,
+        request: &CommitOffsetRequest,
+    ) -> Result<CommitOffsetResponse, Refused> {
+        let consumer_group = validate::consumer_group(request.group.as_ref())?;
+        let offset = QueueOffset(request.offset);
+        let queue = self.queue_of(context, request.message_queue.as_ref()).await?;
+        let update = OffsetUpdate { consumer_group, offset, known: Some(ResetMark(request.last_reset)) };
+        Ok(match self.update(context, queue, update).await? {
+            None => CommitOffsetResponse { status: Some(codes::ok()), superseded: None },
+            Some(superseded) => CommitOffsetResponse {
+                status: Some(refused(offset, superseded).into_status(context.language)),
+                superseded: Some(match superseded {
+                    CommitSuperseded::By(committed) => Superseded::Committed(committed.get()),
+                    CommitSuperseded::ByReset(last) => Superseded::LastReset(last.get()),
+                }),
+            },
+        })
     }
 
     pub(crate) async fn query_offset(
@@ -124,18 +170,57 @@ impl Edge {
         self.offset(context, queue, query).await
     }
 
+    async fn committed(
+        &self,
+        context: &CallContext,
+        queue: Queue,
+        consumer_group: ConsumerGroupName,
+    ) -> Result<CommittedOffset, Refused> {
+        let group = queue.group.clone();
+        match self.ask_queue(context, queue, OffsetQuery::Committed(consumer_group)).await? {
+            GroupResponse::Committed(committed) => Ok(committed),
+            _ => Err(CallFailed::WrongAnswer { group }.into()),
+        }
+    }
+
+    async fn update(
+        &self,
+        context: &CallContext,
+        queue: Queue,
+        update: OffsetUpdate,
+    ) -> Result<Option<CommitSuperseded>, Refused> {
+        let group = queue.group.clone();
+        match self.ask_queue(context, queue, OffsetQuery::Update(update)).await? {
+            GroupResponse::Offset(_) => Ok(None),
+            GroupResponse::CommitSuperseded(superseded) => Ok(Some(superseded)),
+            _ => Err(CallFailed::WrongAnswer { group }.into()),
+        }
+    }
+
     async fn offset(
         &self,
         context: &CallContext,
         queue: Queue,
         query: OffsetQuery,
     ) -> Result<QueueOffset, Refused> {
+        let group = queue.group.clone();
+        match self.ask_queue(context, queue, query).await? {
+            GroupResponse::Offset(offset) => Ok(offset),
+            _ => Err(CallFailed::WrongAnswer { group }.into()),
+        }
+    }
+
+    async fn ask_queue(
+        &self,
+        context: &CallContext,
+        queue: Queue,
+        query: OffsetQuery,
+    ) -> Result<GroupResponse, Refused> {
         let Queue { topic, group, queue } = queue;
         let request = GroupRequest::Offset(OffsetRequest { topic, queue, query });
         match self.call(&group, context, &request).await? {
-            GroupResponse::Offset(offset) => Ok(offset),
             GroupResponse::Refused(refused) => Err(refused),
-            _ => Err(CallFailed::WrongAnswer { group }.into()),
+            answer => Ok(answer),
         }
     }
 
@@ -158,6 +243,16 @@ impl Edge {
         };
         Ok(Queue { topic, group, queue: QueueId(number) })
     }
+}
+
+fn refused(offset: QueueOffset, superseded: CommitSuperseded) -> Refused {
+    let why = match superseded {
+        CommitSuperseded::By(committed) => {
+            format!("the group has committed {committed}, and only a reset goes back")
+        }
+        CommitSuperseded::ByReset(_) => "the group was reset since its client asked where it is".to_owned(),
+    };
+    Refused::new(Code::IllegalOffset, format!("offset {offset} is not committed: {why}"))
 }
 
 fn items(pulled: Pulled) -> Vec<PullMessageResponse> {

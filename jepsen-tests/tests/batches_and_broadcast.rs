@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ledgermq_client::{
     Batch, BatchReceipt, BroadcastConsumer, BroadcastOptions, Client, ClientOptions, Message, Position,
-    PullConsumer, PullOptions, PulledMessage,
+    PullConsumer, PullError, PullOptions, PulledMessage,
 };
 use ledgermq_jepsen_tests::bed::{Bed, binary};
 use tokio::task::JoinSet;
@@ -257,6 +257,65 @@ async fn every_instance_receives_every_message_through_a_kill_a_growth_and_its_o
     ensure!(all == (true, COUNT as usize + 10), "{all:?}");
     let more = receive(1, "600")?;
     ensure!(more == (false, 0), "it goes on where it was: {more:?}");
+    bed.passed().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumers_that_run_go_on_where_their_group_is_moved_to_and_late_commits_count_for_nothing()
+-> Result<()> {
+    const COUNT: u32 = 40;
+    let mut bed = Bed::make(|_| {}).await?;
+    bed.admin(&["topic", "create", "rates", "--queues", "1"])?;
+    let client = client(&bed).await?;
+    let producer = client.producer();
+    for number in 0..COUNT {
+        producer.send(Message::new("rates", number.to_string())).await?;
+    }
+    let options = BroadcastOptions::new("desks", "tokyo", "rates")
+        .start(Position::Beginning)
+        .await_duration(Duration::from_millis(300))
+        .commit_interval(Duration::from_millis(20));
+    let broadcast = client.broadcast_consumer(options).await?;
+    let mut once = Received::default();
+    once.until(&broadcast, COUNT as usize).await?;
+    broadcast.commit().await?;
+
+    let pulling = PullOptions::new("clerks").await_duration(Duration::from_millis(300));
+    let (clerk, other) = (client.pull_consumer(pulling.clone()), client.pull_consumer(pulling));
+    let queue = clerk.queues("rates").await?.remove(0);
+    while clerk.position(&queue).is_none_or(|position| position < u64::from(COUNT)) {
+        clerk.receive(&queue, 16).await?;
+    }
+    // Who was the owner of the queue before is further behind.
+    ensure!(other.committed(&queue).await?.is_none());
+    clerk.commit_positions().await?;
+    let behind = other.commit(&queue, 8).await.err().context("a late commit")?;
+    ensure!(matches!(&behind, PullError::Behind(behind) if behind.committed == u64::from(COUNT)), "{behind}");
+
+    kill_leader(&mut bed, 1).await?;
+    for group in ["clerks", "desks%tokyo"] {
+        bed.admin(&["group", "reset", group, "rates", "--to", "beginning"])?;
+    }
+    // Both had read everything, so no commit tells them: they see it when nothing comes.
+    let mut again = Received::default();
+    again.until(&broadcast, COUNT as usize).await?;
+    ensure!(again.twice == 0, "{} came twice", again.twice);
+    broadcast.close().await?;
+    let late = other.commit(&queue, u64::from(COUNT)).await.err().context("a commit of before the reset")?;
+    ensure!(matches!(&late, PullError::WasReset(_)), "{late}");
+    ensure!(other.committed(&queue).await? == Some(0));
+    other.commit(&queue, 4).await?;
+    let began = Instant::now();
+    let mut first = Vec::new();
+    while first.is_empty() {
+        ensure!(began.elapsed() < PATIENCE, "the clerk does not see the reset");
+        first = clerk.receive(&queue, 16).await?;
+    }
+    ensure!(first[0].queue_offset == 4, "{first:?}");
+    clerk.commit_positions().await?;
+    ensure!(other.committed(&queue).await? == clerk.position(&queue));
+    let committed = client.pull_consumer(PullOptions::new("desks%tokyo")).committed(&queue).await?;
+    ensure!(committed == Some(u64::from(COUNT)), "{committed:?}");
     bed.passed().await
 }
 

@@ -117,6 +117,7 @@ impl Nameserver {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .add_service(edge.messaging_service())
             .add_service(edge.batch_service())
+            .add_service(edge.offsets_service())
             .add_service(register)
             .add_service(crate::admin::service(registry.clone()))
             .serve_with_incoming_shutdown(incoming, leaving.clone().cancelled_owned());

@@ -299,11 +299,13 @@ fn compare_books(node: usize, running: &Running, oracle: &Oracle) {
     let topic = running.state.topic(Reader::OFFSETS_IN.topic());
     let group = running.state.consumer_group(Reader::Archive.group());
     let (Some(topic), Some(group)) = (topic, group) else { return };
-    for (queue, wanted) in oracle.offsets() {
-        let offset = running.state.group_offset(group.id, topic.id, queue);
-        if offset != wanted {
-            oracle
-                .violate(format_args!("node {node}: offset of queue {queue} is {offset:?}, not {wanted:?}"));
+    for (queue, wanted, wanted_reset) in oracle.offsets() {
+        let (offset, last_reset) = running.state.offset_since_reset(group.id, topic.id, queue);
+        if (offset, last_reset) != (wanted, wanted_reset) {
+            oracle.violate(format_args!(
+                "node {node}: offset of queue {queue} is {offset:?} since reset {last_reset}, not {wanted:?} since \
+                 {wanted_reset}"
+            ));
         }
     }
 }

@@ -54,7 +54,7 @@ pub enum Defect {
 }
 
 /// Broken promises about messages, leases, transactions and timers.
-pub const PRODUCT: [Broken; 34] = [
+pub const PRODUCT: [Broken; 37] = [
     Broken::TwoOutcomes,
     Broken::EarlyVisibility,
     Broken::LostCheck,
@@ -82,6 +82,9 @@ pub const PRODUCT: [Broken; 34] = [
     Broken::BatchCutShort,
     Broken::OffsetBack,
     Broken::CommitForgotten,
+    Broken::LateCommitTaken,
+    Broken::CommitOfOtherReset,
+    Broken::ResetTwice,
     Broken::ResetOfLeasesOnly,
     Broken::LetterTwice,
     Broken::LetterLost,

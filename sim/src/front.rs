@@ -30,7 +30,7 @@ use ledgermq_broker::state::{
     ReceiveRequest, TagFilter, TopicId, TransactionCheck, encode_halves,
 };
 use ledgermq_common::clock::{Clock as _, SteppedClock, UnixMillis};
-use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
+use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset, ResetMark};
 use ledgermq_raft_store::Group;
 use ledgermq_raft_store::group::{BarrierError, ProposeError};
 
@@ -81,6 +81,7 @@ pub enum Response {
     Placement { generation: u32, queues: u32 },
     Read { applied: u64 },
     Offset(Option<QueueOffset>),
+    Committed { offset: Option<QueueOffset>, last_reset: ResetMark },
     Pulled(Vec<(QueueOffset, u64)>),
     Asked(Vec<TransactionCheck>),
 }

@@ -122,10 +122,13 @@ pub struct Tallies {
     pub exhausted_in_order: u64,
     pub redriven: u64,
     pub letters_read: u64,
-    /// In the log: offsets committed, those of them that were late, and resets of groups.
+    /// In the log: offsets committed, commits that met a later one, those that met a reset, resets of
+    /// groups, and repeats of those.
     pub offset_commits: u64,
-    pub late_commits: u64,
+    pub commits_behind: u64,
+    pub commits_of_other_resets: u64,
     pub resets: u64,
+    pub repeated_resets: u64,
     pub offset_reads: u64,
     pub pulled: u64,
     /// In the log: messages that expired, records carried to its end, and steps of its release.

@@ -475,6 +475,7 @@ impl Client {
                 Response::Answered(_)
                 | Response::Read { .. }
                 | Response::Offset(_)
+                | Response::Committed { .. }
                 | Response::Pulled(_)
                 | Response::Asked(_),
             ) => return response,

@@ -7,17 +7,24 @@ use ledgermq_proto::admin::group_operation::Operation;
 use ledgermq_proto::admin::group_operation_result::Result as Answered;
 use ledgermq_proto::admin::query_messages_request::By;
 use ledgermq_proto::admin::reset_offsets_request::To;
+use rand::Rng as _;
 use tonic::{Code, Status};
 
 use super::consumer_groups::operate;
 use super::{Cluster, not_understood};
 
 /// A group that does not carry the topic has nothing to reset.
+///
+/// A broker group may be asked twice, when its leader changes meanwhile, and must not be moved twice:
+/// consumers may have got ahead in between. A client that may repeat all of it draws the id itself.
 pub async fn reset_offsets(
     cluster: &Cluster,
     context: &CallContext,
-    request: wire::ResetOffsetsRequest,
+    mut request: wire::ResetOffsetsRequest,
 ) -> Result<wire::ResetOffsetsResponse, Status> {
+    if request.reset_id == 0 {
+        request.reset_id = rand::rng().random_range(1..=u64::MAX);
+    }
     let groups = match &request.to {
         Some(To::Place(place)) => vec![cluster.group(&place.group)?],
         Some(_) => cluster.all_groups()?,

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | offset below the first or above the next of the queue | ILLEGAL_OFFSET |
 //! | queue the topic does not have | BAD_REQUEST |
-//! | the group has no offset in the queue | OFFSET_NOT_FOUND |
+//! | a commit below what is in force, or of a client that does not know of the last reset | ILLEGAL_OFFSET, and which it is |
 //! | nothing came in time | MESSAGE_NOT_FOUND, with the offset to go on from |
 
 use std::sync::Arc;
@@ -20,7 +20,8 @@ use ledgermq_common::{ConsumerGroupName, QueueId, QueueOffset};
 use ledgermq_edge::codes::{self, topic_not_found};
 use ledgermq_edge::context::CallContext;
 use ledgermq_edge::group_call::{
-    GroupResponse, NotExecuted, OffsetQuery, OffsetRequest, PullRequest, Pulled, Refused,
+    CommitSuperseded, CommittedOffset, GroupResponse, NotExecuted, OffsetQuery, OffsetRequest, OffsetUpdate,
+    PullRequest, Pulled, Refused,
 };
 use ledgermq_proto::rocketmq::{Code, Resource, Status};
 use ledgermq_raft_store::group::BarrierError;
@@ -30,7 +31,9 @@ use super::delivery::{Delivery, delivered};
 use super::hosted_group::{Ended, HostedGroup, refused, unexpected};
 use super::receive::read_record;
 use super::wanted::Wanted;
-use crate::state::{Answer, Command, CommitOffset, ConsumerGroupId, ResetProgress, TopicView};
+use crate::state::{
+    Answer, Command, CommitOffset, CommitOutcome, ConsumerGroupId, ResetId, ResetProgress, TopicView,
+};
 
 /// Bodies of one answer together; a single message may be larger.
 const PULL_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -150,21 +153,15 @@ pub async fn offset(hosted: &HostedGroup, request: &OffsetRequest) -> Result<Gro
     let queue = request.queue;
     queue_range(hosted, &topic, queue)?;
     let offset = match &request.query {
-        OffsetQuery::Get(consumer_group) => {
+        OffsetQuery::Committed(consumer_group) => {
             barrier(hosted).await?;
             let known = hosted.state.consumer_group(consumer_group.as_str());
-            let offset = known.and_then(|group| hosted.state.group_offset(group.id, topic.id, queue));
-            offset.ok_or_else(|| {
-                Refused::new(
-                    Code::OffsetNotFound,
-                    format!("consumer group \"{consumer_group}\" has no offset in queue {queue}"),
-                )
-            })?
+            let (offset, last_reset) = known
+                .map(|group| hosted.state.offset_since_reset(group.id, topic.id, queue))
+                .unwrap_or_default();
+            return Ok(GroupResponse::Committed(CommittedOffset { offset, last_reset }));
         }
-        OffsetQuery::Update(consumer_group, offset) => {
-            commit(hosted, &topic, consumer_group, queue, *offset).await?;
-            *offset
-        }
+        OffsetQuery::Update(update) => return commit(hosted, &topic, queue, update).await,
         OffsetQuery::Beginning => {
             barrier(hosted).await?;
             QueueOffset(queue_range(hosted, &topic, queue)?.start)
@@ -184,14 +181,20 @@ pub async fn offset(hosted: &HostedGroup, request: &OffsetRequest) -> Result<Gro
 async fn commit(
     hosted: &HostedGroup,
     topic: &TopicView,
-    consumer_group: &ConsumerGroupName,
     queue: QueueId,
-    offset: QueueOffset,
-) -> Result<(), Ended> {
-    let consumer_group = hosted.consumer_group_or_create(consumer_group).await?;
-    let command = CommitOffset { consumer_group: consumer_group.id, topic: topic.id, queue, offset };
+    update: &OffsetUpdate,
+) -> Result<GroupResponse, Ended> {
+    let OffsetUpdate { offset, known, .. } = *update;
+    let consumer_group = hosted.consumer_group_or_create(&update.consumer_group).await?;
+    let command = CommitOffset { consumer_group: consumer_group.id, topic: topic.id, queue, offset, known };
     match hosted.propose(Command::CommitOffset(command).encode(hosted.now())).await? {
-        Answer::OffsetsSet(_) => Ok(()),
+        Answer::OffsetCommitted(CommitOutcome::Committed) => Ok(GroupResponse::Offset(offset)),
+        Answer::OffsetCommitted(CommitOutcome::Behind { committed }) => {
+            Ok(GroupResponse::CommitSuperseded(CommitSuperseded::By(committed)))
+        }
+        Answer::OffsetCommitted(CommitOutcome::OfOtherReset { last }) => {
+            Ok(GroupResponse::CommitSuperseded(CommitSuperseded::ByReset(last)))
+        }
         Answer::Refused(refusal) => Err(refused(refusal, &topic.name).into()),
         other => Err(unexpected("CommitOffset", &other)),
     }
@@ -206,12 +209,14 @@ pub enum ResetTo {
     Offset(QueueId, QueueOffset),
 }
 
-/// Moves a group in all queues of a topic, or in the one named; how many queues that were.
+/// Moves a group in all queues of a topic, or in the one named; how many queues that were. A reset that
+/// was applied before under its id moves nothing now.
 pub async fn reset(
     hosted: &HostedGroup,
     consumer_group: &ConsumerGroupName,
     topic: &str,
     to: ResetTo,
+    id: ResetId,
 ) -> Result<u32, Ended> {
     let topic = topic_of(hosted, topic)?;
     let consumer_group = hosted.consumer_group_or_create(consumer_group).await?;
@@ -229,7 +234,7 @@ pub async fn reset(
         };
         queues.push((queue, offset));
     }
-    propose_reset(hosted, &topic, consumer_group.id, queues).await
+    propose_reset(hosted, &topic, consumer_group.id, queues, id).await
 }
 
 async fn propose_reset(
@@ -237,8 +242,9 @@ async fn propose_reset(
     topic: &TopicView,
     consumer_group: ConsumerGroupId,
     queues: Vec<(QueueId, QueueOffset)>,
+    id: ResetId,
 ) -> Result<u32, Ended> {
-    let command = ResetProgress { consumer_group, topic: topic.id, queues };
+    let command = ResetProgress { consumer_group, topic: topic.id, queues, id };
     match hosted.propose(Command::ResetProgress(command).encode(hosted.now())).await? {
         Answer::OffsetsSet(queues) => Ok(queues),
         Answer::Refused(refusal) => Err(refused(refusal, &topic.name).into()),
@@ -257,7 +263,7 @@ pub async fn forget_drained(
     if topic.placement.is_none() {
         return Ok(0);
     }
-    propose_reset(hosted, &topic, consumer_group.id, Vec::new()).await
+    propose_reset(hosted, &topic, consumer_group.id, Vec::new(), ResetId::default()).await
 }
 
 fn topic_of(hosted: &HostedGroup, name: &str) -> Result<TopicView, Refused> {

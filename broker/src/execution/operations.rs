@@ -33,8 +33,8 @@ use super::trace;
 use crate::config::RETENTION_S_MAX;
 use crate::state::{
     Answer, Backoff, Command, ConsumerGroupId, ConsumerGroupSettings, CreateConsumerGroup, GroupAttributes,
-    MessageType, PRIORITY_FACTOR_MAX, Pinned, SetGroupAttributes, SetLiteTopic, SetTopicRetention, TopicView,
-    UpdateConsumerGroup,
+    MessageType, PRIORITY_FACTOR_MAX, Pinned, ResetId, SetGroupAttributes, SetLiteTopic, SetTopicRetention,
+    TopicView, UpdateConsumerGroup,
 };
 
 const LETTERS_PER_PAGE_MAX: u32 = 256;
@@ -412,7 +412,7 @@ async fn reset_offsets(
         Some(To::Place(place)) => ResetTo::Offset(QueueId(place.queue), QueueOffset(place.offset)),
         None => return Err(bad("to is missing".to_owned())),
     };
-    let queues = offsets::reset(hosted, &name, &request.topic, to).await?;
+    let queues = offsets::reset(hosted, &name, &request.topic, to, ResetId(request.reset_id)).await?;
     Ok(wire::ResetOffsetsResponse { queues })
 }
 

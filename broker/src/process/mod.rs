@@ -214,6 +214,7 @@ impl Broker {
         routes
             .add_service(edge.messaging_service())
             .add_service(edge.batch_service())
+            .add_service(edge.offsets_service())
             .add_service(admin::service(edge.clone(), Arc::clone(&node)));
         let closing = turned_true(signals.closing.subscribe()).boxed().shared();
         let clients = tokio::spawn(ports::serve_clients(ports.client, routes.routes(), closing));

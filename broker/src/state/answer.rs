@@ -3,12 +3,12 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 45 offsets set, 50 generation, 51 drained, 62 lite synced, 63 lite expired, 70 expired, 71 retention set, 72 carried, 73 log released, 90 batch partly stored, 255 refused |
+//! | 0 | 1 | kind: 1 stored, 2 topic, 3 consumer group, 4 deleted, 5 leased, 6 acked, 7 changed, 8 extended, 9 released, 20 halves, 21 transaction ended, 22 transactions, 40 dead-lettered, 41 redriven, 42 scheduled, 43 fired, 44 recalled, 45 offsets set, 46 offset committed, 50 generation, 51 drained, 62 lite synced, 63 lite expired, 70 expired, 71 retention set, 72 carried, 73 log released, 90 batch partly stored, 255 refused |
 //! | 1 | … | by kind, in the order of the fields below |
 
 use bytes::{BufMut, Bytes, BytesMut};
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
+use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset, ResetMark};
 
 use super::command::wire::{FieldReader, MalformedField, put_list};
 use super::names::{ConsumerGroupId, Decision, DeliveryEpoch, Generation, TopicId};
@@ -57,8 +57,9 @@ pub enum Answer {
         more: bool,
     },
     Recalled(RecallOutcome),
-    /// In how many queues.
+    /// A group was moved in so many queues.
     OffsetsSet(u32),
+    OffsetCommitted(CommitOutcome),
     Expired {
         messages: u64,
         /// Of these, summed over the consumer groups: not read yet.
@@ -145,6 +146,17 @@ pub enum Placed {
     Visible { queue: QueueId, offset: QueueOffset },
     /// It waits; with its delivery time this names the timer.
     Pending { physical: PhysicalOffset },
+}
+
+/// What became of the commit of an offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommitOutcome {
+    /// It is in force, by this commit or by an earlier one.
+    Committed,
+    /// The group is further on, at `committed`.
+    Behind { committed: QueueOffset },
+    /// The group was reset since the client asked where it is.
+    OfOtherReset { last: ResetMark },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -357,6 +369,15 @@ impl Answer {
                 out.put_u8(45);
                 out.put_u32_le(*queues);
             }
+            Self::OffsetCommitted(outcome) => {
+                let (kind, number) = match outcome {
+                    CommitOutcome::Committed => (1, 0),
+                    CommitOutcome::Behind { committed } => (2, committed.get()),
+                    CommitOutcome::OfOtherReset { last } => (3, last.get()),
+                };
+                out.put_slice(&[46, kind]);
+                out.put_u64_le(number);
+            }
             Self::Expired { messages, unread } => {
                 out.put_u8(70);
                 out.put_u64_le(*messages);
@@ -481,6 +502,12 @@ impl Answer {
                 _ => return Err(reader.malformed("recall")),
             }),
             45 => Self::OffsetsSet(reader.u32("queues")?),
+            46 => Self::OffsetCommitted(match (reader.u8("commit")?, reader.u64("offset or reset")?) {
+                (1, _) => CommitOutcome::Committed,
+                (2, committed) => CommitOutcome::Behind { committed: QueueOffset(committed) },
+                (3, last) => CommitOutcome::OfOtherReset { last: ResetMark(last) },
+                _ => return Err(reader.malformed("commit")),
+            }),
             62 => Self::LiteSynced(LiteSynced {
                 added: reader.u32("added")?,
                 removed: reader.u32("removed")?,

@@ -44,8 +44,8 @@ mod timers;
 mod transaction_questions;
 
 pub use answer::{
-    Answer, BatchPartlyStored, ChangeOutcome, DeliveryOutcome, Granted, HalfAt, LiteSynced, Placed,
-    RecallOutcome, Refusal, Scheduled, StoredAt, TransactionEnd,
+    Answer, BatchPartlyStored, ChangeOutcome, CommitOutcome, DeliveryOutcome, Granted, HalfAt, LiteSynced,
+    Placed, RecallOutcome, Refusal, Scheduled, StoredAt, TransactionEnd,
 };
 pub use applied::QueueRange;
 pub use applied::generations::GENERATIONS_MAX;
@@ -83,7 +83,7 @@ pub use machine::{
 pub use message_search::FoundRecord;
 pub use names::{
     AttemptHash, BodyEncoding, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, Generation,
-    MessageIdHash, MessageType, OrderKey, Permission, TopicId,
+    MessageIdHash, MessageType, OrderKey, Permission, ResetId, TopicId,
 };
 pub use planner::{
     HOLES_OF_QUEUE_MAX, LeasePlan, LeftPlaces, OthersWant, PLAN_SCAN_ENTRIES_MAX, PLAN_SKIPPED_ENTRIES_MIN,

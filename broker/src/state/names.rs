@@ -48,6 +48,10 @@ impl Generation {
 }
 
 number! {
+    /// One wish of an operator to reset a group, drawn by who asks; 0 for none. A repeat has the same.
+    ResetId(u64)
+}
+number! {
     /// One delivery of one message; a later delivery of the message has a greater one.
     DeliveryEpoch(u64)
 }

@@ -1,7 +1,7 @@
 //! What the executor asks the state about offsets.
 
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{QueueId, QueueOffset};
+use ledgermq_common::{QueueId, QueueOffset, ResetMark};
 
 use super::machine::BrokerState;
 use super::names::{ConsumerGroupId, TopicId};
@@ -24,14 +24,20 @@ impl BrokerState {
         topic: TopicId,
         queue: QueueId,
     ) -> Option<QueueOffset> {
+        self.applied_state().group_offset(consumer_group, topic, queue)
+    }
+
+    /// Where a group is in a queue, and which reset was the last. Both of one moment: an offset of before a
+    /// reset with the mark of after it would let a commit skip what the reset brought back.
+    pub fn offset_since_reset(
+        &self,
+        consumer_group: ConsumerGroupId,
+        topic: TopicId,
+        queue: QueueId,
+    ) -> (Option<QueueOffset>, ResetMark) {
         let applied = self.applied_state();
-        if let Some(&committed) = applied.offsets.get(&(consumer_group, topic, queue.get())) {
-            return Some(QueueOffset(committed));
-        }
-        let progress = applied.subscriptions.get(&(consumer_group, topic))?.queues.get(&queue.get())?;
-        let first_hole = progress.holes.keys().next().copied().unwrap_or(progress.next);
-        let first_lease = progress.leases.keys().next().copied().unwrap_or(progress.next);
-        Some(QueueOffset(progress.next.min(first_hole).min(first_lease)))
+        let last_reset = applied.offsets.last_reset(consumer_group, topic, queue.get());
+        (applied.group_offset(consumer_group, topic, queue), last_reset)
     }
 
     /// The first message of a queue that was stored at `at` or later; the end where there is none.

@@ -4,12 +4,12 @@
 //!
 //! | Offset | Bytes | Field |
 //! |---|---|---|
-//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `u` committed offset, `x` transactions, `n` generations, `l` lite topics, `f` filters |
+//! | 0 | 1 | kind: `t` topic, `q` queues, `g` consumer group, `p` progress, `d` timers (alone) or a recalled timer, `u` committed offset or resets, `x` transactions, `n` generations, `l` lite topics, `f` filters |
 //! | 1 | 4 | topic (`t`, `q`) or consumer group (`g`, `p`, `u`, `f`) |
 //! | 1 | 8 | `d`: delivery time of the recalled timer |
 //! | 9 | 8 | `d`: its physical offset |
 //! | 5 | 4 | `q`: block of queues; `p`, `u`, `f`: topic |
-//! | 9 | 4 | `p`, `u`: queue |
+//! | 9 | 4 | `p`, `u`: queue; resets have none |
 //! | 1 | 1 | `x`: 1 an undecided transaction, 2 outcomes |
 //! | 1 | … | `r` (retention): 1 a topic's, then its number; 2 late references, topic and queue; 3 a carried record, its identity; 4 expired unread, consumer group and topic; 5 marks of time; 6 progress |
 //! | 1 | 1 | `n`: 1 the generations of a topic, 2 how far a consumer group drained them |
@@ -33,6 +33,7 @@
 //! | timers | fired through: delivery time u64 ms, physical offset u64; pending u64 |
 //! | recalled timer | none |
 //! | committed offset | u64 |
+//! | resets | list of (queue u32, log index of the last reset u64); list of ids u64, oldest first |
 //! | a topic's retention | u64 ms, 0 for ever |
 //! | late references | list of (stretch u64, last queue offset u64) |
 //! | carried record | physical offset u64 |
@@ -54,11 +55,12 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{LogIndex, PhysicalOffset, QueueId, QueueOffset, Term};
+use ledgermq_common::{LogIndex, PhysicalOffset, QueueId, QueueOffset, ResetMark, Term};
 use ledgermq_raft_store::EntryId;
 
 use super::applied::generations::{Drained, EndedGeneration, Generations, NextGeneration};
 use super::applied::lite::{LiteClient, LiteParent, LiteTopic};
+use super::applied::offsets::Resets;
 use super::applied::progress::{Lease, Progress};
 use super::applied::retention::{RetentionProgress, TimeMarks};
 use super::applied::transactions::{Outcome, Transaction};
@@ -69,7 +71,7 @@ use super::command::{
 };
 use super::names::{
     AttemptHash, ClientHash, ConsumerGroupId, Decision, DeliveryEpoch, Generation, MessageIdHash, OrderKey,
-    TopicId,
+    ResetId, TopicId,
 };
 use super::timers::{TimerKey, TimerProgress};
 
@@ -91,6 +93,7 @@ pub(crate) enum RecordKey {
     Timers,
     Recalled(TimerKey),
     Offset(ConsumerGroupId, TopicId, u32),
+    Resets(ConsumerGroupId, TopicId),
     TopicRetention(TopicId),
     LateReferences(TopicId, u32),
     /// By the identity of the half or timer.
@@ -118,6 +121,7 @@ pub(crate) enum RecordValue {
     Timers(TimerProgress),
     Recalled,
     Offset(u64),
+    Resets(Resets),
     TopicRetention(u64),
     LateReferences(BTreeMap<u64, u64>),
     Carried(PhysicalOffset),
@@ -173,6 +177,11 @@ impl RecordKey {
                 out.put_u32(group.get());
                 out.put_u32(topic.get());
                 out.put_u32(queue);
+            }
+            Self::Resets(group, topic) => {
+                out.put_u8(b'u');
+                out.put_u32(group.get());
+                out.put_u32(topic.get());
             }
             Self::TopicRetention(topic) => {
                 out.put_slice(&[b'r', 1]);
@@ -254,6 +263,7 @@ impl RecordKey {
                 _ => None,
             },
             (b'u', 13) => Some(Self::Offset(ConsumerGroupId(number(1)?), TopicId(number(5)?), number(9)?)),
+            (b'u', 9) => Some(Self::Resets(ConsumerGroupId(number(1)?), TopicId(number(5)?))),
             (b'r', len) => match (key.get(1)?, len) {
                 (1, 6) => Some(Self::TopicRetention(TopicId(number(2)?))),
                 (2, 10) => Some(Self::LateReferences(TopicId(number(2)?), number(6)?)),
@@ -335,6 +345,15 @@ impl RecordValue {
                 out.put_u64_le(progress.pending);
             }
             Self::Offset(offset) => out.put_u64_le(*offset),
+            Self::Resets(resets) => {
+                put_count(&mut out, resets.last.len());
+                for (&queue, &last) in &resets.last {
+                    out.put_u32_le(queue);
+                    out.put_u64_le(last.get());
+                }
+                put_count(&mut out, resets.recent.len());
+                resets.recent.iter().for_each(|id| out.put_u64_le(id.get()));
+            }
             Self::TopicRetention(value) | Self::ExpiredUnread(value) => out.put_u64_le(*value),
             Self::Carried(place) => out.put_u64_le(place.get()),
             Self::LateReferences(stretches) => {
@@ -429,6 +448,13 @@ impl RecordValue {
             }),
             RecordKey::Filters(..) => Self::Filters(read_filters(reader)?),
             RecordKey::Offset(..) => Self::Offset(reader.u64("committed offset")?),
+            RecordKey::Resets(..) => {
+                let last = reader.list(12, "resets", |reader| {
+                    Ok((reader.u32("queue")?, ResetMark(reader.u64("last reset")?)))
+                })?;
+                let recent = reader.list(8, "reset ids", |reader| reader.u64("reset id").map(ResetId))?;
+                Self::Resets(Resets { last: last.into_iter().collect(), recent: recent.into() })
+            }
             RecordKey::TopicRetention(_) => Self::TopicRetention(reader.u64("retention")?),
             RecordKey::ExpiredUnread(..) => Self::ExpiredUnread(reader.u64("expired unread")?),
             RecordKey::Carried(_) => Self::Carried(PhysicalOffset(reader.u64("place")?)),

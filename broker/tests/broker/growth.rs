@@ -182,6 +182,7 @@ async fn what_comes_after_a_growth_waits_for_what_was_before_in_every_broker_gro
     let reset = ResetOffsetsRequest {
         consumer_group: "workers".to_owned(),
         topic: "steps".to_owned(),
+        reset_id: 0,
         to: Some(reset_offsets_request::To::Beginning(true)),
     };
     admin(&cluster).await.reset_offsets(reset).await.expect("reset");

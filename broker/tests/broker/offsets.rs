@@ -5,16 +5,22 @@ use std::time::{Duration, Instant};
 use ledgermq_proto::admin::admin_client::AdminClient;
 use ledgermq_proto::admin::query_messages_request::By;
 use ledgermq_proto::admin::{self as wire, reset_offsets_request};
+use ledgermq_proto::messaging::commit_offset_response::Superseded;
+use ledgermq_proto::messaging::offsets_client::OffsetsClient;
+use ledgermq_proto::messaging::{
+    CommitOffsetRequest, CommitOffsetResponse, CommittedOffsetRequest, CommittedOffsetResponse,
+};
 use ledgermq_proto::rocketmq::{Code, QueryOffsetPolicy};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::support::client::{Pull, Receive, id, message, system};
+use crate::support::client::{Pull, Receive, UNARY_DEADLINE, code, id, message, queue, resource, system};
 use crate::support::{Client, Cluster, PATIENCE};
 
 struct Bed {
     cluster: Cluster,
     client: Client,
     admin: AdminClient<Channel>,
+    offsets: OffsetsClient<Channel>,
 }
 
 async fn bed(messages: usize) -> Bed {
@@ -26,16 +32,49 @@ async fn bed_of(start: impl FnOnce() -> Cluster + Send + 'static, messages: usiz
     let address = cluster.nodes[0].client_addr();
     let client = Client::connect(&address).await;
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
-    let admin = AdminClient::new(endpoint.connect().await.expect("a broker"));
+    let channel = endpoint.connect().await.expect("a broker");
+    let (admin, offsets) = (AdminClient::new(channel.clone()), OffsetsClient::new(channel));
     for number in 0..messages {
         client.send(message("t", &format!("id-{number}"), "body")).await;
     }
-    Bed { cluster, client, admin }
+    Bed { cluster, client, admin, offsets }
 }
 
 impl Bed {
     async fn stop(self) {
         tokio::task::spawn_blocking(move || drop(self.cluster)).await.expect("the end of the cluster");
+    }
+
+    async fn reset(&mut self, offset: u64, reset_id: u64) {
+        let to = reset_offsets_request::To::Place(wire::Place { group: "g".to_owned(), queue: 0, offset });
+        let request = wire::ResetOffsetsRequest {
+            consumer_group: "c".to_owned(),
+            topic: "t".to_owned(),
+            reset_id,
+            to: Some(to),
+        };
+        let reset = self.admin.reset_offsets(request).await.expect("reset").into_inner();
+        assert_eq!(reset.queues, 1);
+    }
+
+    async fn committed(&self) -> CommittedOffsetResponse {
+        let request =
+            CommittedOffsetRequest { group: Some(resource("c")), message_queue: Some(queue("t", 0)) };
+        let request = self.client.request(request, UNARY_DEADLINE);
+        let answer = self.offsets.clone().committed_offset(request).await.expect("an answer").into_inner();
+        assert_eq!(code(answer.status.as_ref()), Code::Ok);
+        answer
+    }
+
+    async fn commit(&self, offset: u64, last_reset: u64) -> CommitOffsetResponse {
+        let request = CommitOffsetRequest {
+            group: Some(resource("c")),
+            message_queue: Some(queue("t", 0)),
+            offset,
+            last_reset,
+        };
+        let request = self.client.request(request, UNARY_DEADLINE);
+        self.offsets.clone().commit_offset(request).await.expect("an answer").into_inner()
     }
 
     async fn why(&mut self, id: &str) -> String {
@@ -151,8 +190,12 @@ async fn a_group_is_moved_back_and_gets_its_messages_again() {
         assert_eq!(bed.client.ack("t", "c", got).await, Code::Ok);
     }
     let to = reset_offsets_request::To::Place(wire::Place { group: "g".to_owned(), queue: 0, offset: 1 });
-    let request =
-        wire::ResetOffsetsRequest { consumer_group: "c".to_owned(), topic: "t".to_owned(), to: Some(to) };
+    let request = wire::ResetOffsetsRequest {
+        consumer_group: "c".to_owned(),
+        topic: "t".to_owned(),
+        reset_id: 0,
+        to: Some(to),
+    };
     let reset = bed.admin.reset_offsets(request).await.expect("reset").into_inner();
     assert_eq!(reset.queues, 1);
     let (_, again) = bed.client.receive("t", "c", Receive::default()).await;
@@ -160,10 +203,43 @@ async fn a_group_is_moved_back_and_gets_its_messages_again() {
     let nowhere = wire::ResetOffsetsRequest {
         consumer_group: "c".to_owned(),
         topic: "none".to_owned(),
+        reset_id: 0,
         to: Some(reset_offsets_request::To::End(true)),
     };
     let refused = bed.admin.reset_offsets(nowhere).await.expect_err("no such topic");
     assert_eq!(refused.code(), tonic::Code::NotFound);
+    bed.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_commit_or_a_reset_that_arrives_late_moves_nothing_and_says_why() {
+    let mut bed = bed(8).await;
+    let (first, last) = (bed.committed().await, 8);
+    assert_eq!((first.offset, first.last_reset), (None, 0), "OK without an offset");
+    assert_eq!(bed.client.update_offset("t", "c", 5).await, Code::Ok);
+    assert_eq!(bed.client.update_offset("t", "c", 3).await, Code::IllegalOffset, "a late one");
+    let behind = bed.commit(4, 0).await;
+    assert_eq!(code(behind.status.as_ref()), Code::IllegalOffset);
+    assert_eq!(behind.superseded, Some(Superseded::Committed(5)));
+    let text = behind.status.expect("a status").message;
+    assert_eq!(text, "offset 4 is not committed: the group has committed 5, and only a reset goes back");
+    assert_eq!(code(bed.commit(6, 0).await.status.as_ref()), Code::Ok);
+
+    bed.reset(2, 77).await;
+    let reset = bed.committed().await;
+    assert_eq!(reset.offset, Some(2));
+    assert!(reset.last_reset > 0);
+    let late = bed.commit(last, 0).await;
+    assert_eq!(late.superseded, Some(Superseded::LastReset(reset.last_reset)));
+    assert_eq!(code(late.status.as_ref()), Code::IllegalOffset);
+    assert_eq!(code(bed.commit(7, reset.last_reset).await.status.as_ref()), Code::Ok);
+    // The same wish again, and then another one.
+    bed.reset(2, 77).await;
+    assert_eq!(bed.committed().await.offset, Some(7));
+    bed.reset(2, 78).await;
+    assert_eq!(bed.client.get_offset("t", "c").await, (Code::Ok, 2));
+    let beyond = bed.commit(9, bed.committed().await.last_reset).await;
+    assert_eq!((code(beyond.status.as_ref()), beyond.superseded), (Code::IllegalOffset, None));
     bed.stop().await;
 }
 
@@ -176,8 +252,12 @@ async fn a_reset_while_acknowledgements_left_gaps_brings_everything_from_there_a
     }
     for offset in [0u64, 3] {
         let to = reset_offsets_request::To::Place(wire::Place { group: "g".to_owned(), queue: 0, offset });
-        let request =
-            wire::ResetOffsetsRequest { consumer_group: "c".to_owned(), topic: "t".to_owned(), to: Some(to) };
+        let request = wire::ResetOffsetsRequest {
+            consumer_group: "c".to_owned(),
+            topic: "t".to_owned(),
+            reset_id: 0,
+            to: Some(to),
+        };
         bed.admin.reset_offsets(request).await.expect("reset");
         let (_, again) = bed.client.receive("t", "c", Receive::default()).await;
         let expected: Vec<String> = (offset..6).map(|number| format!("id-{number}")).collect();

@@ -96,8 +96,12 @@ async fn reset(admin: &Admin, name: String, topic: String, to: &str) -> anyhow::
             Err(_) => reset_offsets_request::To::Place(place(to)?),
         },
     };
-    let request =
-        wire::ResetOffsetsRequest { consumer_group: name.clone(), topic: topic.clone(), to: Some(target) };
+    let request = wire::ResetOffsetsRequest {
+        consumer_group: name.clone(),
+        topic: topic.clone(),
+        to: Some(target),
+        reset_id: 0,
+    };
     let queues = admin.reset_offsets(request).await?.queues;
     Ok((format!("moved {name} in {queues} queues of {topic} to {to}"), json!({ "queues": queues })))
 }

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::names::NameError;
-use ledgermq_common::{ConsumerGroupName, GroupName, NodeId, QueueId, QueueOffset, Term, TopicName};
+use ledgermq_common::{
+    ConsumerGroupName, GroupName, NodeId, QueueId, QueueOffset, ResetMark, Term, TopicName,
+};
 use ledgermq_proto::forward as pb;
+use ledgermq_proto::forward::commit_superseded::By;
 use ledgermq_proto::forward::forward_reply::Reply;
 use ledgermq_proto::forward::forward_request::Request;
 use ledgermq_proto::forward::not_executed::Reason;
@@ -16,10 +19,10 @@ use super::wire_transactions as transactions;
 use crate::arrival::Arrival;
 use crate::context::{CallContext, ClientLanguage};
 use crate::group_call::{
-    AwaitTakenLite, BatchPlace, BatchTopic, ClientHeartbeat, ClientTermination, ConsumerGroupDescription,
-    CreateTopic, DescribeTopic, Filter, GroupRequest, GroupResponse, NotExecuted, OffsetQuery, OffsetRequest,
-    PullRequest, Pulled, ReceiveRequest, Received, Refused, SendRequest, StoreBatch, SyncLite, TakenLite,
-    TopicDescription,
+    AwaitTakenLite, BatchPlace, BatchTopic, ClientHeartbeat, ClientTermination, CommitSuperseded,
+    CommittedOffset, ConsumerGroupDescription, CreateTopic, DescribeTopic, Filter, GroupRequest,
+    GroupResponse, NotExecuted, OffsetQuery, OffsetRequest, OffsetUpdate, PullRequest, Pulled,
+    ReceiveRequest, Received, Refused, SendRequest, StoreBatch, SyncLite, TakenLite, TopicDescription,
 };
 use crate::placement;
 
@@ -278,10 +281,11 @@ fn read_content(content: Request, now: Instant) -> Result<GroupRequest, Refused>
 fn write_offset(offset: &OffsetRequest) -> pb::Offset {
     use pb::offset::Query;
     let query = match &offset.query {
-        OffsetQuery::Get(group) => Query::Get(group.as_str().to_owned()),
-        OffsetQuery::Update(group, offset) => Query::Update(pb::offset::Update {
-            consumer_group: group.as_str().to_owned(),
-            offset: offset.get(),
+        OffsetQuery::Committed(group) => Query::Committed(group.as_str().to_owned()),
+        OffsetQuery::Update(update) => Query::Update(pb::offset::Update {
+            consumer_group: update.consumer_group.as_str().to_owned(),
+            offset: update.offset.get(),
+            last_reset: update.known.map(ResetMark::get),
         }),
         OffsetQuery::Beginning => Query::Beginning(pb::Done {}),
         OffsetQuery::End => Query::End(pb::Done {}),
@@ -293,10 +297,12 @@ fn write_offset(offset: &OffsetRequest) -> pb::Offset {
 fn read_offset(offset: pb::Offset) -> Result<OffsetRequest, Refused> {
     use pb::offset::Query;
     let query = match offset.query {
-        Some(Query::Get(group)) => OffsetQuery::Get(consumer_group(&group)?),
-        Some(Query::Update(update)) => {
-            OffsetQuery::Update(consumer_group(&update.consumer_group)?, QueueOffset(update.offset))
-        }
+        Some(Query::Committed(group)) => OffsetQuery::Committed(consumer_group(&group)?),
+        Some(Query::Update(update)) => OffsetQuery::Update(OffsetUpdate {
+            consumer_group: consumer_group(&update.consumer_group)?,
+            offset: QueueOffset(update.offset),
+            known: update.last_reset.map(ResetMark),
+        }),
         Some(Query::Beginning(pb::Done {})) => OffsetQuery::Beginning,
         Some(Query::End(pb::Done {})) => OffsetQuery::End,
         Some(Query::AtMs(at_ms)) => OffsetQuery::At(UnixMillis(at_ms)),
@@ -340,6 +346,16 @@ pub(super) fn reply(answer: Result<GroupResponse, NotExecuted>) -> pb::ForwardRe
             next_offset: pulled.next_offset.get(),
         }),
         Ok(GroupResponse::Offset(offset)) => Reply::Offset(offset.get()),
+        Ok(GroupResponse::Committed(committed)) => Reply::CommittedOffset(pb::CommittedOffset {
+            offset: committed.offset.map(QueueOffset::get),
+            last_reset: committed.last_reset.get(),
+        }),
+        Ok(GroupResponse::CommitSuperseded(superseded)) => Reply::CommitSuperseded(pb::CommitSuperseded {
+            by: Some(match superseded {
+                CommitSuperseded::By(committed) => By::Committed(committed.get()),
+                CommitSuperseded::ByReset(last) => By::LastReset(last.get()),
+            }),
+        }),
         Ok(GroupResponse::TakenLite(taken)) => Reply::TakenLite(pb::TakenLite {
             taken: taken
                 .into_iter()
@@ -413,6 +429,15 @@ pub(crate) fn read_reply(reply: pb::ForwardReply, arrival: Arrival) -> Result<Gr
             next_offset: QueueOffset(pulled.next_offset),
         }),
         Reply::Offset(offset) => GroupResponse::Offset(QueueOffset(offset)),
+        Reply::CommittedOffset(committed) => GroupResponse::Committed(CommittedOffset {
+            offset: committed.offset.map(QueueOffset),
+            last_reset: ResetMark(committed.last_reset),
+        }),
+        Reply::CommitSuperseded(superseded) => GroupResponse::CommitSuperseded(match superseded.by {
+            Some(By::Committed(committed)) => CommitSuperseded::By(QueueOffset(committed)),
+            Some(By::LastReset(last)) => CommitSuperseded::ByReset(ResetMark(last)),
+            None => return Err(unknown("what superseded a commit")),
+        }),
         Reply::TakenLite(taken) => GroupResponse::TakenLite(
             taken
                 .taken

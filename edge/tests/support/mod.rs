@@ -368,6 +368,7 @@ impl Cluster {
                     tonic::transport::Server::builder()
                         .add_service(edge.messaging_service())
                         .add_service(edge.batch_service())
+                        .add_service(edge.offsets_service())
                         .serve_with_incoming(TcpListenerStream::new(client)),
                 );
                 Node { member, edge, client_addr }

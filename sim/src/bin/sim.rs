@@ -89,8 +89,8 @@ fn main() -> anyhow::Result<()> {
     );
     println!(
         "of the books: {} batches, {} repeats of whole ones, {} refused because a part was known; {} and in order {} \
-         letters for want of attempts, {} read, {} given back; {} offsets committed, {} of them late, {} read, {} \
-         messages pulled, {} resets; {} messages expired, {} records carried, {} steps of release",
+         letters for want of attempts, {} read, {} given back; {} offsets committed, {} too late for that \
+         and {} for a reset, {} read, {} messages pulled, {} resets, {} repeats of them; {} messages expired, {} records carried, {} steps of release",
         sum(|outcome| outcome.tallies.batches),
         sum(|outcome| outcome.tallies.batch_repeats),
         sum(|outcome| outcome.tallies.batches_partly_known),
@@ -99,10 +99,12 @@ fn main() -> anyhow::Result<()> {
         sum(|outcome| outcome.tallies.letters_read),
         sum(|outcome| outcome.tallies.redriven),
         sum(|outcome| outcome.tallies.offset_commits),
-        sum(|outcome| outcome.tallies.late_commits),
+        sum(|outcome| outcome.tallies.commits_behind),
+        sum(|outcome| outcome.tallies.commits_of_other_resets),
         sum(|outcome| outcome.tallies.offset_reads),
         sum(|outcome| outcome.tallies.pulled),
         sum(|outcome| outcome.tallies.resets),
+        sum(|outcome| outcome.tallies.repeated_resets),
         sum(|outcome| outcome.tallies.expired),
         sum(|outcome| outcome.tallies.carried),
         sum(|outcome| outcome.tallies.releases),

@@ -31,6 +31,7 @@
 //! | 5 offset | offset plus one as u64, or 0 |
 //! | 6 pulled | each: offset u64, hash of what lies there u64 |
 //! | 7 asked | as 92 |
+//! | 8 committed | offset plus one as u64, or 0; last reset u64 |
 
 use std::io;
 
@@ -38,7 +39,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_broker::state::command::AckEntry;
 use ledgermq_broker::state::{Answer, Decision, DeliveryEpoch};
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
+use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset, ResetMark};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::accounts::AccountsRequest;
@@ -229,6 +230,11 @@ impl Response {
                 out.put_u8(5);
                 out.put_u64_le(offset.map_or(0, |offset| offset.get() + 1));
             }
+            Self::Committed { offset, last_reset } => {
+                out.put_u8(8);
+                out.put_u64_le(offset.map_or(0, |offset| offset.get() + 1));
+                out.put_u64_le(last_reset.get());
+            }
             Self::Pulled(messages) => {
                 out.put_u8(6);
                 for (offset, hash) in messages {
@@ -264,6 +270,10 @@ impl Response {
                 Some(Self::Pulled(messages))
             }
             7 => decode_checks(frame).map(Self::Asked),
+            8 => Some(Self::Committed {
+                offset: frame.try_get_u64_le().ok()?.checked_sub(1).map(QueueOffset),
+                last_reset: ResetMark(frame.try_get_u64_le().ok()?),
+            }),
             _ => None,
         }
     }

@@ -6,14 +6,14 @@
 //! | 70 offset of the group that pulls | queue u32 |
 //! | 71 the first, 72 the next of a queue | queue u32 |
 //! | 73 the first since a time | queue u32, time u64 ms |
-//! | 74 commit | queue u32, offset u64 |
-//! | 75 reset | reader u8, to where u8, queue u32, offset or time u64 |
+//! | 74 commit | queue u32, offset u64; the reset the client knows of u64, or nothing |
+//! | 75 reset | reader u8, to where u8, queue u32, offset or time u64, id u64 |
 //! | 76 pull | queue u32, offset u64, messages at most u32 |
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use ledgermq_broker::state::{Command, CommitOffset, ResetProgress, StoredMessage, TopicId};
+use ledgermq_broker::state::{Command, CommitOffset, ResetId, ResetProgress, StoredMessage, TopicId};
 use ledgermq_common::clock::{Clock as _, UnixMillis};
-use ledgermq_common::{QueueId, QueueOffset};
+use ledgermq_common::{QueueId, QueueOffset, ResetMark};
 use ledgermq_raft_store::group::ProposeError;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -35,8 +35,8 @@ pub enum OffsetsRequest {
     Beginning { queue: QueueId },
     End { queue: QueueId },
     At { queue: QueueId, at: UnixMillis },
-    Commit { queue: QueueId, offset: QueueOffset },
-    Reset { reader: Reader, to: ResetTo },
+    Commit { queue: QueueId, offset: QueueOffset, known: Option<ResetMark> },
+    Reset { reader: Reader, to: ResetTo, id: ResetId },
     Pull { queue: QueueId, from: QueueOffset, messages_max: u32 },
 }
 
@@ -49,10 +49,10 @@ impl Front {
             };
             return Ok(Response::Pulled(self.pull(topic.id, queue, from, messages_max, message_hash)));
         }
-        if let OffsetsRequest::Commit { queue, offset } = request {
+        if let OffsetsRequest::Commit { queue, offset, known } = request {
             let (consumer_group, topic) =
                 (self.reader(Reader::Archive).await?, self.book(Reader::OFFSETS_IN).await?);
-            let command = CommitOffset { consumer_group, topic, queue, offset };
+            let command = CommitOffset { consumer_group, topic, queue, offset, known };
             let command = Command::CommitOffset(command).encode(self.clock.now());
             return self.propose(command).await.map(Response::Answered);
         }
@@ -60,7 +60,8 @@ impl Front {
             return Ok(super::refused_barrier(error));
         }
         match request {
-            OffsetsRequest::Reset { reader, to } => self.reset(reader, to).await,
+            OffsetsRequest::Reset { reader, to, id } => self.reset(reader, to, id).await,
+            OffsetsRequest::Get { queue } => Ok(self.committed(queue)),
             read => Ok(Response::Offset(self.read_offset(read))),
         }
     }
@@ -69,10 +70,6 @@ impl Front {
         let topic = self.state.topic(Reader::OFFSETS_IN.topic())?.id;
         let range = |queue: QueueId| self.state.queue_ranges(topic)?.get(queue.get() as usize).cloned();
         match request {
-            OffsetsRequest::Get { queue } => {
-                let group = self.state.consumer_group(Reader::Archive.group())?;
-                self.state.group_offset(group.id, topic, queue)
-            }
             OffsetsRequest::Beginning { queue } => Some(QueueOffset(range(queue)?.start)),
             OffsetsRequest::End { queue } => Some(QueueOffset(range(queue)?.end)),
             OffsetsRequest::At { queue, at } => self.state.offset_at(topic, queue, at),
@@ -80,7 +77,17 @@ impl Front {
         }
     }
 
-    async fn reset(&self, reader: Reader, to: ResetTo) -> Result<Response, ProposeError> {
+    fn committed(&self, queue: QueueId) -> Response {
+        let topic = self.state.topic(Reader::OFFSETS_IN.topic());
+        let group = self.state.consumer_group(Reader::Archive.group());
+        let (offset, last_reset) = topic
+            .zip(group)
+            .map(|(topic, group)| self.state.offset_since_reset(group.id, topic.id, queue))
+            .unwrap_or_default();
+        Response::Committed { offset, last_reset }
+    }
+
+    async fn reset(&self, reader: Reader, to: ResetTo, id: ResetId) -> Result<Response, ProposeError> {
         let (consumer_group, topic) = (self.reader(reader).await?, self.book(Reader::OFFSETS_IN).await?);
         let ranges = self.state.queue_ranges(topic).unwrap_or_default();
         let mut queues = Vec::new();
@@ -94,7 +101,7 @@ impl Front {
             };
             queues.push((queue, offset));
         }
-        let command = ResetProgress { consumer_group, topic, queues };
+        let command = ResetProgress { consumer_group, topic, queues, id };
         let command = Command::ResetProgress(command).encode(self.clock.now());
         self.propose(command).await.map(Response::Answered)
     }
@@ -141,11 +148,14 @@ impl OffsetsRequest {
                 put(out, 73, queue);
                 out.put_u64_le(at.get());
             }
-            Self::Commit { queue, offset } => {
+            Self::Commit { queue, offset, known } => {
                 put(out, 74, queue);
                 out.put_u64_le(offset.get());
+                if let Some(known) = known {
+                    out.put_u64_le(known.get());
+                }
             }
-            Self::Reset { reader, to } => {
+            Self::Reset { reader, to, id } => {
                 let (kind, queue, value) = match to {
                     ResetTo::Beginning => (0, 0, 0),
                     ResetTo::End => (1, 0, 0),
@@ -155,6 +165,7 @@ impl OffsetsRequest {
                 out.put_slice(&[75, reader as u8, kind]);
                 out.put_u32_le(queue);
                 out.put_u64_le(value);
+                out.put_u64_le(id.get());
             }
             Self::Pull { queue, from, messages_max } => {
                 put(out, 76, queue);
@@ -175,7 +186,7 @@ impl OffsetsRequest {
                 3 => ResetTo::Offset(queue, QueueOffset(value)),
                 _ => return None,
             };
-            return Some(Self::Reset { reader, to });
+            return Some(Self::Reset { reader, to, id: ResetId(frame.try_get_u64_le().ok()?) });
         }
         let queue = QueueId(frame.try_get_u32_le().ok()?);
         Some(match kind {
@@ -183,7 +194,14 @@ impl OffsetsRequest {
             71 => Self::Beginning { queue },
             72 => Self::End { queue },
             73 => Self::At { queue, at: UnixMillis(frame.try_get_u64_le().ok()?) },
-            74 => Self::Commit { queue, offset: QueueOffset(frame.try_get_u64_le().ok()?) },
+            74 => Self::Commit {
+                queue,
+                offset: QueueOffset(frame.try_get_u64_le().ok()?),
+                known: match frame.has_remaining() {
+                    true => Some(ResetMark(frame.try_get_u64_le().ok()?)),
+                    false => None,
+                },
+            },
             76 => Self::Pull {
                 queue,
                 from: QueueOffset(frame.try_get_u64_le().ok()?),

@@ -9,11 +9,11 @@
 //! | P4 a message that is not acknowledged goes to the dead letters | [`Deliveries`]: when its attempts are used up, by the entry that ends its delivery, once |
 //! | committed offsets and resets | see [`offsets`](super::offsets) |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ledgermq_broker::state::{
-    Answer, BatchPartlyStored, Command, ConsumerGroupId, ExpireMessages, Granted, ResetProgress, StoreBatch,
-    StoredAt, TopicId,
+    Answer, BatchPartlyStored, Command, ConsumerGroupId, ExpireMessages, Granted, ResetId, ResetProgress,
+    StoreBatch, StoredAt, TopicId,
 };
 use ledgermq_common::clock::UnixMillis;
 use ledgermq_common::{QueueId, QueueOffset};
@@ -35,6 +35,8 @@ pub struct Accounts {
     deliveries: BTreeMap<(Reader, Book), Deliveries>,
     offsets: Offsets,
     resets: Vec<ResetOf>,
+    /// A reset that comes again moves nothing.
+    reset_ids: BTreeSet<(Reader, ResetId)>,
     counts: Counts,
 }
 
@@ -47,6 +49,7 @@ pub struct Counts {
     pub exhausted: u64,
     pub redriven: u64,
     pub resets: u64,
+    pub repeated_resets: u64,
 }
 
 /// A message in its queue.
@@ -320,6 +323,10 @@ impl Accounts {
             .ok_or_else(|| format!("nobody made group {}", reset.consumer_group))?;
         if reset.queues.len() != answer as usize {
             return Err(format!("{answer} of {:?} were reset", reset.queues));
+        }
+        if !self.reset_ids.insert((reader, reset.id)) {
+            self.counts.repeated_resets += 1;
+            return Ok(());
         }
         for (queue, offset) in &reset.queues {
             let end = end_of(&self.queues, book, *queue);

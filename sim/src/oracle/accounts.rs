@@ -1,7 +1,7 @@
 //! What clients of the books are told: batches, deliveries to several groups, offsets, letters.
 
 use ledgermq_broker::state::{BatchPartlyStored, DeadLetterReason, Granted, StoredAt};
-use ledgermq_common::{QueueId, QueueOffset};
+use ledgermq_common::{QueueId, QueueOffset, ResetMark};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Oracle, Send, Tallies};
@@ -12,6 +12,7 @@ use crate::front::offsets::ResetTo;
 use crate::front::ordered::ORDERED_GROUP;
 use crate::model::Place;
 use crate::model::accounts::{Kept, MessageOf};
+use crate::model::offsets::Wish;
 
 /// Letters of a consumer group, as its dead-letter queue is to have them.
 pub type LettersOf = (&'static str, Vec<(Place, DeadLetterReason)>);
@@ -98,12 +99,13 @@ impl Oracle {
         })
     }
 
-    /// What a read of the group's offset in each queue is to say now.
-    pub fn offsets(&self) -> Vec<(QueueId, Option<QueueOffset>)> {
+    /// What a read of the group's offset in each queue is to say now, and of its last reset.
+    pub fn offsets(&self) -> Vec<(QueueId, Option<QueueOffset>, ResetMark)> {
         let state = self.0.lock();
+        let offsets = state.model.accounts().offsets();
         (0..BOOK_QUEUES)
             .map(QueueId)
-            .map(|queue| (queue, state.model.accounts().offsets().now(queue)))
+            .map(|queue| (queue, offsets.now(queue), offsets.last_reset(queue)))
             .collect()
     }
 
@@ -115,17 +117,18 @@ impl Oracle {
             .collect()
     }
 
-    pub fn commit_begins(&self, queue: QueueId, offset: QueueOffset) {
-        self.0.lock().model.accounts_mut().offsets_mut().commit_begins(queue, offset);
+    pub fn commit_begins(&self, wish: Wish) {
+        self.0.lock().model.accounts_mut().offsets_mut().commit_begins(wish);
     }
 
     /// An attempt at a commit was answered, or refused by a node that does not lead.
-    pub fn commit_ends(&self, who: &str, queue: QueueId, offset: QueueOffset, was_done: bool) {
+    pub fn commit_ends(&self, who: &str, wish: Wish, was_done: bool) {
         let mut state = self.0.lock();
-        state.model.accounts_mut().offsets_mut().commit_ends(queue, offset);
+        state.model.accounts_mut().offsets_mut().commit_ends(wish);
         if !was_done {
             return;
         }
+        let Wish { queue, offset, .. } = wish;
         match state.model.accounts().offsets().entry_of(queue, offset) {
             Some(index) => state.answered(index),
             None => {
@@ -136,14 +139,20 @@ impl Oracle {
     }
 
     /// A client read its group's offset; `answered` entries were answered before it asked.
-    pub fn offset_read(&self, who: &str, queue: QueueId, offset: Option<QueueOffset>, answered: u64) {
+    pub fn offset_read(
+        &self,
+        who: &str,
+        queue: QueueId,
+        (offset, last_reset): (Option<QueueOffset>, ResetMark),
+        answered: u64,
+    ) {
         let mut state = self.0.lock();
         let offsets = state.model.accounts().offsets();
-        if !offsets.may_be(queue, offset, answered) {
-            let now = offsets.now(queue);
+        let (now, last) = (offsets.now(queue), offsets.last_reset(queue));
+        if !offsets.may_be(queue, offset, answered) || last_reset > last {
             state.violate(format!(
-                "{who} read {offset:?} of queue {queue}, which was not in force when {answered} entries were \
-                 answered, nor since; now it is {now:?}"
+                "{who} read {offset:?} of queue {queue} since reset {last_reset}, which was not in force when \
+                 {answered} entries were answered, nor since; now it is {now:?} since reset {last}"
             ));
         }
         state.tallies.offset_reads += 1;
@@ -250,7 +259,9 @@ pub(super) fn count(model: &crate::model::Model, tallies: Tallies) -> Tallies {
         redriven: counts.redriven,
         resets: counts.resets,
         offset_commits: offsets.commits(),
-        late_commits: offsets.late(),
+        commits_behind: offsets.late().0,
+        commits_of_other_resets: offsets.late().1,
+        repeated_resets: counts.repeated_resets,
         expired: model.keeping().expired,
         carried: model.keeping().carried,
         releases: model.keeping().releases,

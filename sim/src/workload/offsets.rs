@@ -5,10 +5,16 @@ use super::*;
 use crate::front::accounts::{BOOK_QUEUES, Reader};
 use crate::front::letters::LettersRequest;
 use crate::front::offsets::{OffsetsRequest, ResetTo};
+use crate::model::offsets::Wish;
+use ledgermq_broker::state::{CommitOutcome, ResetId};
 use ledgermq_common::QueueOffset;
 
 /// How often a commit that was not answered is not tried again.
 const LET_GO_SHARE: f64 = 0.4;
+/// How often a client says again what it committed a while ago: the copy of a request that was delayed.
+const LATE_SHARE: f64 = 0.3;
+/// How often a client does not say of which reset it knows, as RocketMQ's clients cannot.
+const KNOWS_NOTHING_SHARE: f64 = 0.3;
 const RESET_PAUSE_MS_MAX: u64 = 2_500;
 const REDRIVE_PAUSE_MS_MAX: u64 = 1_200;
 const LETTERS_READ_MAX: u32 = 16;
@@ -21,12 +27,17 @@ impl Workload {
             .filter(|queue| *queue as usize % self.plan.accounts.pullers == puller)
             .map(QueueId)
             .collect();
+        let mut said = Vec::new();
         loop {
             if self.stage.accounts_are_quiet(&self.plan) && self.oracle.offsets_are_at_the_end(&queues) {
                 break;
             }
             for queue in &queues {
-                client.pull_once(*queue).await;
+                said.extend(client.pull_once(*queue).await);
+            }
+            if !said.is_empty() && client.random.random_bool(LATE_SHARE) {
+                let late = said[client.random.random_range(0..said.len())];
+                client.commit(late).await;
             }
             client.pause(90).await;
         }
@@ -49,7 +60,12 @@ impl Workload {
                 2 => ResetTo::Offset(queue, QueueOffset(client.random.random_range(0..40))),
                 _ => ResetTo::At(client.some_time()),
             };
-            client.reset(reader, to).await;
+            let id = ResetId(client.random.random());
+            client.reset(reader, to, id).await;
+            if client.random.random_bool(LATE_SHARE) {
+                client.pause(RESET_PAUSE_MS_MAX).await;
+                client.reset_late(reader, to, id).await;
+            }
         }
         self.stage.are_reset.store(true, Ordering::SeqCst);
         self.stage.accounts_done.fetch_add(1, Ordering::SeqCst);
@@ -70,39 +86,47 @@ impl Workload {
 }
 
 impl Client {
-    /// Asks anybody where the group is, pulls from there and commits.
-    async fn pull_once(&mut self, queue: QueueId) {
+    /// Asks anybody where the group is, pulls from there and commits: what it said.
+    async fn pull_once(&mut self, queue: QueueId) -> Option<Wish> {
         if self.random.random_bool(0.1) {
             self.ask_of_queue(queue).await;
         }
         let answered = self.oracle.answered();
-        let Some(Response::Offset(offset)) = self.ask(OffsetsRequest::Get { queue }).await else { return };
-        self.oracle.offset_read(&self.who, queue, offset, answered);
+        let Some(Response::Committed { offset, last_reset }) = self.ask(OffsetsRequest::Get { queue }).await
+        else {
+            return None;
+        };
+        self.oracle.offset_read(&self.who, queue, (offset, last_reset), answered);
         let from = offset.unwrap_or_default();
         let messages_max = self.random.random_range(1..=16);
         let pull = OffsetsRequest::Pull { queue, from, messages_max };
-        let Some(Response::Pulled(messages)) = self.ask(pull).await else { return };
+        let Some(Response::Pulled(messages)) = self.ask(pull).await else { return None };
         self.oracle.pulled(&self.who, queue, from, &messages);
-        if let Some((last, _)) = messages.last() {
-            self.commit(queue, QueueOffset(last.get() + 1)).await;
-        }
+        let (last, _) = messages.last()?;
+        let known = Some(last_reset).filter(|_| !self.random.random_bool(KNOWS_NOTHING_SHARE));
+        let wish = Wish { queue, offset: QueueOffset(last.get() + 1), known };
+        self.commit(wish).await;
+        Some(wish)
     }
 
     async fn ask(&mut self, request: OffsetsRequest) -> Option<Response> {
         self.call(&Request::Offsets(request)).await
     }
 
-    async fn commit(&mut self, queue: QueueId, offset: QueueOffset) {
+    async fn commit(&mut self, wish: Wish) {
+        let Wish { queue, offset, known } = wish;
         loop {
-            self.oracle.commit_begins(queue, offset);
-            match self.ask(OffsetsRequest::Commit { queue, offset }).await {
-                Some(Response::Answered(Answer::OffsetsSet(1))) => {
-                    self.oracle.commit_ends(&self.who, queue, offset, true);
+            self.oracle.commit_begins(wish);
+            match self.ask(OffsetsRequest::Commit { queue, offset, known }).await {
+                Some(Response::Answered(Answer::OffsetCommitted(CommitOutcome::Committed))) => {
+                    self.oracle.commit_ends(&self.who, wish, true);
                     return;
                 }
-                // What it got expired meanwhile; the model knows whether it did.
-                Some(Response::Answered(Answer::Refused(Refusal::OffsetOutOfRange))) => {
-                    self.oracle.commit_ends(&self.who, queue, offset, false);
+                // Superseded, or what it got expired meanwhile; the model knows whether that is so.
+                Some(Response::Answered(
+                    Answer::OffsetCommitted(_) | Answer::Refused(Refusal::OffsetOutOfRange),
+                )) => {
+                    self.oracle.commit_ends(&self.who, wish, false);
                     return;
                 }
                 Some(Response::Answered(answer)) => {
@@ -111,7 +135,7 @@ impl Client {
                 }
                 // Nothing was appended.
                 Some(Response::NotLeader { .. }) => {
-                    self.oracle.commit_ends(&self.who, queue, offset, false);
+                    self.oracle.commit_ends(&self.who, wish, false);
                 }
                 _ if self.random.random_bool(LET_GO_SHARE) => return,
                 _ => {}
@@ -140,10 +164,19 @@ impl Client {
         UnixMillis((EPOCH.get() + self.oracle.now_ms()).saturating_sub(ago_ms))
     }
 
-    async fn reset(&mut self, reader: Reader, to: ResetTo) {
+    /// The copy of a reset that was answered a while ago.
+    async fn reset_late(&mut self, reader: Reader, to: ResetTo, id: ResetId) {
+        if let Some(Response::Answered(answer)) = self.ask(OffsetsRequest::Reset { reader, to, id }).await
+            && !matches!(answer, Answer::OffsetsSet(_))
+        {
+            self.oracle.violate(format_args!("{}: late reset to {to:?}: {answer:?}", self.who));
+        }
+    }
+
+    async fn reset(&mut self, reader: Reader, to: ResetTo, id: ResetId) {
         let answered = self.oracle.answered();
         loop {
-            match self.ask(OffsetsRequest::Reset { reader, to }).await {
+            match self.ask(OffsetsRequest::Reset { reader, to, id }).await {
                 Some(Response::Answered(Answer::OffsetsSet(queues))) => {
                     self.oracle.reset_answered(&self.who, reader, to, queues, answered);
                     return;

@@ -53,6 +53,7 @@ impl Applied {
                 self.scalars.now = self.scalars.now.max(stamped_at);
                 self.window.expire(self.scalars.now);
                 self.applying_at = entry.payload_at;
+                self.applying_index = entry.id.index;
                 self.mark_time(entry.payload_at);
                 self.execute(command, entry.payload_at, effects)
             }
@@ -139,7 +140,7 @@ impl Applied {
             self.scalars.now = stamped_at;
         }
         if defects::is_active(Defect::OffsetBack) && is_other_term {
-            self.offsets.values_mut().for_each(|offset| *offset = offset.saturating_sub(2));
+            self.offsets.committed.values_mut().for_each(|offset| *offset = offset.saturating_sub(2));
         }
         if defects::is_active(Defect::SharedQueueOffset) && is_other_term {
             for topic in self.topics.values_mut() {

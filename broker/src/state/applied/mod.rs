@@ -25,8 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hashbrown::HashSet;
-use ledgermq_common::PhysicalOffset;
 use ledgermq_common::clock::UnixMillis;
+use ledgermq_common::{LogIndex, PhysicalOffset};
 use ledgermq_raft_store::EntryId;
 
 use super::checkpoint::{Cut, Kept, TimerCut};
@@ -38,6 +38,7 @@ use super::records::{QUEUES_PER_RECORD, RecordKey, RecordValue};
 use super::timers::{TimerProgress, Timers};
 use generations::AllGenerations;
 use lite::LiteTopics;
+use offsets::GroupOffsets;
 use progress::Progress;
 use retention::{Keeping, RetentionProgress, TimeMarks};
 use transactions::Transactions;
@@ -108,13 +109,14 @@ pub(crate) struct Applied {
     pub(crate) window: MessageIdWindow,
     pub(crate) index: ConsumeQueueIndex,
     pub(crate) timers: Timers,
-    /// By consumer group, topic and queue: what those who pull by offset committed.
-    pub(crate) offsets: BTreeMap<(ConsumerGroupId, TopicId, u32), u64>,
+    pub(crate) offsets: GroupOffsets,
     pub(crate) generations: AllGenerations,
     pub(crate) keys: KeyIndex,
     pub(crate) keeping: Keeping,
     /// Where the command that is being applied starts.
     pub(crate) applying_at: PhysicalOffset,
+    /// The log index of that entry.
+    pub(crate) applying_index: LogIndex,
     pub(crate) lite: LiteTopics,
     /// Of consumer groups whose members do not agree about a topic: what the members want.
     pub(crate) filters: BTreeMap<(ConsumerGroupId, TopicId), Vec<String>>,
@@ -166,7 +168,11 @@ impl Applied {
                 (progress != TimerProgress::default()).then_some(RecordValue::Timers(progress))
             }
             RecordKey::Offset(group, topic, queue) => {
-                self.offsets.get(&(group, topic, queue)).map(|&offset| RecordValue::Offset(offset))
+                let committed = self.offsets.committed.get(&(group, topic, queue));
+                committed.map(|&offset| RecordValue::Offset(offset))
+            }
+            RecordKey::Resets(group, topic) => {
+                self.offsets.resets.get(&(group, topic)).cloned().map(RecordValue::Resets)
             }
             RecordKey::LiteTopic(topic, queue) => {
                 self.lite.topics.get(&(topic, queue)).cloned().map(RecordValue::LiteTopic)
@@ -264,7 +270,9 @@ impl Applied {
         });
         let undecided = self.transactions.undecided().keys().map(|&id| RecordKey::Transaction(id));
         let outcomes = self.transactions.outcomes.chunk_numbers().map(RecordKey::TransactionOutcomes);
-        let offsets = self.offsets.keys().map(|key| RecordKey::Offset(key.0, key.1, key.2));
+        let committed = self.offsets.committed.keys().map(|key| RecordKey::Offset(key.0, key.1, key.2));
+        let resets = self.offsets.resets.keys().map(|key| RecordKey::Resets(key.0, key.1));
+        let offsets = committed.chain(resets);
         let timers = self.record(RecordKey::Timers).map(|_| RecordKey::Timers);
         let recalled = self.timers.recalled().iter().map(|&key| RecordKey::Recalled(key));
         let generations = self.generations.topics.keys().map(|&id| RecordKey::Generations(id));
@@ -329,7 +337,10 @@ impl Applied {
                 }
             }
             (RecordKey::Offset(group, topic, queue), RecordValue::Offset(offset)) => {
-                self.offsets.insert((group, topic, queue), offset);
+                self.offsets.committed.insert((group, topic, queue), offset);
+            }
+            (RecordKey::Resets(group, topic), RecordValue::Resets(resets)) => {
+                self.offsets.resets.insert((group, topic), resets);
             }
             (RecordKey::LiteTopic(topic, queue), RecordValue::LiteTopic(lite)) => {
                 self.lite.load_topic(topic, queue, lite);

@@ -243,7 +243,7 @@ impl Applied {
             return Ok(Answer::Expired { messages: 0, unread: 0 });
         }
         let subscribed = self.subscriptions.keys().filter(|key| key.1 == topic).map(|key| key.0);
-        let committed = self.offsets.keys().filter(|key| key.1 == topic).map(|key| key.0);
+        let committed = self.offsets.committed.keys().filter(|key| key.1 == topic).map(|key| key.0);
         let readers: BTreeSet<ConsumerGroupId> = subscribed.chain(committed).collect();
         let (mut messages, mut unread) = (0, 0);
         for &(queue, min) in &command.queues {
@@ -309,7 +309,7 @@ impl Applied {
             self.dirty.insert(RecordKey::Progress(group, topic, queue));
         }
         for &group in readers {
-            let Some(committed) = self.offsets.get_mut(&(group, topic, queue)) else { continue };
+            let Some(committed) = self.offsets.committed.get_mut(&(group, topic, queue)) else { continue };
             if *committed < min {
                 unread.entry(group).or_insert(min - *committed);
                 *committed = min;

@@ -1,12 +1,13 @@
 use bytes::Bytes;
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset};
+use ledgermq_common::{PhysicalOffset, QueueId, QueueOffset, ResetMark};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 use crate::state::names::{
-    BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, Generation, MessageType, Permission, TopicId,
+    BodyEncoding, ClientHash, ConsumerGroupId, DeliveryEpoch, Generation, MessageType, Permission, ResetId,
+    TopicId,
 };
 
 fn new_messages() -> impl Strategy<Value = Vec<NewMessage>> {
@@ -219,16 +220,18 @@ fn commands() -> impl Strategy<Value = Command> {
         (any::<u32>(), any::<u64>()).prop_map(|(max, through)| {
             Command::FireTimers(FireTimers { through: UnixMillis(through), max })
         }),
-        (any::<u32>(), any::<u64>()).prop_map(|(number, offset)| {
+        (any::<u32>(), any::<u64>(), any::<Option<u64>>()).prop_map(|(number, offset, known)| {
             Command::CommitOffset(CommitOffset {
                 consumer_group: ConsumerGroupId(number),
                 topic: TopicId(!number),
                 queue: QueueId(number),
                 offset: QueueOffset(offset),
+                known: known.map(ResetMark),
             })
         }),
-        vec((any::<u32>(), any::<u64>()), 0..4).prop_map(|queues| {
+        (vec((any::<u32>(), any::<u64>()), 0..4), any::<u64>()).prop_map(|(queues, id)| {
             Command::ResetProgress(ResetProgress {
+                id: ResetId(id),
                 consumer_group: ConsumerGroupId(1),
                 topic: TopicId(2),
                 queues: queues.into_iter().map(|(q, o)| (QueueId(q), QueueOffset(o))).collect(),

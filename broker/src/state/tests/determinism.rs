@@ -365,6 +365,7 @@ impl Leader {
                     topic: TopicId(*topic),
                     queue: QueueId(*queue),
                     offset: QueueOffset(*offset),
+                    known: (offset % 3 == 1).then_some(ResetMark(0)),
                 }));
             }
             Step::Reset(group, topic, queues) => {
@@ -372,6 +373,8 @@ impl Leader {
                     consumer_group: ConsumerGroupId(*group),
                     topic: TopicId(*topic),
                     queues: queues.iter().map(|(q, o)| (QueueId(*q), QueueOffset(*o))).collect(),
+                    // Some are repeats of others.
+                    id: ResetId(queues.iter().map(|(_, offset)| offset % 4).sum()),
                 }));
             }
             Step::GiveUp(which, forwarded) => {

@@ -305,7 +305,7 @@ fn a_consumer_group_that_comes_later_begins_with_the_old_generation_and_a_reset_
     steps.group = first;
     // To the beginning: the old generation comes before the new one again.
     let queues = (0..3).map(|queue| at(queue, 0)).collect();
-    let reset = ResetProgress { consumer_group: first, topic: steps.topic, queues };
+    let reset = ResetProgress { consumer_group: first, topic: steps.topic, queues, id: ResetId::default() };
     steps.replica.propose(&Command::ResetProgress(reset));
     assert_eq!(steps.drain(1, 0), Answer::Drained(false), "what was asked before the reset is void");
     let again = steps.receive(10);
@@ -616,12 +616,17 @@ impl Several {
         for group in &mut self.groups {
             let ranges = group.replica.state.queue_ranges(group.topic).expect("the topic");
             let queues = (0u32..).zip(ranges).map(|(queue, _)| at(queue, 0)).collect();
-            let reset = ResetProgress { consumer_group: group.group, topic: group.topic, queues };
+            let reset = ResetProgress {
+                consumer_group: group.group,
+                topic: group.topic,
+                queues,
+                id: ResetId::default(),
+            };
             group.replica.propose(&Command::ResetProgress(reset));
         }
         for group in &mut self.groups {
             let (consumer_group, topic) = (group.group, group.topic);
-            let forget = ResetProgress { consumer_group, topic, queues: Vec::new() };
+            let forget = ResetProgress { consumer_group, topic, queues: Vec::new(), id: ResetId::default() };
             group.replica.propose(&Command::ResetProgress(forget));
         }
         self.leases.clear();

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ledgermq_common::clock::UnixMillis;
-use ledgermq_common::{GroupId, LogIndex, PhysicalOffset, QueueId, QueueOffset, Term};
+use ledgermq_common::{GroupId, LogIndex, PhysicalOffset, QueueId, QueueOffset, ResetMark, Term};
 use ledgermq_raft_store::{AppliedEntry, EntryId, RecoveredLog, StateMachine};
 
 use super::*;

@@ -2,6 +2,8 @@ use super::*;
 
 const INVISIBLE_MS: u64 = 30_000;
 
+const COMMITTED: Answer = Answer::OffsetCommitted(CommitOutcome::Committed);
+
 struct Bed {
     replica: Replica,
     group: ConsumerGroupId,
@@ -29,7 +31,12 @@ fn bed(directory: Option<&Path>) -> Bed {
 
 impl Bed {
     fn commit(&mut self, queue: u32, offset: u64) -> Answer {
+        self.commit_of(queue, offset, None)
+    }
+
+    fn commit_of(&mut self, queue: u32, offset: u64, known: Option<ResetMark>) -> Answer {
         self.replica.propose(&Command::CommitOffset(CommitOffset {
+            known,
             consumer_group: self.group,
             topic: self.topic,
             queue: QueueId(queue),
@@ -38,13 +45,21 @@ impl Bed {
     }
 
     fn reset(&mut self, offset: u64) {
+        self.reset_by(offset, ResetId::default());
+    }
+
+    fn reset_by(&mut self, offset: u64, id: ResetId) {
         let queues = vec![(QueueId(0), QueueOffset(offset))];
-        let command = ResetProgress { consumer_group: self.group, topic: self.topic, queues };
+        let command = ResetProgress { consumer_group: self.group, topic: self.topic, queues, id };
         assert_eq!(self.replica.propose(&Command::ResetProgress(command)), Answer::OffsetsSet(1));
     }
 
     fn offset(&self) -> Option<u64> {
         self.replica.state.group_offset(self.group, self.topic, QueueId(0)).map(|offset| offset.get())
+    }
+
+    fn mark(&self) -> ResetMark {
+        self.replica.state.offset_since_reset(self.group, self.topic, QueueId(0)).1
     }
 
     fn receive(&mut self, max: u32) -> Vec<Granted> {
@@ -67,7 +82,7 @@ impl Bed {
 fn a_committed_offset_is_remembered_and_lies_within_its_queue() {
     let mut bed = bed(None);
     assert_eq!(bed.offset(), None);
-    assert_eq!(bed.commit(0, 10), Answer::OffsetsSet(1), "the next offset is the last allowed");
+    assert_eq!(bed.commit(0, 10), COMMITTED, "the next offset is the last allowed");
     assert_eq!(bed.commit(0, 11), Answer::Refused(Refusal::OffsetOutOfRange));
     assert_eq!(bed.commit(1, 0), Answer::Refused(Refusal::QueueUnknown));
     assert_eq!(bed.offset(), Some(10));
@@ -75,6 +90,75 @@ fn a_committed_offset_is_remembered_and_lies_within_its_queue() {
     bed.replica.propose(&Command::DeleteConsumerGroup(DeleteConsumerGroup { name: "billing".to_owned() }));
     bed.group = bed.replica.group("billing");
     assert_eq!(bed.offset(), None, "a group made again starts afresh");
+}
+
+#[test]
+fn a_committed_offset_goes_ahead_or_nowhere_and_a_repeat_is_harmless() {
+    let mut bed = bed(None);
+    assert_eq!(bed.commit(0, 4), COMMITTED);
+    assert_eq!(bed.commit(0, 7), COMMITTED);
+    assert_eq!(bed.commit(0, 7), COMMITTED, "a repeat");
+    let committed = QueueOffset(7);
+    assert_eq!(bed.commit(0, 4), Answer::OffsetCommitted(CommitOutcome::Behind { committed }), "late");
+    assert_eq!(bed.offset(), Some(7));
+    bed.reset(2);
+    assert_eq!(
+        bed.commit(0, 1),
+        Answer::OffsetCommitted(CommitOutcome::Behind { committed: QueueOffset(2) })
+    );
+    assert_eq!(bed.commit(0, 5), COMMITTED);
+}
+
+#[test]
+fn a_first_commit_does_not_take_a_group_back_that_receives_or_was_reset() {
+    let mut bed = bed(None);
+    let held = bed.receive(4);
+    bed.replica.ack(bed.group, bed.topic, &held);
+    let behind =
+        |committed| Answer::OffsetCommitted(CommitOutcome::Behind { committed: QueueOffset(committed) });
+    assert_eq!(bed.commit(0, 3), behind(4));
+    bed.reset(6);
+    assert_eq!((bed.commit(0, 5), bed.offset()), (behind(6), Some(6)));
+    assert_eq!((bed.commit(0, 9), bed.offset()), (COMMITTED, Some(9)));
+}
+
+#[test]
+fn a_commit_of_a_client_that_knows_of_another_reset_counts_for_nothing_also_after_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut bed = bed(Some(directory.path()));
+    let before = bed.mark();
+    assert_eq!(bed.commit_of(0, 8, Some(before)), COMMITTED);
+    bed.reset(2);
+    let last = bed.mark();
+    assert_ne!(last, before);
+    let late = Answer::OffsetCommitted(CommitOutcome::OfOtherReset { last });
+    assert_eq!((bed.commit_of(0, 9, Some(before)), bed.offset()), (late.clone(), Some(2)));
+    bed.replica.state.checkpoint().expect("written");
+    bed.replica.state.close().expect("closed");
+    let log = std::mem::take(&mut bed.replica.log);
+    bed.replica = Replica::open(Some(directory.path()), log);
+    assert_eq!((bed.mark(), bed.offset()), (last, Some(2)));
+    assert_eq!(bed.commit_of(0, 9, Some(before)), late);
+    assert_eq!((bed.commit_of(0, 3, Some(last)), bed.offset()), (COMMITTED, Some(3)));
+}
+
+#[test]
+fn a_reset_that_comes_again_moves_nothing() {
+    let mut bed = bed(None);
+    bed.commit(0, 6);
+    bed.reset_by(1, ResetId(7));
+    let first = bed.mark();
+    assert_eq!(bed.commit(0, 5), COMMITTED);
+    bed.reset_by(1, ResetId(7));
+    assert_eq!((bed.offset(), bed.mark()), (Some(5), first));
+    for id in 8..24 {
+        bed.reset_by(2, ResetId(id));
+    }
+    assert_eq!(bed.commit(0, 5), COMMITTED);
+    bed.reset_by(2, ResetId(8));
+    assert_eq!(bed.offset(), Some(5), "16 are remembered");
+    bed.reset_by(3, ResetId(24));
+    assert_eq!(bed.offset(), Some(3));
 }
 
 #[test]

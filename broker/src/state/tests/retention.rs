@@ -127,8 +127,13 @@ fn messages_go_when_their_topic_keeps_them_no_longer_and_readers_go_on_at_the_mi
     assert_eq!(held.len(), 3);
     let acked = bed.replica.ack(slow, bed.topic, &held[..1]);
     assert_eq!(acked, [DeliveryOutcome::Done]);
-    let commit =
-        CommitOffset { consumer_group: puller, topic: bed.topic, queue: QueueId(0), offset: QueueOffset(4) };
+    let commit = CommitOffset {
+        consumer_group: puller,
+        topic: bed.topic,
+        queue: QueueId(0),
+        offset: QueueOffset(4),
+        known: None,
+    };
     bed.replica.propose(&Command::CommitOffset(commit));
     bed.replica.pass_ms(2 * HOUR_MS);
     bed.send(0, "new");

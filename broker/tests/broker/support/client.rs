@@ -19,7 +19,7 @@ use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
 /// What the SDKs wait for an answer.
-const UNARY_DEADLINE: Duration = Duration::from_secs(3);
+pub const UNARY_DEADLINE: Duration = Duration::from_secs(3);
 
 #[derive(Clone)]
 pub struct Client {
@@ -288,7 +288,7 @@ impl Client {
     }
 }
 
-fn queue(topic: &str, id: i32) -> MessageQueue {
+pub fn queue(topic: &str, id: i32) -> MessageQueue {
     let broker = Some(Broker { name: "g".to_owned(), ..Broker::default() });
     MessageQueue { topic: Some(resource(topic)), id, broker, ..MessageQueue::default() }
 }

@@ -3,11 +3,12 @@
 //! | Register | Written by | Read by | A register that nobody wrote |
 //! |---|---|---|---|
 //! | the most attempts a consumer group allows | `SetConsumerGroup` | `ShowConsumerGroup` | a group that nobody set |
-//! | the offset of a consumer group in a queue | `UpdateOffset` | `GetOffset` | no offset |
+//! | the offset of a consumer group in a queue | `CommitOffset`, and back by `ResetOffsets` | `CommittedOffset` | no offset |
 //! | a topic, by its number of queues | `CreateTopic`, `DeleteTopic` | `ShowTopic` | no topic |
 //!
 //! A client says again what it got no answer to. So a refusal may be the answer to a repetition, whose
-//! first time did what was asked; it is recorded as unknown.
+//! first time did what was asked; it is recorded as unknown. So is a commit that met a later one, or a
+//! reset: it goes ahead or nowhere, and a first copy of it may have gone ahead before.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,9 +17,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use ledgermq_checkers::history::{Kind, Operation};
 use ledgermq_client::{Admin, AdminError, Client, Message, Position, PullConsumer, PullOptions, Queue};
+use ledgermq_proto::admin::reset_offsets_request::To;
 use ledgermq_proto::admin::{
-    CreateTopicRequest, DeleteTopicRequest, SetConsumerGroupRequest, ShowConsumerGroupRequest,
-    ShowTopicRequest,
+    CreateTopicRequest, DeleteTopicRequest, Place, ResetOffsetsRequest, SetConsumerGroupRequest,
+    ShowConsumerGroupRequest, ShowTopicRequest,
 };
 use tokio::time::Instant;
 
@@ -31,8 +33,12 @@ const REGISTERS: u64 = 2;
 const OPERATIONS_OF_ONE: u64 = 192;
 /// Values are 1 to this: within what a setting allows.
 const VALUES: u64 = 1_000;
-/// So that an offset can be up to this.
+/// So that an offset can be up to this. Commits go ahead with the number of the operation.
 const MESSAGES: u64 = 256;
+const _: () = assert!(MESSAGES > OPERATIONS_OF_ONE, "every offset lies in the queue");
+/// One write of an offset in so many is a reset, to somewhere not above this.
+const COMMITS_OF_A_RESET: u64 = 8;
+const RESET_OFFSETS: u64 = 64;
 const TOPIC_QUEUES: u64 = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +92,7 @@ impl RegisterClient {
             let number = self.recorder.next_number(&self.queue.topic);
             let (kind, key) = register(number);
             // Two reads for a write; every client does both, whatever its share of the numbers.
-            let writes = (number / (REGISTERS * KINDS.len() as u64)).is_multiple_of(3);
+            let writes = position(number).is_multiple_of(3);
             let asked = operation(kind, &key, number, writes);
             self.recorder.record(process, Kind::Invoke, asked.clone());
             let ended = match kind {
@@ -97,7 +103,10 @@ impl RegisterClient {
                         offsets = Some((key.clone(), self.client.pull_consumer(PullOptions::new(&key))));
                     }
                     match &offsets {
-                        Some((_, consumer)) => offset(consumer, &self.queue, &asked).await,
+                        Some((_, consumer)) if !is_reset(number) => {
+                            offset(consumer, &self.queue, &asked).await
+                        }
+                        Some((_, consumer)) => reset(&admin, consumer, &self.queue, &asked).await,
                         None => Ended::Unknown("no consumer".to_owned()),
                     }
                 }
@@ -131,13 +140,26 @@ fn register(number: u64) -> (Register, String) {
     (kind, format!("register-{name}-{epoch}-{of_kind}"))
 }
 
+/// Of a write of an offset.
+fn is_reset(number: u64) -> bool {
+    position(number) / 3 % COMMITS_OF_A_RESET == COMMITS_OF_A_RESET - 1
+}
+
+/// Which operation of its register it is, from 0.
+fn position(number: u64) -> u64 {
+    number / (KINDS.len() as u64 * REGISTERS) % OPERATIONS_OF_ONE
+}
+
 fn operation(kind: Register, key: &str, number: u64, writes: bool) -> Operation {
     let key = key.to_owned();
     let value = |below: u64| i64::try_from(number % below + 1).unwrap_or(1);
     match (writes, kind) {
         (false, _) => Operation::Read { key, value: None },
         (true, Register::Setting) => Operation::Write { key, value: value(VALUES) },
-        (true, Register::Offset) => Operation::Write { key, value: value(MESSAGES) },
+        (true, Register::Offset) if is_reset(number) => Operation::Write { key, value: value(RESET_OFFSETS) },
+        (true, Register::Offset) => {
+            Operation::Write { key, value: i64::try_from(position(number) + 1).unwrap_or(1) }
+        }
         // By another part of the number than the one that says who writes.
         (true, Register::Topic) if number / 18 % 2 == 0 => {
             Operation::Create { key, value: i64::try_from(number / 36 % TOPIC_QUEUES + 1).unwrap_or(1) }
@@ -203,6 +225,19 @@ async fn offset(consumer: &PullConsumer, queue: &Queue, asked: &Operation) -> En
     }
 }
 
+/// As a write; reads of an offset are no resets.
+async fn reset(admin: &Admin, consumer: &PullConsumer, queue: &Queue, asked: &Operation) -> Ended {
+    let Operation::Write { key, value } = asked else { return offset(consumer, queue, asked).await };
+    let (group, offset) = (queue.broker.clone(), u64::try_from(*value).unwrap_or(0));
+    let request = ResetOffsetsRequest {
+        consumer_group: key.clone(),
+        topic: queue.topic.clone(),
+        to: Some(To::Place(Place { group, queue: queue.id, offset })),
+        reset_id: 0,
+    };
+    done(asked, admin.reset_offsets(request).await)
+}
+
 fn done<T, E: std::fmt::Display>(asked: &Operation, answer: Result<T, E>) -> Ended {
     match answer {
         Ok(_) => Ended::Ok(asked.clone()),
@@ -226,7 +261,7 @@ mod tests {
         let all = KINDS.len() as u64 * REGISTERS * OPERATIONS_OF_ONE;
         for number in 0..all {
             let (kind, key) = register(number);
-            let writes = (number / (REGISTERS * KINDS.len() as u64)).is_multiple_of(3);
+            let writes = position(number).is_multiple_of(3);
             let name = match operation(kind, &key, number, writes) {
                 Operation::Read { .. } => "read",
                 Operation::Write { value, .. } if value >= 1 => "write",
@@ -237,6 +272,9 @@ mod tests {
             operations.entry(key).or_default().push(name);
         }
         assert_eq!(operations.len() as u64, KINDS.len() as u64 * REGISTERS);
+        let resets =
+            (0..all).filter(|number| position(*number).is_multiple_of(3) && is_reset(*number)).count();
+        assert_eq!(resets as u64, all / 3 / COMMITS_OF_A_RESET, "of every kind alike");
         for (key, operations) in operations {
             assert_eq!(operations.len() as u64, OPERATIONS_OF_ONE, "{key}");
             let kinds: BTreeSet<&str> = operations.into_iter().collect();
