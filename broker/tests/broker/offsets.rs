@@ -189,15 +189,7 @@ async fn a_group_is_moved_back_and_gets_its_messages_again() {
     for got in &messages {
         assert_eq!(bed.client.ack("t", "c", got).await, Code::Ok);
     }
-    let to = reset_offsets_request::To::Place(wire::Place { group: "g".to_owned(), queue: 0, offset: 1 });
-    let request = wire::ResetOffsetsRequest {
-        consumer_group: "c".to_owned(),
-        topic: "t".to_owned(),
-        reset_id: 0,
-        to: Some(to),
-    };
-    let reset = bed.admin.reset_offsets(request).await.expect("reset").into_inner();
-    assert_eq!(reset.queues, 1);
+    bed.reset(1, 0).await;
     let (_, again) = bed.client.receive("t", "c", Receive::default()).await;
     assert_eq!(again.iter().map(id).collect::<Vec<_>>(), ["id-1", "id-2"]);
     let nowhere = wire::ResetOffsetsRequest {
@@ -251,14 +243,7 @@ async fn a_reset_while_acknowledgements_left_gaps_brings_everything_from_there_a
         assert_eq!(bed.client.ack("t", "c", message).await, Code::Ok);
     }
     for offset in [0u64, 3] {
-        let to = reset_offsets_request::To::Place(wire::Place { group: "g".to_owned(), queue: 0, offset });
-        let request = wire::ResetOffsetsRequest {
-            consumer_group: "c".to_owned(),
-            topic: "t".to_owned(),
-            reset_id: 0,
-            to: Some(to),
-        };
-        bed.admin.reset_offsets(request).await.expect("reset");
+        bed.reset(offset, 0).await;
         let (_, again) = bed.client.receive("t", "c", Receive::default()).await;
         let expected: Vec<String> = (offset..6).map(|number| format!("id-{number}")).collect();
         assert_eq!(again.iter().map(id).collect::<Vec<_>>(), expected);
