@@ -49,7 +49,7 @@ use crate::validate;
 pub const REPLIES_QUEUED_MAX: usize = crate::transactions::CHECKS_PER_ANSWER_MAX + 16;
 /// Topics of a producer, or subscriptions of a consumer, in one Settings command.
 pub const SETTINGS_ENTRIES_MAX: usize = 4_096;
-/// How long a Settings reply waits for the consumer group's settings before it takes the defaults.
+/// How long a Settings reply waits for the leader's word on the consumer group.
 const DESCRIBE_WITHIN: Duration = Duration::from_millis(700);
 
 const PRODUCER_MAX_ATTEMPTS: i32 = 3;
@@ -176,28 +176,34 @@ impl Edge {
         Ok(settings)
     }
 
-    /// What is known here, else what the first group's leader says in time, else the defaults: a
-    /// client must be able to start during an election.
+    /// What the first group's leader says, else what this node knows, else the defaults: a client must
+    /// be able to start during an election. This node may have applied less than the leader, and a
+    /// client that is told too early that its group keeps no order hands out messages to its threads
+    /// out of order until it asks again, minutes later.
     pub(crate) async fn consumer_group(
         &self,
         context: &CallContext,
         consumer_group: &ConsumerGroupName,
     ) -> ConsumerGroupDescription {
-        if let Some(known) = self.shared.topology.consumer_group(consumer_group) {
-            return known;
+        if let Some(told) = self.consumer_group_at_leader(context, consumer_group).await {
+            return told;
         }
-        let Some(group) =
-            self.shared.topology.cluster().and_then(|cluster| cluster.groups.keys().next().cloned())
-        else {
-            return ConsumerGroupDescription::default();
-        };
+        self.shared.topology.consumer_group(consumer_group).unwrap_or_default()
+    }
+
+    async fn consumer_group_at_leader(
+        &self,
+        context: &CallContext,
+        consumer_group: &ConsumerGroupName,
+    ) -> Option<ConsumerGroupDescription> {
+        let group = self.shared.topology.cluster()?.groups.keys().next()?.clone();
         let until = Instant::now() + DESCRIBE_WITHIN;
         // A stream's own deadline may be an hour away or long gone; this question has its own.
         let context = CallContext { deadline: until, deadline_given: true, ..context.clone() };
         let request = GroupRequest::DescribeConsumerGroup(consumer_group.clone());
         match self.shared.caller.call(&group, &context, &request, until).await {
-            Ok(GroupResponse::ConsumerGroup(description)) => description,
-            _ => ConsumerGroupDescription::default(),
+            Ok(GroupResponse::ConsumerGroup(description)) => Some(description),
+            _ => None,
         }
     }
 }

@@ -6,6 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ledgermq_proto::messaging::offsets_server::{Offsets, OffsetsServer};
+use ledgermq_proto::messaging::{
+    CommitOffsetRequest, CommitOffsetResponse, CommittedOffsetRequest, CommittedOffsetResponse,
+};
 use ledgermq_proto::rocketmq as wire;
 use ledgermq_proto::rocketmq::messaging_service_server::{MessagingService, MessagingServiceServer};
 use parking_lot::Mutex;
@@ -61,12 +65,14 @@ impl Server {
         let moods = Arc::new(Mutex::new(moods.to_vec()));
         let arrivals = Arc::new(AtomicUsize::new(0));
         let node = Node { seen: seen.clone(), moods: moods.clone(), arrivals: arrivals.clone() };
+        let offsets = OffsetsServer::new(node.clone());
         tokio::spawn(async move {
             let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
             // As a broker has it.
             tonic::transport::Server::builder()
                 .max_concurrent_streams(16_384)
                 .add_service(MessagingServiceServer::new(node))
+                .add_service(offsets)
                 .serve_with_incoming(incoming)
                 .await
                 .unwrap();
@@ -84,6 +90,7 @@ impl Server {
     }
 }
 
+#[derive(Clone)]
 struct Node {
     seen: Arc<Mutex<Seen>>,
     moods: Arc<Mutex<Vec<Mood>>>,
@@ -330,6 +337,27 @@ impl MessagingService for Node {
         &self,
         _: Request<wire::SyncLiteSubscriptionRequest>,
     ) -> Result<Response<wire::SyncLiteSubscriptionResponse>, Status> {
+        not_here()
+    }
+}
+
+#[tonic::async_trait]
+impl Offsets for Node {
+    async fn committed_offset(
+        &self,
+        _: Request<CommittedOffsetRequest>,
+    ) -> Result<Response<CommittedOffsetResponse>, Status> {
+        Ok(Response::new(CommittedOffsetResponse {
+            status: status(wire::Code::Ok),
+            offset: None,
+            last_reset: 0,
+        }))
+    }
+
+    async fn commit_offset(
+        &self,
+        _: Request<CommitOffsetRequest>,
+    ) -> Result<Response<CommitOffsetResponse>, Status> {
         not_here()
     }
 }
