@@ -4,6 +4,7 @@ mod support;
 
 use std::time::Duration;
 
+use ledgermq_edge::group_call::ConsumerGroupDescription;
 use ledgermq_proto::rocketmq::retry_policy::Strategy;
 use ledgermq_proto::rocketmq::settings::PubSub;
 use ledgermq_proto::rocketmq::telemetry_command::Command;
@@ -112,6 +113,26 @@ async fn a_consumer_starts_although_no_group_has_a_leader() {
     let began = std::time::Instant::now();
     exchange(&cluster, "JAVA", consumer()).await.expect("settings");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+/// An SDK that is told of no order hands out messages of one message group to several threads.
+#[tokio::test]
+async fn a_consumer_learns_that_its_group_keeps_order_from_the_leader_and_in_an_election_from_its_node() {
+    let cluster = Cluster::start(1).await;
+    let in_order = ConsumerGroupDescription { fifo: true, ..ConsumerGroupDescription::default() };
+    let applied = |description| *cluster.node(1).member.applied_consumer_group.lock() = Some(description);
+    let told = async || {
+        let settings = exchange(&cluster, "JAVA", consumer()).await.expect("settings");
+        let Some(PubSub::Subscription(subscription)) = settings.pub_sub else { panic!("the same case") };
+        subscription.fifo
+    };
+
+    applied(in_order.clone());
+    assert_eq!(told().await, Some(true), "no leader: what the node has applied");
+    cluster.elect(Some(1));
+    *cluster.agreed.consumer_group.lock() = in_order;
+    applied(ConsumerGroupDescription::default());
+    assert_eq!(told().await, Some(true), "what is agreed, although the node has not applied it yet");
 }
 
 #[tokio::test]

@@ -47,6 +47,7 @@ pub struct Agreed {
     /// Requests that reached a member, whether it led or not.
     pub tries: watch::Sender<usize>,
     pub topics: Mutex<BTreeMap<TopicName, TopicDescription>>,
+    pub consumer_group: Mutex<ConsumerGroupDescription>,
     pub arrived: Notify,
     /// What became of the answers with messages, as their leader hears of it.
     pub answers: watch::Sender<Answers>,
@@ -73,6 +74,8 @@ pub struct Member {
     /// Long polls that wait here now, and those whose client went away.
     pub polls: watch::Sender<usize>,
     pub auto_create: bool,
+    /// What this node has applied of the consumer group; it may lag behind what is agreed.
+    pub applied_consumer_group: Arc<Mutex<Option<ConsumerGroupDescription>>>,
 }
 
 struct Polling<'a>(&'a Member);
@@ -179,7 +182,7 @@ impl LocalGroups for Member {
                 GroupResponse::Topics(topics.get(&describe.name).cloned().into_iter().collect())
             }
             GroupRequest::DescribeConsumerGroup(_) => {
-                GroupResponse::ConsumerGroup(ConsumerGroupDescription::default())
+                GroupResponse::ConsumerGroup(self.agreed.consumer_group.lock().clone())
             }
             _ => GroupResponse::Done,
         })
@@ -236,7 +239,8 @@ pub struct FixedTopology {
     pub group: GroupName,
     pub cluster: Arc<ClusterView>,
     pub agreed: Arc<Agreed>,
-    pub auto_create: bool,
+    pub applied_consumer_group: Arc<Mutex<Option<ConsumerGroupDescription>>>,
+    auto_create: bool,
     pub version: watch::Sender<u64>,
 }
 
@@ -254,7 +258,7 @@ impl Topology for FixedTopology {
     }
 
     fn consumer_group(&self, _: &ConsumerGroupName) -> Option<ConsumerGroupDescription> {
-        None
+        self.applied_consumer_group.lock().clone()
     }
 
     fn auto_create_topics(&self) -> bool {
@@ -340,6 +344,7 @@ impl Cluster {
                     contexts: Mutex::default(),
                     polls: watch::Sender::new(0),
                     auto_create,
+                    applied_consumer_group: Arc::default(),
                 });
                 tokio::spawn(
                     tonic::transport::Server::builder()
@@ -351,6 +356,7 @@ impl Cluster {
                     group: group.clone(),
                     cluster: cluster.clone(),
                     agreed: agreed.clone(),
+                    applied_consumer_group: member.applied_consumer_group.clone(),
                     auto_create,
                     version: watch::Sender::new(0),
                 };
