@@ -176,11 +176,11 @@ impl Edge {
         queue: Queue,
         consumer_group: ConsumerGroupName,
     ) -> Result<CommittedOffset, Refused> {
-        let group = queue.group.clone();
-        match self.ask_queue(context, queue, OffsetQuery::Committed(consumer_group)).await? {
-            GroupResponse::Committed(committed) => Ok(committed),
-            _ => Err(CallFailed::WrongAnswer { group }.into()),
-        }
+        self.ask_queue(context, queue, OffsetQuery::Committed(consumer_group), |answer| match answer {
+            GroupResponse::Committed(committed) => Some(committed),
+            _ => None,
+        })
+        .await
     }
 
     async fn update(
@@ -189,12 +189,12 @@ impl Edge {
         queue: Queue,
         update: OffsetUpdate,
     ) -> Result<Option<CommitSuperseded>, Refused> {
-        let group = queue.group.clone();
-        match self.ask_queue(context, queue, OffsetQuery::Update(update)).await? {
-            GroupResponse::Offset(_) => Ok(None),
-            GroupResponse::CommitSuperseded(superseded) => Ok(Some(superseded)),
-            _ => Err(CallFailed::WrongAnswer { group }.into()),
-        }
+        self.ask_queue(context, queue, OffsetQuery::Update(update), |answer| match answer {
+            GroupResponse::Offset(_) => Some(None),
+            GroupResponse::CommitSuperseded(superseded) => Some(Some(superseded)),
+            _ => None,
+        })
+        .await
     }
 
     async fn offset(
@@ -203,24 +203,26 @@ impl Edge {
         queue: Queue,
         query: OffsetQuery,
     ) -> Result<QueueOffset, Refused> {
-        let group = queue.group.clone();
-        match self.ask_queue(context, queue, query).await? {
-            GroupResponse::Offset(offset) => Ok(offset),
-            _ => Err(CallFailed::WrongAnswer { group }.into()),
-        }
+        self.ask_queue(context, queue, query, |answer| match answer {
+            GroupResponse::Offset(offset) => Some(offset),
+            _ => None,
+        })
+        .await
     }
 
-    async fn ask_queue(
+    /// `read` says nothing of an answer to another question.
+    async fn ask_queue<T>(
         &self,
         context: &CallContext,
         queue: Queue,
         query: OffsetQuery,
-    ) -> Result<GroupResponse, Refused> {
+        read: impl FnOnce(GroupResponse) -> Option<T>,
+    ) -> Result<T, Refused> {
         let Queue { topic, group, queue } = queue;
         let request = GroupRequest::Offset(OffsetRequest { topic, queue, query });
         match self.call(&group, context, &request).await? {
             GroupResponse::Refused(refused) => Err(refused),
-            answer => Ok(answer),
+            answer => read(answer).ok_or_else(|| CallFailed::WrongAnswer { group }.into()),
         }
     }
 

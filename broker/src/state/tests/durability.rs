@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use super::determinism::{Leader, steps};
+use super::program_leader::Leader;
+use super::programs::steps;
 use super::*;
 use crate::state::meta_store::{Change, MemoryStore, MetaStore, SledStore};
 

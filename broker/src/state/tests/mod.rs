@@ -14,6 +14,8 @@ mod million_timers;
 mod offsets;
 mod order;
 mod planning;
+mod program_leader;
+mod programs;
 mod retention;
 mod sending;
 mod timers;
