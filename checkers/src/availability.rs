@@ -125,7 +125,8 @@ pub fn felt_by(messages: &Messages, faults: &[FaultMark], ends_ns: u64) -> Vec<F
             all_queues_ms: all_queues.map(ms),
             first_delivery_ms: first_delivery.map(ms),
             open_chaos_rto_ms: match first_failed {
-                None => Some(0.0),
+                // Workloads without sends tell nothing of it.
+                None => (!messages.sends().is_empty()).then_some(0.0),
                 Some(failed) => acks.iter().find(|ack| ack.1 > failed).map(|ack| ms(ack.1 - failed)),
             },
             failed_sends: failed.count(),
@@ -234,6 +235,15 @@ mod tests {
         let second = &felt[1];
         assert_eq!((second.gap_ms, second.first_success_ms, second.all_queues_ms), (None, None, None));
         assert_eq!(second.open_chaos_rto_ms, Some(0.0), "no send failed: OpenChaos sees nothing");
+    }
+
+    #[test]
+    fn a_history_without_sends_has_no_figures_of_sends() {
+        let mut history = History::default();
+        fault(&mut history, 100, true);
+        fault(&mut history, 200, false);
+        let felt = felt(&history).expect("well formed");
+        assert_eq!((felt[0].gap_ms, felt[0].open_chaos_rto_ms), (None, None));
     }
 
     #[test]

@@ -161,15 +161,15 @@ impl Connections {
         &self.hedging
     }
 
-    /// Room for one more request of the line, in turn, as long as what is returned lives; `None` at
-    /// the deadline.
-    pub async fn room(&self, line: Line, deadline: Instant) -> Option<Room<'_>> {
+    /// Room for one more request of the line, in turn, as long as what is returned lives; `None` if its
+    /// turn does not come by then. Where there is room, it is never too late.
+    pub async fn room(&self, line: Line, by: Instant) -> Option<Room<'_>> {
         let room = match line {
             Line::None => return Some(Room { _permit: None }),
             Line::Sends => &self.sends_room,
             Line::Others => &self.others_room,
         };
-        let permit = tokio::time::timeout_at(deadline, room.acquire()).await.ok()?;
+        let permit = tokio::time::timeout_at(by, room.acquire()).await.ok()?;
         Some(Room { _permit: Some(permit.expect("the room is never closed")) })
     }
 

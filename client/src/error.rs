@@ -28,6 +28,7 @@ pub struct UnreachableAccessPoint {
 #[error("{operation}: no success in {attempts} attempts over {} ms, last: {last}", .elapsed.as_millis())]
 pub struct NoAnswerInTime {
     pub operation: &'static str,
+    /// 0: it was not sent, so it did not happen. After any other number it may have.
     pub attempts: u32,
     /// Attempts that were answered with TOO_MANY_REQUESTS: the cluster has more to do than it can.
     pub throttled: u32,

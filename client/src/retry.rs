@@ -17,9 +17,13 @@
 //!
 //! No more than [`REQUESTS_IN_FLIGHT_MAX`] requests of a [`Line`] are under way; the others wait here, in
 //! turn, before the time of their attempt begins. Without that limit a client that sends more than the
-//! cluster takes has everything under way at once, and everything times out. An acknowledgement does not
-//! wait for sends, or its lease would run out; a heartbeat waits for nothing, or the cluster would take
-//! the client for gone and no longer renew its leases.
+//! cluster takes has everything under way at once, and everything times out. One whose turn does not come
+//! early enough to be answered ends then, and its room goes to one that has the time: where more is sent
+//! than stored for long, all that get a turn have waited as long as they could, and if they were sent
+//! with their last milliseconds, all that the cluster stores would be for callers that have given up.
+//!
+//! An acknowledgement does not wait for sends, or its lease would run out; a heartbeat waits for nothing,
+//! or the cluster would take the client for gone and no longer renew its leases.
 
 use std::future::Future;
 use std::pin::pin;
@@ -35,6 +39,10 @@ use crate::error::{MalformedAnswer, NoAnswerInTime, Refused};
 
 /// Requests of one line of a client that are under way.
 pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 2_048;
+/// What a request must have left when its turn in a line comes, or a quarter of all its time if that is
+/// less. Brokers under too much load refuse what they cannot answer within this time
+/// (`edge::send_gate`).
+pub(crate) const TIME_FOR_AN_ANSWER: Duration = Duration::from_millis(1_000);
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 const THROTTLED_PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -141,17 +149,20 @@ where
     let (mut attempts, mut throttled) = (0u32, 0u32);
     let mut failures_in_round = 0usize;
     let (mut pause, mut throttled_pause) = (PAUSE_MIN, THROTTLED_PAUSE_MIN);
+    let in_time = deadline - TIME_FOR_AN_ANSWER.min(deadline.saturating_duration_since(started) / 4);
     let mut last = "nothing was tried".to_owned();
+    let no_answer = |attempts, throttled, last| {
+        let elapsed = started.elapsed();
+        CallFailure::NoAnswer(NoAnswerInTime { operation, attempts, throttled, elapsed, last })
+    };
     loop {
-        let now = Instant::now();
-        if now >= deadline {
-            let elapsed = now.duration_since(started);
-            let no_answer = NoAnswerInTime { operation, attempts, throttled, elapsed, last };
-            return Err(CallFailure::NoAnswer(no_answer));
+        if Instant::now() >= deadline {
+            return Err(no_answer(attempts, throttled, last));
         }
-        let Some(room) = connections.room(line, deadline).await else {
-            last = format!("{REQUESTS_IN_FLIGHT_MAX} other requests were under way");
-            continue;
+        let Some(room) = connections.room(line, in_time).await else {
+            let full =
+                format!("{REQUESTS_IN_FLIGHT_MAX} other requests were under way until it was too late");
+            return Err(no_answer(attempts, throttled, full));
         };
         attempts = attempts.saturating_add(1);
         let point = connections.preferred();

@@ -274,6 +274,33 @@ async fn no_more_than_so_many_requests_are_under_way_and_the_others_wait_in_turn
     assert_eq!(server.seen.lock().stored.len(), UNDER_WAY_MAX + 100);
 }
 
+/// Where more is sent than is stored, whoever gets a turn has waited long. With his last milliseconds he
+/// would be stored and not answered, as would the next one, and so on.
+#[tokio::test]
+async fn a_send_whose_turn_comes_too_late_to_be_answered_is_not_sent_and_says_so() {
+    const UNDER_WAY_MAX: usize = 2_048;
+    let server = Server::start(&[Mood::StoreInSilence]).await;
+    let options = ClientOptions { total_deadline: Duration::from_secs(4), ..options() };
+    let producer = Client::connect(&server.address.to_string(), options).await.unwrap().producer();
+    let mut sends = tokio::task::JoinSet::new();
+    for number in 0..=UNDER_WAY_MAX {
+        let producer = producer.clone();
+        sends.spawn(async move { producer.send(Message::new("t", number.to_string())).await.unwrap_err() });
+    }
+    let mut not_sent = Vec::new();
+    while let Some(error) = sends.join_next().await {
+        match error.unwrap() {
+            SendError::NoAnswer(error) if error.attempts == 0 => not_sent.push(error),
+            SendError::NoAnswer(_) => {}
+            error => panic!("{error:?}"),
+        }
+    }
+    let [error] = &not_sent[..] else { panic!("{not_sent:?}") };
+    assert!((3_000..4_000).contains(&error.elapsed.as_millis()), "{error}");
+    assert!(error.to_string().contains("2048 other requests"), "{error}");
+    assert_eq!(server.seen.lock().arrivals.len(), UNDER_WAY_MAX);
+}
+
 /// Leases would run out, and the cluster would take the client for gone.
 #[tokio::test]
 async fn acknowledgements_and_heartbeats_do_not_wait_for_the_line_of_sends() {

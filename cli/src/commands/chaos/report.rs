@@ -89,6 +89,7 @@ impl Report {
         table.to_string()
     }
 
+    /// Without those that no fault of this run has.
     pub fn figures(&self) -> Vec<(&'static str, Distribution)> {
         let mut figures = Vec::new();
         if let Some(election) = self.election {
@@ -103,6 +104,7 @@ impl Report {
             ("T7 first delivery", self.first_delivery_ms),
             ("RTO as OpenChaos counts it", self.open_chaos_rto_ms),
         ]);
+        figures.retain(|(_, figure)| figure.count > 0);
         figures
     }
 }

@@ -100,7 +100,9 @@ impl Sender {
 
     async fn not_stored(&self, process: &mut u32, asked: Operation, error: &SendError) {
         match error {
-            SendError::Refused(_) | SendError::Batch(_) => {
+            SendError::Refused(_)
+            | SendError::Batch(_)
+            | SendError::NoAnswer(NoAnswerInTime { attempts: 0, .. }) => {
                 self.recorder.failed.fetch_add(1, Ordering::Relaxed);
                 self.recorder.record(*process, Kind::Fail, asked);
                 tokio::time::sleep(AFTER_ERROR).await;
