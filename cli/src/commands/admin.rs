@@ -71,11 +71,10 @@ enum TopicCommand {
         #[arg(long = "group")]
         groups: Vec<String>,
     },
+    /// List the topics, with where they are and how many queues they have.
     List,
     /// Show a topic's queues and who reads it.
-    Show {
-        name: String,
-    },
+    Show { name: String },
     /// Change a topic.
     Set {
         name: String,
@@ -92,9 +91,7 @@ enum TopicCommand {
         queues: u32,
     },
     /// Delete a topic with its messages.
-    Delete {
-        name: String,
-    },
+    Delete { name: String },
 }
 
 #[derive(Debug, Subcommand)]
