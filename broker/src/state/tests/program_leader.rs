@@ -124,15 +124,8 @@ impl Leader {
                 }));
             }
             Step::Change(which, invisible_ms) => {
-                let Some((consumer_group, topic, lease)) = self.pick(*which) else { return };
-                self.propose_command(&Command::ChangeInvisible(ChangeInvisible {
-                    consumer_group,
-                    topic,
-                    queue: lease.queue,
-                    offset: lease.offset,
-                    epoch: lease.epoch,
-                    invisible_ms: *invisible_ms,
-                }));
+                let Some(change) = self.change(*which, *invisible_ms) else { return };
+                self.propose_command(&Command::ChangeInvisible(change));
             }
             Step::Extend(which, invisible_ms) => {
                 let Some((consumer_group, topic, lease)) = self.pick(*which) else { return };
@@ -385,15 +378,8 @@ impl Leader {
                 }
             }
             Step::Suspend(which, invisible_ms) => {
-                let Some((consumer_group, topic, lease)) = self.pick(*which) else { return };
-                self.propose_command(&Command::SuspendDelivery(ChangeInvisible {
-                    consumer_group,
-                    topic,
-                    queue: lease.queue,
-                    offset: lease.offset,
-                    epoch: lease.epoch,
-                    invisible_ms: *invisible_ms,
-                }));
+                let Some(change) = self.change(*which, *invisible_ms) else { return };
+                self.propose_command(&Command::SuspendDelivery(change));
             }
             Step::ExpireLite(topic, expire_after_ms) => {
                 let topic = TopicId(*topic);
@@ -515,6 +501,12 @@ impl Leader {
     fn checks(&self, checks: &[(usize, u32)]) -> Vec<TransactionCheck> {
         let named = checks.iter().filter_map(|(which, number)| Some((self.half(*which)?, *number)));
         named.map(|((_, transaction, _), number)| TransactionCheck { transaction, number }).collect()
+    }
+
+    fn change(&self, which: usize, invisible_ms: u64) -> Option<ChangeInvisible> {
+        let (consumer_group, topic, lease) = self.pick(which)?;
+        let Granted { queue, offset, epoch, .. } = lease;
+        Some(ChangeInvisible { consumer_group, topic, queue, offset, epoch, invisible_ms })
     }
 
     fn pick(&self, which: usize) -> Option<(ConsumerGroupId, TopicId, Granted)> {
