@@ -22,7 +22,8 @@ pub struct ClientOptions {
     pub connect_timeout: Duration,
     /// One attempt of a request; what the server is told as its deadline.
     pub request_timeout: Duration,
-    /// All attempts of a request together. A caller gets an error only after this.
+    /// All attempts of a request together. A caller gets an error that repeating might change only after
+    /// this; or up to a second earlier, where so many requests are under way that its turn came too late.
     pub total_deadline: Duration,
     pub connections_per_access_point: usize,
     /// What the servers know each producer and consumer by; one of its own for each unless given.
