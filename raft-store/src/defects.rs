@@ -52,6 +52,8 @@ pub enum Defect {
     CommitWithoutQuorum,
     /// A vote goes to whoever asks for it, however far behind.
     LaggingNodeElected,
+    /// A replica that lost its directory answers in the place of the one it was.
+    AmnesiaUnnoticed,
     /// The log is purged as soon as a snapshot is there.
     PurgeAfterSnapshot,
     /// A snapshot is installed over entries that were matched and are not applied.

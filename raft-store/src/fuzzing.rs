@@ -15,7 +15,7 @@ use crate::position::LogPosition;
 use crate::raft::vocabulary::StoredMembership;
 use crate::raft::wire;
 use crate::snapshot::{SnapshotCatalog, SnapshotHead};
-use crate::store::{EntryKind, Identity, SnapshotBoundary, VoteRecord};
+use crate::store::{EntryKind, Identity, ReplicaId, SnapshotBoundary, VoteRecord};
 use crate::superblock::{self, Superblock};
 
 /// A frame header, as it stands and with its checksum made right so that what lies behind it is
@@ -70,6 +70,7 @@ pub fn a_superblock_slot() -> Vec<u8> {
     let id = EntryId { term: Term(3), index: LogIndex(40) };
     let slot = Superblock {
         identity,
+        replica: ReplicaId(10),
         segment_bytes: 1 << 20,
         life: 4,
         first_segment: PhysicalOffset(1 << 20),

@@ -12,6 +12,7 @@
 
 mod config;
 mod errors;
+pub(crate) mod joining;
 mod opening;
 mod proposals;
 mod recovery;
@@ -33,7 +34,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::config::{Environment, GroupConfig, Member, Retention, Timings};
-pub use self::errors::{BarrierError, GroupFault, HandOverError, OpenGroupError, ProposeError};
+pub use self::errors::{
+    BarrierError, ChangeMembersError, GroupFault, HandOverError, OpenGroupError, ProposeError,
+};
 use self::opening::Tasks;
 use self::proposals::Proposals;
 pub use self::recovery::Scan;
@@ -90,13 +93,23 @@ struct Inner {
 
 impl Group {
     /// Opens the store, recovers, and starts taking part. Add it to a [`crate::PeerServer`] to make
-    /// it reachable. The membership is initialised when the store is empty, and never otherwise.
+    /// it reachable. A replica that is no voter asks its peers until it is one (`group::joining`).
     pub async fn open(
         config: GroupConfig,
         machine: Arc<dyn StateMachine>,
         environment: Environment,
     ) -> Result<Group, OpenGroupError> {
         Ok(Self { inner: Arc::new(opening::open(config, machine, environment).await?) })
+    }
+
+    /// Has the group take out the replica that was in the directory before, and returns when a leader has
+    /// done so and knows the one that `config.store` names for a new directory. Until then what is in the
+    /// directory may be the last copy of something, and is not to be touched; from then on the owner
+    /// takes it away and opens the group in an empty one.
+    ///
+    /// Waits for as long as there is no leader.
+    pub async fn replace(config: &GroupConfig, environment: &Environment) -> Result<(), OpenGroupError> {
+        opening::replace(config, environment).await
     }
 
     pub fn id(&self) -> GroupId {
@@ -211,13 +224,15 @@ impl Group {
                 return Err(HandOverError::NotLeader { leader });
             }
             let status = self.status();
-            let is_heir = |node: NodeId| node != own && wanted.is_none_or(|wanted| wanted == node);
+            let is_heir = |node: NodeId| {
+                node != own && status.voters.contains(&node) && wanted.is_none_or(|wanted| wanted == node)
+            };
             if !status.members.iter().copied().any(is_heir) {
                 return Err(
                     wanted.map_or(HandOverError::NobodyElse, |node| HandOverError::NotAFollower { node })
                 );
             }
-            let heirs = status.peers.into_iter().filter(|peer| is_heir(peer.node));
+            let heirs = status.peers.iter().filter(|peer| is_heir(peer.node)).cloned();
             if let Some(heir) = status::least_behind(heirs) {
                 return Ok(heir);
             }
@@ -241,6 +256,17 @@ impl Group {
             Ok(Err(_)) => Err(HandOverError::Stopped),
             Err(_) => Err(HandOverError::DeadlinePassed),
         }
+    }
+
+    /// Takes a voter out of the group, committed on `Ok`. If its process runs it asks to come back, under
+    /// the same rules as a replica that lost its directory: this is how a replica is made to join anew.
+    pub async fn take_out(&self, node: NodeId, within: Duration) -> Result<(), ChangeMembersError> {
+        let now = *self.leadership().borrow();
+        if now.leader != Some(self.inner.node) || !now.is_leader_ready {
+            return Err(ChangeMembersError::NotLeader { leader: now.leader });
+        }
+        let out = self.inner.port.admission.take_out(node);
+        timeout(within, out).await.unwrap_or(Err(ChangeMembersError::DeadlinePassed))
     }
 
     /// Takes a snapshot of the state now; answers the entry it covers, `None` if there is none.

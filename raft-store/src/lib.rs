@@ -16,6 +16,7 @@ pub mod peer;
 mod position;
 mod raft;
 pub mod replicas;
+mod rot;
 mod segment;
 mod snapshot;
 pub mod store;

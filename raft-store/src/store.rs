@@ -31,6 +31,7 @@ use crate::frame;
 use crate::io::Disk;
 use crate::machine::EntryId;
 use crate::position::LogPosition;
+use crate::rot;
 use crate::segment::prepare::PreparePlan;
 use crate::segment::{self, Preparer};
 use crate::writer::{Done, Operation, Writer, WriterCore, closed_fault};
@@ -43,10 +44,36 @@ pub struct Identity {
     pub node: NodeId,
 }
 
+/// One log of a node. A directory draws it when it is made and keeps it; a node whose directory was
+/// lost and made anew is another replica, whatever its node id says, because it has forgotten what it
+/// voted and what it acknowledged. The members of a group are replicas for that reason (the directory
+/// ids of Kafka's KIP-853 are the same idea).
+///
+/// Zero is a directory that was made before replicas had ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ReplicaId(pub u64);
+
+impl ReplicaId {
+    /// Another one each time, and never zero.
+    pub fn draw() -> Self {
+        Self(rand::random_range(1..=u64::MAX))
+    }
+}
+
+impl std::fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
     /// Made if it does not exist; its parent must exist.
     pub directory: PathBuf,
+    /// What a new directory is called; one that exists keeps its own.
+    pub replica_if_new: ReplicaId,
+    /// There are others to receive the log from: corruption that is met ends the store (see `rot`).
+    pub has_peers: bool,
     /// Size of one segment file. Must be equal on all replicas: it decides where entries lie. A
     /// directory keeps the size it was made with.
     pub segment_bytes: u64,
@@ -68,6 +95,8 @@ impl StoreConfig {
     pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into(),
+            replica_if_new: ReplicaId::draw(),
+            has_peers: false,
             segment_bytes: 1 << 30,
             tail_cache_bytes_max: 64 << 20,
             write_queue_bytes_max: 64 << 20,
@@ -176,6 +205,9 @@ pub enum OpenError {
     Foreign { directory: PathBuf, expected: Box<Identity>, found: Box<Identity> },
     #[error("{file}: bytes {from}..{to} are corrupt: {why}")]
     Corrupt { file: PathBuf, from: u64, to: u64, why: String },
+    /// A newer program wrote it. Nothing is wrong with it, so it is not to be repaired either.
+    #[error("{file} has {what}, which this program does not know")]
+    Unsupported { file: PathBuf, what: &'static str },
     #[error("the configuration of the store is not usable: {reason}")]
     Config { reason: String },
     #[error("{operation} of {file} failed")]
@@ -203,6 +235,8 @@ pub struct WriteStats {
 pub struct LogStore {
     log: Arc<CommitLog>,
     writer: Arc<Writer>,
+    replica: ReplicaId,
+    rot: Option<Arc<rot::Watch>>,
 }
 
 impl LogStore {
@@ -215,6 +249,8 @@ impl LogStore {
     ) -> Result<LogStore, OpenError> {
         let recovered = recovery::recover(&disk, &mut config, &identity)?;
         let directory = config.directory.clone();
+        let watch = || Arc::new(rot::Watch { disk: Arc::clone(&disk), directory: directory.clone() });
+        let rot = config.has_peers.then(watch);
         let thread_error =
             |source| OpenError::Io { operation: "start a thread for", file: directory.clone(), source };
         let plan = PreparePlan::of(&config);
@@ -227,9 +263,10 @@ impl LogStore {
         };
         let log = Arc::new(CommitLog::new(identity, config, &recovered));
         let recovery::Recovered { superblock_file, superblock, lock, .. } = recovered;
+        let replica = superblock.replica;
         let core = WriterCore::new(Arc::clone(&log), disk, superblock_file, superblock, preparer);
         let writer = Writer::start(core, Arc::clone(&log), lock, spawn).map_err(thread_error)?;
-        Ok(Self { log, writer: Arc::new(writer) })
+        Ok(Self { log, writer: Arc::new(writer), replica, rot })
     }
 
     /// Places `entries` behind the log and returns where each payload starts. When it returns the
@@ -329,28 +366,28 @@ impl LogStore {
     /// end early where a file or the cache ends, so a caller who wants all asks again behind them.
     /// Entries below the purge pointer are found as long as they are not released.
     pub fn read(&self, range: Range<LogIndex>, bytes_max: usize) -> Result<Vec<StoredEntry>, ReadError> {
-        self.log.read(range, bytes_max)
+        self.noting_rot(self.log.read(range, bytes_max))
     }
 
     /// `len` bytes at `at`, which must lie inside the payload of one entry.
     pub fn read_bytes(&self, at: PhysicalOffset, len: u32) -> Result<Bytes, ReadError> {
-        self.log.read_bytes(at, len)
+        self.noting_rot(self.log.read_bytes(at, len))
     }
 
     /// The entry whose payload has the byte at `at`.
     pub fn index_of(&self, at: PhysicalOffset) -> Result<LogIndex, ReadError> {
-        self.log.index_of(at)
+        self.noting_rot(self.log.index_of(at))
     }
 
     /// The id of the entry at `index`; `None` if it is not in the log (the purge pointer's own id
     /// is known too).
     pub fn entry_id_at(&self, index: LogIndex) -> Result<Option<EntryId>, ReadError> {
-        self.log.entry_id_at(index)
+        self.noting_rot(self.log.entry_id_at(index))
     }
 
     /// What a snapshot whose last entry is `index` has to remember of the log.
     pub fn boundary_at(&self, index: LogIndex) -> Result<Option<SnapshotBoundary>, ReadError> {
-        let position = self.log.position_behind(index)?;
+        let position = self.noting_rot(self.log.position_behind(index))?;
         Ok(position.and_then(|LogPosition { at, last, chain }| {
             Some(SnapshotBoundary { id: last?, next_physical_offset: at, chain })
         }))
@@ -422,6 +459,15 @@ impl LogStore {
         &self.log.identity
     }
 
+    pub fn replica(&self) -> ReplicaId {
+        self.replica
+    }
+
+    /// Nothing was ever written into it: neither an entry nor a vote.
+    pub fn is_blank(&self) -> bool {
+        self.last_id().is_none() && self.read_vote().is_none()
+    }
+
     /// The size its segments have, which a directory keeps from its first start.
     pub fn segment_bytes(&self) -> u64 {
         self.log.config.segment_bytes
@@ -434,7 +480,7 @@ impl LogStore {
 
     /// Reads and verifies every frame of the flushed log.
     pub fn verify_all(&self) -> Result<(), ReadError> {
-        self.log.verify_all()
+        self.noting_rot(self.log.verify_all())
     }
 
     /// Writes what is queued, marks the superblock clean, stops the writer and gives the directory
@@ -444,6 +490,13 @@ impl LogStore {
         let closed = self.enqueue(|done| Operation::Close { done }).await;
         self.writer.finish();
         closed
+    }
+
+    fn noting_rot<T>(&self, read: Result<T, ReadError>) -> Result<T, ReadError> {
+        if let (Some(rot), Err(error)) = (&self.rot, &read) {
+            rot.met(&self.log, error);
+        }
+        read
     }
 
     fn queue(&self, operation: Operation) {

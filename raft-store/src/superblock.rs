@@ -22,7 +22,9 @@
 //!    136   16 purge pointer: term, index
 //!    152    4 length of the cluster name
 //!    156  255 cluster name
-//!    411      zeros
+//!    411    5 zeros
+//!    416    8 replica id; zero in directories made before there were any
+//!    424      zeros
 //!   4092    4 CRC32C of bytes 0..4092
 //! ```
 //!
@@ -50,13 +52,14 @@ use crate::frame::{put, u32_at, u64_at};
 use crate::io::{Disk, DiskFile};
 use crate::machine::EntryId;
 use crate::position::LogPosition;
-use crate::store::{Identity, OpenError, StoreFault, VoteRecord};
+use crate::store::{Identity, OpenError, ReplicaId, StoreFault, VoteRecord};
 
 pub const FILE_NAME: &str = "superblock";
 pub const CLUSTER_NAME_BYTES_MAX: usize = 255;
 pub const TEMPORARY_NAME: &str = "superblock.tmp";
 pub(crate) const SLOT_BYTES: usize = 4096;
 const CRC_AT: usize = SLOT_BYTES - 4;
+const REPLICA_AT: usize = 416;
 const MAGIC: [u8; 8] = *b"LMQSUPER";
 const VERSION: u32 = 1;
 
@@ -70,6 +73,7 @@ const PURGED: u32 = 32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
     pub identity: Identity,
+    pub replica: ReplicaId,
     pub segment_bytes: u64,
     /// See `frame`: frames behind the watermark belong to the log only if they carry this life.
     pub life: u32,
@@ -130,12 +134,7 @@ impl SuperblockFile {
                 }
                 // A newer program wrote it: going on with the older slot would forget its vote.
                 Err(SlotError::Unsupported) => {
-                    return Err(OpenError::Corrupt {
-                        file: path.clone(),
-                        from: slot * SLOT_BYTES as u64,
-                        to: (slot + 1) * SLOT_BYTES as u64,
-                        why: "a superblock slot of an unknown version".to_owned(),
-                    });
+                    return Err(OpenError::Unsupported { file: path, what: "a superblock of another version" });
                 }
             }
         }
@@ -218,6 +217,7 @@ pub(crate) fn encode(superblock: &Superblock, sequence: u64) -> Vec<u8> {
     put_entry_id(&mut block, 136, superblock.purged);
     put(&mut block, 152, &(name.len() as u32).to_le_bytes());
     put(&mut block, 156, name);
+    put(&mut block, REPLICA_AT, &superblock.replica.0.to_le_bytes());
     let crc = crc32c::crc32c(block.get(..CRC_AT).unwrap_or_default());
     put(&mut block, CRC_AT, &crc.to_le_bytes());
     block
@@ -237,6 +237,7 @@ pub(crate) fn decode(block: &[u8]) -> Result<(u64, Superblock), SlotError> {
     let cluster = String::from_utf8(name.unwrap_or_default().to_vec()).map_err(|_| SlotError::Unsupported)?;
     let superblock = Superblock {
         identity: Identity { cluster, group: GroupId(u32_at(block, 32)), node: NodeId(u64_at(block, 24)) },
+        replica: ReplicaId(u64_at(block, REPLICA_AT)),
         segment_bytes: u64_at(block, 40),
         life: u32_at(block, 36),
         first_segment: PhysicalOffset(u64_at(block, 48)),
@@ -273,6 +274,7 @@ mod tests {
     fn superblock() -> Superblock {
         Superblock {
             identity: Identity { cluster: "c".to_owned(), group: GroupId(2), node: NodeId(3) },
+            replica: ReplicaId(10),
             segment_bytes: 1 << 20,
             life: 4,
             first_segment: PhysicalOffset(1 << 20),

@@ -1,6 +1,7 @@
 //! Promises of a broker group, on three replicas over loopback TCP.
 
 mod cluster;
+mod joining;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -7,6 +7,7 @@
 //!
 //! | Found | Means | Done |
 //! |---|---|---|
+//! | a file `rotten` | an earlier run met corruption (see `rot`) | refused |
 //! | no superblock, no segment | new directory | made; a start that was interrupted before leaves at most temporary names |
 //! | no superblock, segments | the vote is unknown | refused |
 //! | one superblock slot bad | torn or rotten, the other has every promise | the other is used |
@@ -51,6 +52,7 @@ use crate::defects::{self, Defect};
 use crate::frame::{self, FRAME_ALIGN, FrameError, FrameHeader, LogName};
 use crate::io::{DirectoryLock, Disk};
 use crate::position::LogPosition;
+use crate::rot;
 use crate::segment::prepare::{self, PreparePlan, Prepared};
 use crate::segment::{self, PointTable, Segment, SegmentHeader, SegmentOwner};
 use crate::store::{Identity, OpenError, StoreConfig, StoreFault};
@@ -114,6 +116,9 @@ pub fn recover(
         other => other.map_err(io("lock", &directory))?,
     };
     let names = disk.list(&directory).map_err(io("list", &directory))?;
+    if let Some(met) = rot::found(&**disk, &directory, &names) {
+        return Err(met);
+    }
     let bases: Vec<PhysicalOffset> =
         names.iter().filter_map(|name| segment::base_from_file_name(name)).collect();
 
@@ -231,6 +236,7 @@ fn make_superblock(
     let start = PhysicalOffset(segment::HEADER_BYTES);
     let superblock = Superblock {
         identity: identity.clone(),
+        replica: config.replica_if_new,
         segment_bytes: config.segment_bytes,
         life: 0,
         first_segment: PhysicalOffset(0),

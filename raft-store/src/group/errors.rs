@@ -60,6 +60,25 @@ pub enum BarrierError {
     Stopped,
 }
 
+/// The members of the group were not changed, or not known to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeMembersError {
+    #[error("this replica does not lead the group (leader: {leader:?})")]
+    NotLeader { leader: Option<NodeId> },
+    #[error("node {node} leads the group; hand its leadership over first")]
+    Leads { node: NodeId },
+    #[error("node {node} is no member of the group")]
+    NotAMember { node: NodeId },
+    #[error("another change of the members is under way")]
+    UnderWay,
+    #[error("the change was refused: {reason}")]
+    Refused { reason: String },
+    #[error("the change was not committed before the deadline; it may be later")]
+    DeadlinePassed,
+    #[error("the group is stopped")]
+    Stopped,
+}
+
 /// A leader that gives its place away takes no commands until the heir has these entries too.
 pub(super) const LAG_ENTRIES_MAX: u64 = 10_000;
 

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use ledgermq_common::NodeId;
-use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -13,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::config::{Environment, GroupConfig, Timings};
 use super::errors::OpenGroupError;
+use super::joining::{self, Admission, Joining, Peers};
 use super::proposals::{Proposals, hand_over};
 use super::recovery::{interrupted_installation, recover};
 use super::schedule::Schedule;
@@ -32,7 +31,7 @@ use crate::raft::suspicion::Suspicion;
 use crate::raft::vocabulary::{Node, Runtime};
 use crate::raft::wire::{Address, cluster_hash};
 use crate::snapshot::SnapshotCatalog;
-use crate::store::{Identity, LogStore};
+use crate::store::{Identity, LogStore, StoreConfig};
 
 /// Entries in one append message; the byte limit is in `raft/log_storage`.
 const APPEND_ENTRIES_MAX: u64 = 4_096;
@@ -68,9 +67,13 @@ pub(super) async fn open(
     let addresses = addresses(&config)?;
     let raft_config = raft_config(&config)?;
     let offload = Offload::beside(&environment.writer);
-    let own = Address { cluster: cluster_hash(&config.cluster), group: config.group, node: config.node };
-
     let store = open_store(&config, &environment, offload).await?;
+    let own = Address {
+        cluster: cluster_hash(&config.cluster),
+        group: config.group,
+        node: config.node,
+        replica: store.replica(),
+    };
     let catalog = open_catalog(&config, &environment, own, offload).await?;
     let membership_file = MembershipFile::in_directory(
         Arc::clone(&environment.disk),
@@ -111,8 +114,7 @@ pub(super) async fn open(
     let links = Arc::new(Links::new(Arc::clone(&environment.connector), addresses.clone()));
     let network = Network { links: Arc::clone(&links), own, offload };
     let storage = LogStorage::new(store.clone(), Arc::clone(&permit));
-    let start =
-        start_raft(config.node, raft_config, network, storage, applier, Arc::clone(&progress), addresses);
+    let start = start_raft(own, raft_config, network, storage, applier, Arc::clone(&progress), addresses);
     let raft = Runtime::scope(environment.seed, start).await?;
 
     let (stopping, stopping_seen) = watch::channel(false);
@@ -141,7 +143,7 @@ pub(super) async fn open(
     tasks.spawn(forward_flushed(store.clone(), Arc::clone(&machine), stopping_seen.clone()));
     let suspicion = Suspicion {
         raft: raft.clone(),
-        links,
+        links: Arc::clone(&links),
         own,
         members: config.members.iter().map(|member| member.node).collect(),
         leadership: leadership_seen.clone(),
@@ -168,6 +170,22 @@ pub(super) async fn open(
         patience_ms: config.timings.disk_patience_ms,
     };
     tasks.spawn(stalled_disk.run(stopping_seen.clone()));
+    let joining = Joining {
+        raft: raft.clone(),
+        store: store.clone(),
+        peers: Peers { links, own, members: config.members.clone() },
+        leadership: leadership_seen.clone(),
+    };
+    tasks.spawn(joining.run(stopping_seen.clone()));
+    let admission = Admission {
+        raft: raft.clone(),
+        store: store.clone(),
+        node: config.node,
+        members: config.members,
+        leadership: leadership_seen.clone(),
+        seed: environment.seed,
+        changing: Arc::default(),
+    };
 
     let port = Arc::new(GroupPort {
         address: own,
@@ -176,6 +194,7 @@ pub(super) async fn open(
         seed: environment.seed,
         catalog: Arc::clone(&catalog),
         offload,
+        admission,
         stopping: stopping_seen,
     });
     tracing::info!(group = %config.group, name = %config.name, node = %config.node, "group open");
@@ -197,6 +216,19 @@ pub(super) async fn open(
         waiting_bytes: AtomicUsize::new(0),
         _tasks: tasks,
     })
+}
+
+/// See [`super::Group::replace`].
+pub(super) async fn replace(config: &GroupConfig, environment: &Environment) -> Result<(), OpenGroupError> {
+    let links = Arc::new(Links::new(Arc::clone(&environment.connector), addresses(config)?));
+    let own = Address {
+        cluster: cluster_hash(&config.cluster),
+        group: config.group,
+        node: config.node,
+        replica: config.store.replica_if_new,
+    };
+    joining::replace(Peers { links, own, members: config.members.clone() }).await;
+    Ok(())
 }
 
 fn addresses(config: &GroupConfig) -> Result<BTreeMap<u64, String>, OpenGroupError> {
@@ -246,8 +278,8 @@ async fn open_store(
     offload: Offload,
 ) -> Result<LogStore, OpenGroupError> {
     let identity = Identity { cluster: config.cluster.clone(), group: config.group, node: config.node };
-    let (store, disk, writer) =
-        (config.store.clone(), Arc::clone(&environment.disk), environment.writer.clone());
+    let store = StoreConfig { has_peers: config.members.len() > 1, ..config.store.clone() };
+    let (disk, writer) = (Arc::clone(&environment.disk), environment.writer.clone());
     // The writer may start on the runtime of this task, so it is entered on the blocking thread too.
     let runtime = Handle::current();
     let opened = offload
@@ -272,7 +304,7 @@ async fn open_catalog(
 }
 
 async fn start_raft(
-    node: NodeId,
+    own: Address,
     config: Arc<Config>,
     network: Network,
     storage: LogStorage,
@@ -282,20 +314,17 @@ async fn start_raft(
 ) -> Result<Raft, OpenGroupError> {
     let failed = |error: &dyn std::fmt::Display| OpenGroupError::Raft { reason: error.to_string() };
     let raft =
-        Raft::build(node.get(), config, network, storage, applier).await.map_err(|error| failed(&error))?;
+        Raft::build(own.node.get(), config, network, storage, applier).await.map_err(|error| failed(&error))?;
     progress.is_running.store(true, Ordering::Release);
     raft.run();
-    if raft.is_initialized().await.map_err(|error| failed(&error))? {
-        return Ok(raft);
+    // With others it is for `joining` to find out whether the group is new.
+    let is_alone = addresses.len() == 1;
+    if is_alone && !raft.is_initialized().await.map_err(|error| failed(&error))? {
+        let node = |(id, addr)| (id, Node { addr, replica: own.replica });
+        let members: BTreeMap<u64, Node> = addresses.into_iter().map(node).collect();
+        raft.initialize(members).await.map_err(|error| failed(&error))?;
     }
-    // Every member writes the same first entry by itself, so it does not matter who comes first.
-    let members: BTreeMap<u64, Node> = addresses.into_iter().map(|(id, addr)| (id, Node { addr })).collect();
-    match raft.initialize(members).await {
-        Ok(()) => Ok(raft),
-        // Another member was faster and asked for a vote already; its entries will come.
-        Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(raft),
-        Err(error) => Err(failed(&error)),
-    }
+    Ok(raft)
 }
 
 async fn count_leader_changes(mut leadership: watch::Receiver<Leadership>, changes: Arc<AtomicU64>) {

@@ -7,7 +7,7 @@ use openraft::async_runtime::WatchReceiver;
 
 use super::Inner;
 use crate::raft::server::Raft;
-use crate::store::{LogStore, WriteStats};
+use crate::store::{LogStore, ReplicaId, WriteStats};
 
 /// How far a peer is, as the leader knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,9 @@ pub struct GroupStatus {
     pub is_leader: bool,
     pub is_leader_ready: bool,
     pub members: Vec<NodeId>,
+    /// Those whose votes and acknowledgements count; the other members are learning the log.
+    pub voters: Vec<NodeId>,
+    pub replica: ReplicaId,
     pub last: Option<LogIndex>,
     pub flushed: Option<LogIndex>,
     pub committed: Option<LogIndex>,
@@ -43,12 +46,14 @@ pub(super) fn of(inner: &Inner) -> GroupStatus {
     let leadership = *inner.leadership.borrow();
     let last = inner.store.last_id().map(|id| id.index);
     let applied = inner.progress.applied();
-    let (members, committed) = {
+    let (members, voters, committed) = {
         let metrics = inner.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let members = metrics.membership_config.membership().nodes().map(|(id, _)| NodeId(*id)).collect();
+        let membership = metrics.membership_config.membership();
+        let members = membership.nodes().map(|(id, _)| NodeId(*id)).collect();
+        let voters = membership.voter_ids().map(NodeId).collect();
         // Raft publishes its metrics at the end of a step; what it let the machine apply may be ahead of them.
-        (members, metrics.local_committed.map(|id| LogIndex(id.index)).max(applied))
+        (members, voters, metrics.local_committed.map(|id| LogIndex(id.index)).max(applied))
     };
     GroupStatus {
         term: leadership.term,
@@ -56,6 +61,8 @@ pub(super) fn of(inner: &Inner) -> GroupStatus {
         is_leader: leadership.leader == Some(inner.node),
         is_leader_ready: leadership.is_leader_ready,
         members,
+        voters,
+        replica: inner.store.replica(),
         last,
         flushed: inner.store.flushed_upto().map(|id| id.index),
         committed,
@@ -87,10 +94,20 @@ fn peers(raft: &Raft, own: NodeId, last: Option<LogIndex>) -> Vec<PeerProgress> 
         .collect()
 }
 
+/// Entries a peer lacks; `None` until this leader has heard from it.
+pub(super) fn lag_of(raft: &Raft, store: &LogStore, node: NodeId) -> Option<u64> {
+    let last = store.last_id().map(|id| id.index);
+    let peers = peers(raft, NodeId(*raft.node_id()), last);
+    let heard = peers.into_iter().find(|peer| peer.node == node && peer.matched.is_some());
+    heard.map(|peer| peer.lag_entries)
+}
+
 /// The follower that needs the least to lead, as far as it was heard from.
 pub(super) fn most_caught_up(raft: &Raft, store: &LogStore, own: NodeId) -> Option<NodeId> {
     let last = store.last_id().map(|id| id.index);
-    least_behind(peers(raft, own, last).into_iter()).map(|peer| peer.node)
+    let voters: Vec<u64> = raft.voter_ids().collect();
+    let heirs = peers(raft, own, last).into_iter().filter(|peer| voters.contains(&peer.node.get()));
+    least_behind(heirs).map(|peer| peer.node)
 }
 
 /// Of those that were heard from; the lowest id among equals.

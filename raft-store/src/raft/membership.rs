@@ -10,11 +10,13 @@
 //!
 //! | Offset | Bytes | What |
 //! |---|---|---|
-//! | 0 | 1 | version, 1 |
+//! | 0 | 1 | version, 2 |
 //! | 1 | 1 | number of voter sets (two while a change is under way) |
 //! | 2 | 2 + 8 *n* | per set: number of voters, their ids in ascending order |
 //! | … | 2 | number of nodes |
-//! | … | 10 + *a* | per node in ascending order: id, length of the address, the address |
+//! | … | 18 + *a* | per node in ascending order: id, replica id, length of the address, the address |
+//!
+//! Version 1 had no replica ids: they read as zero, which is what the directories of that time have.
 //!
 //! The file `membership`:
 //!
@@ -38,8 +40,10 @@ use ledgermq_common::{LogIndex, Term};
 use super::vocabulary::{Membership, Node, StoredMembership, entry_id, log_id};
 use crate::io::Disk;
 use crate::machine::EntryId;
+use crate::store::ReplicaId;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const VERSION_WITHOUT_REPLICAS: u8 = 1;
 const FILE_MAGIC: &[u8; 8] = b"LMQMEMB1";
 const FILE_NAME: &str = "membership";
 const FILE_NAME_NEW: &str = "membership.new";
@@ -64,8 +68,7 @@ impl From<MalformedMembership> for io::Error {
     }
 }
 
-/// The same bytes on every node for the same membership: all initial members write the first entry
-/// of the log by themselves.
+/// The same bytes on every node for the same membership.
 pub(crate) fn encode(membership: &Membership) -> Bytes {
     let mut out = BytesMut::with_capacity(256);
     out.put_u8(VERSION);
@@ -81,6 +84,7 @@ pub(crate) fn encode(membership: &Membership) -> Bytes {
     out.put_u16_le(u16::try_from(nodes.len()).expect("fewer than 65,536 nodes"));
     for (id, node) in nodes {
         out.put_u64_le(*id);
+        out.put_u64_le(node.replica.0);
         out.put_u16_le(u16::try_from(node.addr.len()).expect("an address of less than 64 KiB"));
         out.put_slice(node.addr.as_bytes());
     }
@@ -90,7 +94,7 @@ pub(crate) fn encode(membership: &Membership) -> Bytes {
 pub(crate) fn decode(mut from: Bytes) -> Result<Membership, MalformedMembership> {
     let short = |_| MalformedMembership::because("it ends too early");
     let version = from.try_get_u8().map_err(short)?;
-    if version != VERSION {
+    if version != VERSION && version != VERSION_WITHOUT_REPLICAS {
         return Err(MalformedMembership::because(format!("version {version}")));
     }
     let mut sets = Vec::new();
@@ -104,13 +108,17 @@ pub(crate) fn decode(mut from: Bytes) -> Result<Membership, MalformedMembership>
     let mut nodes = BTreeMap::new();
     for _ in 0..from.try_get_u16_le().map_err(short)? {
         let id = from.try_get_u64_le().map_err(short)?;
+        let replica = match version {
+            VERSION_WITHOUT_REPLICAS => ReplicaId::default(),
+            _ => ReplicaId(from.try_get_u64_le().map_err(short)?),
+        };
         let len = usize::from(from.try_get_u16_le().map_err(short)?);
         if from.remaining() < len {
             return Err(MalformedMembership::because("an address ends too early"));
         }
         let addr = String::from_utf8(from.split_to(len).to_vec())
             .map_err(|_| MalformedMembership::because("an address is not UTF-8"))?;
-        nodes.insert(id, Node { addr });
+        nodes.insert(id, Node { addr, replica });
     }
     if from.has_remaining() {
         return Err(MalformedMembership::because(format!("{} bytes too many", from.remaining())));
@@ -209,13 +217,28 @@ mod tests {
 
     fn three() -> Membership {
         let nodes: BTreeMap<u64, Node> =
-            (1..=3).map(|id| (id, Node { addr: format!("host-{id}:9000") })).collect();
+            (1..=3).map(|id| (id, Node { addr: format!("host-{id}:9000"), replica: ReplicaId(id << 8) })).collect();
         Membership::new(vec![nodes.keys().copied().collect()], nodes).expect("valid")
     }
 
     #[test]
     fn a_membership_survives_its_encoding() {
         assert_eq!(decode(encode(&three())).expect("decodes"), three());
+    }
+
+    #[test]
+    fn a_membership_of_before_replicas_had_ids_is_read_with_zeros() {
+        let mut old = BytesMut::new();
+        old.put_slice(&[VERSION_WITHOUT_REPLICAS, 1]);
+        old.put_u16_le(1);
+        old.put_u64_le(7);
+        old.put_u16_le(1);
+        old.put_u64_le(7);
+        old.put_u16_le(3);
+        old.put_slice(b"h:1");
+        let decoded = decode(old.freeze()).expect("decodes");
+        let node = decoded.get_node(&7).expect("is named");
+        assert_eq!((node.addr.as_str(), node.replica), ("h:1", ReplicaId(0)));
     }
 
     #[test]

@@ -53,7 +53,7 @@ type Error = RPCError<Consensus>;
 #[derive(Clone)]
 pub(crate) struct Network {
     pub(crate) links: Arc<Links>,
-    /// Whom we write to, but for the node.
+    /// Whom we write to, but for the node and its replica.
     pub(crate) own: Address,
     pub(crate) offload: Offload,
 }
@@ -62,7 +62,7 @@ impl Network {
     fn client(&self, target: u64, node: &Node, appends: Appends) -> PeerClient {
         PeerClient {
             links: self.links.to(target, &node.addr),
-            to: Address { node: super::vocabulary::node_id(target), ..self.own },
+            to: Address { node: super::vocabulary::node_id(target), replica: node.replica, ..self.own },
             appends,
             offload: self.offload,
         }

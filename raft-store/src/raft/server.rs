@@ -3,6 +3,7 @@
 //! | A call for | Answer |
 //! |---|---|
 //! | another cluster, or another node at this address | FAILED_PRECONDITION; the caller tries again later |
+//! | another replica of this node: its directory was lost, and what is here never voted or acknowledged as that one | likewise |
 //! | a group that is not (yet) open here | UNAVAILABLE |
 //! | a group that stopped | UNAVAILABLE |
 //! | a message that makes no sense | INVALID_ARGUMENT |
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
-use ledgermq_common::GroupId;
+use ledgermq_common::{GroupId, NodeId};
 use ledgermq_proto::raft as proto;
 use ledgermq_proto::raft::raft_peer_server::{RaftPeer, RaftPeerServer};
 use openraft::Snapshot;
@@ -29,10 +30,11 @@ use super::vocabulary::{Consensus, Runtime, SnapshotMeta, Vote, log_id};
 use super::wire::{self, Address, MalformedMessage};
 use crate::defects::{self, Defect};
 use crate::group::Group;
+use crate::group::joining::{Admission, Standing};
 use crate::machine::EntryId;
 use crate::offload::Offload;
 use crate::snapshot::{Incoming, SnapshotCatalog, SnapshotFile};
-use crate::store::LogStore;
+use crate::store::{LogStore, ReplicaId};
 
 /// A snapshot of which no byte came for so long is not waited for.
 const SNAPSHOT_STALL: Duration = Duration::from_secs(30);
@@ -54,6 +56,7 @@ pub(crate) struct GroupPort {
     pub(crate) seed: u64,
     pub(crate) catalog: Arc<SnapshotCatalog>,
     pub(crate) offload: Offload,
+    pub(crate) admission: Admission,
     /// True once the group shuts down; ends the watches of its followers.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -98,11 +101,23 @@ impl PeerServer {
     }
 
     fn port(&self, to: Option<proto::Addressee>) -> Result<Arc<GroupPort>, Status> {
-        let to = wire::address(to)?;
+        let meant = wire::address(to)?;
+        let port = self.port_of_node(meant)?;
+        if port.address.replica != meant.replica && !defects::is_active(Defect::AmnesiaUnnoticed) {
+            return Err(Status::failed_precondition(format!(
+                "this is replica {} of node {}, not {}",
+                port.address.replica, meant.node, meant.replica
+            )));
+        }
+        Ok(port)
+    }
+
+    /// Whichever replica it is.
+    fn port_of_node(&self, to: Address) -> Result<Arc<GroupPort>, Status> {
         let Some(port) = self.ports.read().get(&to.group).cloned() else {
             return Err(Status::unavailable(format!("group {} is not open here", to.group)));
         };
-        if port.address != to {
+        if port.address.cluster != to.cluster || port.address.node != to.node {
             return Err(Status::failed_precondition(format!(
                 "this is node {} of cluster {:016x}, not node {} of cluster {:016x}",
                 port.address.node, port.address.cluster, to.node, to.cluster
@@ -196,11 +211,29 @@ impl RaftPeer for PeerServer {
         Ok(Response::new(response))
     }
 
+    async fn join(
+        &self,
+        request: Request<proto::JoinRequest>,
+    ) -> Result<Response<proto::JoinResponse>, Status> {
+        use proto::join_response::Standing as Wire;
+        let proto::JoinRequest { to, node, replica } = request.into_inner();
+        let port = self.port_of_node(wire::address(to)?)?;
+        let standing = match port.admission.admit(NodeId(node), ReplicaId(replica)).await {
+            Standing::Blank(replica) => Wire::Blank(replica.0),
+            Standing::Follows => Wire::Follows(true),
+            Standing::Joining { doing, is_known } => {
+                Wire::Joining(proto::join_response::Joining { doing, is_known })
+            }
+            Standing::Voter => Wire::Voter(true),
+        };
+        Ok(Response::new(proto::JoinResponse { standing: Some(standing) }))
+    }
+
     async fn watch(
         &self,
         request: Request<proto::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let port = self.port(request.into_inner().to)?;
+        let port = self.port_of_node(wire::address(request.into_inner().to)?)?;
         let event = leads(&port).await;
         let mut stopping = port.stopping.clone();
         let rest = futures_util::stream::once(async move {

@@ -13,6 +13,7 @@ use openraft_rt::deterministic_rng::DeterministicRng;
 use openraft_rt_tokio::TokioRuntime;
 
 use crate::machine::EntryId;
+use crate::store::ReplicaId;
 
 /// Random election timeouts come from the seed of the group, so that a simulation repeats.
 pub(crate) type Runtime = DeterministicRng<TokioRuntime>;
@@ -20,10 +21,19 @@ pub(crate) type CommittedLeaderId =
     <leader_id_std::LeaderId<u64, u64> as openraft::vote::RaftLeaderId>::Committed;
 pub(crate) type LogId = openraft::LogId<CommittedLeaderId>;
 pub(crate) type Vote = openraft::Vote<leader_id_std::LeaderId<u64, u64>>;
-pub(crate) type Node = openraft::BasicNode;
 pub(crate) type Membership = openraft::Membership<u64, Node>;
 pub(crate) type StoredMembership = openraft::StoredMembership<CommittedLeaderId, u64, Node>;
 pub(crate) type SnapshotMeta = openraft::SnapshotMeta<CommittedLeaderId, u64, Node>;
+
+/// What the membership says of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) addr: String,
+    /// Whose votes and acknowledgements count under this node's id. A message that is meant for another
+    /// replica is refused by the one it reaches (`server`), so a membership of old never counts a log
+    /// that was begun anew.
+    pub(crate) replica: ReplicaId,
+}
 
 /// openraft as a broker group runs it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]

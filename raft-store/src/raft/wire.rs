@@ -14,6 +14,7 @@ use openraft::raft::{
 use super::membership;
 use super::vocabulary::{Consensus, Entry, LogId, Payload, Vote, entry_id, log_id};
 use crate::machine::EntryId;
+use crate::store::ReplicaId;
 
 #[derive(Debug, thiserror::Error)]
 #[error("malformed message of a peer: {field}")]
@@ -42,17 +43,28 @@ pub(crate) struct Address {
     pub(crate) cluster: u64,
     pub(crate) group: GroupId,
     pub(crate) node: NodeId,
+    pub(crate) replica: ReplicaId,
 }
 
 impl From<Address> for proto::Addressee {
     fn from(address: Address) -> Self {
-        Self { cluster: address.cluster, group: address.group.get(), node: address.node.get() }
+        Self {
+            cluster: address.cluster,
+            group: address.group.get(),
+            node: address.node.get(),
+            replica: address.replica.0,
+        }
     }
 }
 
 impl From<proto::Addressee> for Address {
     fn from(addressee: proto::Addressee) -> Self {
-        Self { cluster: addressee.cluster, group: GroupId(addressee.group), node: NodeId(addressee.node) }
+        Self {
+            cluster: addressee.cluster,
+            group: GroupId(addressee.group),
+            node: NodeId(addressee.node),
+            replica: ReplicaId(addressee.replica),
+        }
     }
 }
 

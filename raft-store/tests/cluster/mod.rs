@@ -4,6 +4,7 @@
 mod stalling_disk;
 
 use std::io::Read;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset, Term};
 use ledgermq_raft_store::group::{OpenGroupError, ProposeError};
-use ledgermq_raft_store::store::{OpenError, StoreConfig, WriterSpawn};
+use ledgermq_raft_store::store::{OpenError, ReplicaId, StoreConfig, WriterSpawn};
 use ledgermq_raft_store::{
     AppliedEntry, ApplyError, EntryId, Environment, Group, GroupConfig, Member, PeerServer, Retention,
     SnapshotReader, StateMachine, TcpConnector, Timings,
@@ -103,6 +104,9 @@ pub struct Replica {
     _reserved: tokio::net::TcpSocket,
     directory: PathBuf,
     pub disk: Arc<Stall>,
+    /// Why its directory was refused and replaced, if it was.
+    refused: Option<String>,
+    last_id: Option<ReplicaId>,
     running: Option<Running>,
 }
 
@@ -154,6 +158,8 @@ impl Cluster {
                     _reserved: reserved,
                     directory: directory.path().join(format!("node-{id}")),
                     disk: Arc::default(),
+                    refused: None,
+                    last_id: None,
                     running: None,
                 }
             })
@@ -204,8 +210,15 @@ impl Cluster {
                     seed: replica.node.get(),
                 };
                 let machine = Arc::clone(&machine) as Arc<dyn StateMachine>;
-                match Group::open(config.clone(), machine, environment).await {
+                match Group::open(config.clone(), machine, environment.clone()).await {
                     Ok(group) => break group,
+                    // As a broker does it.
+                    Err(OpenGroupError::Store(error @ OpenError::Corrupt { .. })) => {
+                        replica.refused = Some(error.to_string());
+                        Group::replace(&config, &environment).await.expect("a member");
+                        std::fs::rename(&replica.directory, replica.directory.with_extension("damaged"))
+                            .expect("set aside");
+                    }
                     Err(OpenGroupError::Store(OpenError::Locked { .. })) if Instant::now() < deadline => {
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
@@ -226,6 +239,7 @@ impl Cluster {
             tokio::spawn(PeerServer::transport().add_service(server.service()).serve_with_incoming(incoming));
             group
         });
+        replica.last_id = Some(group.status().replica);
         replica.running = Some(Running { runtime, group, machine });
     }
 
@@ -234,6 +248,38 @@ impl Cluster {
         let running = self.replicas[at].running.take().expect("it runs");
         running.runtime.shutdown_background();
         drop(running.group);
+    }
+
+    /// Takes the directory of a replica that is down; the next start makes a new one.
+    pub fn lose_directory(&mut self, at: usize) -> ReplicaId {
+        let replica = &mut self.replicas[at];
+        assert!(replica.running.is_none(), "node {} runs", replica.node);
+        let id = replica.last_id.take().expect("it ran before");
+        // The writer of a killed replica may make one more file meanwhile.
+        while replica.directory.exists() {
+            let _ = std::fs::remove_dir_all(&replica.directory);
+        }
+        id
+    }
+
+    pub fn flip_a_bit_of_the_first_segment(&self, at: usize) {
+        let mut files: Vec<_> = std::fs::read_dir(&self.replicas[at].directory)
+            .expect("the directory")
+            .map(|file| file.expect("a file").path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+            .collect();
+        files.sort();
+        assert!(files.len() > 1, "one segment only");
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&files[0]).expect("a segment");
+        let mut byte = [0];
+        let place = 1 << 20;
+        file.read_exact_at(&mut byte, place).expect("a byte");
+        byte[0] ^= 1;
+        file.write_all_at(&byte, place).expect("written");
+    }
+
+    pub fn refused(&self, at: usize) -> Option<String> {
+        self.replicas[at].refused.clone()
     }
 
     /// Stops every task of the replica for a while, as SIGSTOP would.

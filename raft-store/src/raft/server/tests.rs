@@ -21,6 +21,7 @@ use crate::store::{EntryKind, Identity, NewEntry, StoreConfig, WriterSpawn};
 
 const CLUSTER: &str = "test";
 const GROUP: GroupId = GroupId(1);
+const REPLICA: ReplicaId = ReplicaId(77);
 const TAIL: u64 = 10;
 const INSIDE: u64 = 20;
 
@@ -57,7 +58,12 @@ impl StateMachine for LastApplied {
 }
 
 fn small(directory: &Path) -> StoreConfig {
-    StoreConfig { segment_bytes: 4 << 20, fill_ahead_bytes: 1 << 20, ..StoreConfig::in_directory(directory) }
+    StoreConfig {
+        segment_bytes: 4 << 20,
+        fill_ahead_bytes: 1 << 20,
+        replica_if_new: REPLICA,
+        ..StoreConfig::in_directory(directory)
+    }
 }
 
 /// The addresses lead nowhere: nobody but the test speaks to the replica, and it elects nobody.
@@ -67,12 +73,12 @@ fn members() -> Vec<Member> {
 
 fn stored_membership() -> StoredMembership {
     let nodes: BTreeMap<u64, Node> =
-        members().into_iter().map(|member| (member.node.get(), Node { addr: member.peer_addr })).collect();
+        members().into_iter().map(|member| (member.node.get(), Node { addr: member.peer_addr, replica: REPLICA })).collect();
     let membership = Membership::new(vec![nodes.keys().copied().collect()], nodes).expect("valid");
     StoredMembership::new(Some(log_id(EntryId::default())), membership)
 }
 
-/// The log of the played leader: the first entry every member writes, then commands of term 1.
+/// The log of the played leader: the first entry, then commands of term 1.
 async fn leaders_log(directory: &Path) -> LogStore {
     let identity = Identity { cluster: CLUSTER.to_owned(), group: GROUP, node: NodeId(1) };
     let store = LogStore::open(small(directory), identity, Arc::new(RealDisk), WriterSpawn::Thread)
@@ -93,17 +99,20 @@ async fn leaders_log(directory: &Path) -> LogStore {
 }
 
 fn append_of_the_tail(log: &LogStore, to: Address, committed: u64) -> proto::AppendRequest {
-    let entries = log.read(LogIndex(1)..LogIndex(TAIL + 1), usize::MAX).expect("readable");
+    let entries = log.read(LogIndex(0)..LogIndex(TAIL + 1), usize::MAX).expect("readable");
     proto::AppendRequest {
         to: Some(to.into()),
         ballot: Some(proto::Ballot { term: 1, node: 1, committed: true }),
-        previous: Some(proto::EntryId { term: 0, index: 0 }),
+        previous: None,
         committed: Some(proto::EntryId { term: 1, index: committed }),
         entries: entries
             .into_iter()
             .map(|entry| proto::Entry {
-                id: Some(proto::EntryId { term: 1, index: entry.id.index.get() }),
-                kind: proto::EntryKind::Normal.into(),
+                id: Some(proto::EntryId { term: entry.id.term.get(), index: entry.id.index.get() }),
+                kind: match entry.kind {
+                    EntryKind::Membership => proto::EntryKind::Membership.into(),
+                    _ => proto::EntryKind::Normal.into(),
+                },
                 payload: entry.payload,
                 payload_at: entry.payload_at.get(),
             })
