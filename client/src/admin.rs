@@ -148,6 +148,14 @@ impl Admin {
         TransferLeadershipResponse
     );
 
+    operation!(
+        /// Repeating it once it succeeded takes the replica out again, or is refused while it is out.
+        rejoin_replica,
+        "rejoin replica",
+        RejoinReplicaRequest,
+        RejoinReplicaResponse
+    );
+
     /// What the node that answers knows of itself; with one access point it is known which.
     pub async fn node_status(
         &self,

@@ -80,6 +80,7 @@ pass_on! {
     cluster_status(ClusterStatusRequest) -> ClusterStatusResponse;
     node_status(NodeStatusRequest) -> NodeStatusResponse;
     transfer_leadership(TransferLeadershipRequest) -> TransferLeadershipResponse;
+    rejoin_replica(RejoinReplicaRequest) -> RejoinReplicaResponse;
     set_consumer_group(SetConsumerGroupRequest) -> SetConsumerGroupResponse;
     show_consumer_group(ShowConsumerGroupRequest) -> ShowConsumerGroupResponse;
     list_dead_letters(ListDeadLettersRequest) -> ListDeadLettersResponse;

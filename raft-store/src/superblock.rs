@@ -134,7 +134,10 @@ impl SuperblockFile {
                 }
                 // A newer program wrote it: going on with the older slot would forget its vote.
                 Err(SlotError::Unsupported) => {
-                    return Err(OpenError::Unsupported { file: path, what: "a superblock of another version" });
+                    return Err(OpenError::Unsupported {
+                        file: path,
+                        what: "a superblock of another version",
+                    });
                 }
             }
         }

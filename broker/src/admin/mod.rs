@@ -5,9 +5,11 @@
 //! request, so they are held through an election too. The state of the cluster is collected from
 //! the nodes themselves ([`status`]), because only a node knows how far its own disk is.
 
+mod at_leader;
 mod consumer_groups;
 mod lite_topics;
 mod messages;
+mod rejoin;
 mod retention;
 mod status;
 mod topics;
@@ -272,6 +274,14 @@ impl Admin for AdminService {
     ) -> Result<Response<wire::TransferLeadershipResponse>, Status> {
         let within = timeout_of(request.metadata());
         transfer::transfer(&self.node, request.into_inner(), within).await.map(Response::new)
+    }
+
+    async fn rejoin_replica(
+        &self,
+        request: Request<wire::RejoinReplicaRequest>,
+    ) -> Result<Response<wire::RejoinReplicaResponse>, Status> {
+        let within = timeout_of(request.metadata());
+        rejoin::rejoin(&self.node, request.into_inner(), within).await.map(Response::new)
     }
 }
 

@@ -37,6 +37,8 @@ pub fn node(node: &Node) -> NodeStatusResponse {
                     flushed_index: index(status.flushed),
                     committed_index: index(status.committed),
                     applied_index: index(status.applied),
+                    is_voter: status.voters.contains(&node.id()),
+                    replica: status.replica.to_string(),
                     ..Replica::default()
                 }),
             }

@@ -6,6 +6,7 @@
 //!   identity                   whose directory this is; written once
 //!   tls/                       the certificate made at first start
 //!   groups/<id>/log/           CommitLog, superblock, snapshots: ground state
+//!   groups/<id>/log.damaged/   what was in log/ when it was found damaged; nothing reads it
 //!   groups/<id>/derived/       index runs, checkpoints: made again when missing
 //! ```
 //!
@@ -89,6 +90,23 @@ impl DataDir {
             parent = directory;
         }
         Ok(())
+    }
+
+    /// Takes a damaged log out of the way, and removes what was derived from it. Durable on return.
+    pub fn set_aside(&self, group: GroupId) -> io::Result<PathBuf> {
+        let log = self.group_log(group);
+        let aside = log.with_extension("damaged");
+        let remove = |directory: &Path| match fs::remove_dir_all(directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        remove(&aside)?;
+        fs::rename(&log, &aside)?;
+        remove(&self.group_derived(group))?;
+        if let Some(parent) = log.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(aside)
     }
 
     pub fn tls(&self) -> PathBuf {
@@ -228,6 +246,21 @@ mod tests {
         fs::create_dir(dir.path().join("groups")).expect("groups");
         let refused = DataDir::claim(dir.path(), "c", NodeId(1)).expect_err("no identity");
         assert!(refused.to_string().contains("no identity file"), "{refused}");
+    }
+
+    #[test]
+    fn a_damaged_log_is_kept_beside_its_successor_and_an_older_one_gives_way() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let data = DataDir::claim(dir.path(), "c", NodeId(1)).expect("new directory");
+        let group = GroupId(3);
+        for damaged in ["first", "second"] {
+            data.create_durably(&data.group_log(group)).expect("log");
+            data.create_durably(&data.group_derived(group)).expect("derived");
+            fs::write(data.group_log(group).join("superblock"), damaged).expect("write");
+            let aside = data.set_aside(group).expect("set aside");
+            assert_eq!(fs::read_to_string(aside.join("superblock")).expect("kept"), damaged);
+            assert!(!data.group_log(group).exists() && !data.group_derived(group).exists());
+        }
     }
 
     #[test]

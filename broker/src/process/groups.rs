@@ -8,13 +8,14 @@ use ledgermq_common::steady_clock::SteadyClock;
 use ledgermq_common::{GroupId, GroupName, NodeId};
 use ledgermq_raft_store::io::RealDisk;
 use ledgermq_raft_store::store::{StoreConfig, WriterSpawn};
-use ledgermq_raft_store::{Environment, Group, GroupConfig, Member, Retention, TcpConnector, Timings};
+use ledgermq_raft_store::{Environment, GroupConfig, Member, Retention, TcpConnector, Timings};
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::StartError;
 use super::data_dir::DataDir;
 use super::raft_runtime::RaftRuntime;
+use super::repair::Replica;
 use crate::config::{BrokerConfig, GroupEntry};
 use crate::execution::{
     HostedGroup, Parts, RetentionSettings, Settings, TransactionSettings, WaiterCount, Waiters, WakeLongPolls,
@@ -41,24 +42,17 @@ pub async fn open(
     let refused = |reason: String| StartError::Group { name: entry.name.clone(), reason };
     let id = GroupId(entry.id);
     let name = GroupName::parse(&entry.name).map_err(|e| refused(e.to_string()))?;
-    let log_dir = data_dir.group_log(id);
-    let derived_dir = data_dir.group_derived(id);
-    for dir in [&log_dir, &derived_dir] {
-        data_dir
-            .create_durably(dir)
-            .map_err(|e| refused(format!("{} cannot be created: {e}", dir.display())))?;
-    }
     let waiters = Arc::new(Waiters::new(Arc::clone(&shared.waiters)));
     let observer = Arc::new(WakeLongPolls(Arc::clone(&waiters)));
-    let state = BrokerState::open(
-        StateConfig {
+    let make_state = |derived_dir| {
+        let every_bytes = config.storage.checkpoint_interval_bytes;
+        let state = StateConfig {
             group: id,
             directory: Some(derived_dir),
-            checkpoints: CheckpointMode::Background { every_bytes: config.storage.checkpoint_interval_bytes },
-        },
-        observer,
-    )
-    .map_err(|e| refused(with_causes(&e)))?;
+            checkpoints: CheckpointMode::Background { every_bytes },
+        };
+        BrokerState::open(state, observer.clone()).map_err(|e| with_causes(&e))
+    };
     let group_config = GroupConfig {
         cluster: config.cluster.name.clone(),
         group: id,
@@ -78,7 +72,7 @@ pub async fn open(
         },
         store: StoreConfig {
             segment_bytes: config.storage.segment_size_bytes,
-            ..StoreConfig::in_directory(log_dir)
+            ..StoreConfig::in_directory(data_dir.group_log(id))
         },
     };
     let environment = Environment {
@@ -88,10 +82,8 @@ pub async fn open(
         proposers: Some(tokio::runtime::Handle::current()),
         seed: election_seed(config.node_id(), id),
     };
-    let machine: Arc<BrokerState> = Arc::clone(&state);
-    let opening = raft.spawn(Group::open(group_config, machine, environment));
-    let opened = opening.await.map_err(|e| refused(with_causes(&e)))?;
-    let group = opened.map_err(|e| refused(with_causes(&e)))?;
+    let replica = Replica { data_dir, id, config: group_config, environment, make_state };
+    let (group, state) = replica.open(raft).await.map_err(refused)?;
     Ok(HostedGroup::new(Parts {
         name,
         group,

@@ -21,6 +21,7 @@ mod groups;
 mod node;
 mod ports;
 mod raft_runtime;
+mod repair;
 mod topology;
 
 use std::net::SocketAddr;
@@ -317,7 +318,13 @@ pub fn run(config: BrokerConfig, reached: impl Fn(Stage)) -> Result<(), RunError
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
-        let broker = Broker::start(config).await?;
+        // A replica that is repaired waits for a leader, and may be ended meanwhile.
+        let broker = tokio::select! {
+            biased;
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            started = Broker::start(config) => started?,
+        };
         reached(Stage::Serving);
         tokio::select! {
             _ = terminate.recv() => {}

@@ -100,6 +100,8 @@ enum ClusterCommand {
     Status,
     /// Give the leadership of a group to one of its nodes.
     Transfer { group: String, node: u64 },
+    /// Take a node's replica out of a group; if its process runs it joins anew.
+    Rejoin { group: String, node: u64 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -142,6 +144,18 @@ pub async fn run(arguments: AdminArgs) -> anyhow::Result<ExitCode> {
                 format!("node {node} leads {group} already")
             };
             (text, json!({ "group": group, "node": node, "from": answer.from, "moved": answer.moved }))
+        }
+        Area::Cluster(ClusterCommand::Rejoin { group, node }) => {
+            let request = wire::RejoinReplicaRequest {
+                group: group.clone(),
+                node,
+                ..wire::RejoinReplicaRequest::default()
+            };
+            admin.rejoin_replica(request).await?;
+            let text = format!(
+                "the replica of node {node} is out of {group}; it joins anew if its process runs (see cluster status)"
+            );
+            (text, json!({ "group": group, "node": node, "out": true }))
         }
     };
     if arguments.json {
@@ -346,10 +360,11 @@ fn status_as_text(status: &wire::ClusterStatusResponse) -> String {
         table(&["group", "node", "role", "term", "last", "flushed", "committed", "applied", "lag"]);
     for group in &status.groups {
         for replica in &group.replicas {
-            let role = match (replica.reachable, replica.node == group.leader) {
-                (false, _) => "unreachable",
-                (true, true) => "leader",
-                (true, false) => "follower",
+            let role = match (replica.reachable, replica.node == group.leader, replica.is_voter) {
+                (false, ..) => "unreachable",
+                (true, true, _) => "leader",
+                (true, false, true) => "follower",
+                (true, false, false) => "learner",
             };
             replicas.add_row([
                 group.name.clone(),
@@ -381,6 +396,7 @@ fn status_as_json(status: &wire::ClusterStatusResponse) -> Value {
                 "leader": replica.leader, "last_index": replica.last_index,
                 "flushed_index": replica.flushed_index, "committed_index": replica.committed_index,
                 "applied_index": replica.applied_index, "lag_entries": replica.lag_entries,
+                "voter": replica.is_voter, "replica": replica.replica,
             })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     })

@@ -313,8 +313,9 @@ async fn start_raft(
     addresses: BTreeMap<u64, String>,
 ) -> Result<Raft, OpenGroupError> {
     let failed = |error: &dyn std::fmt::Display| OpenGroupError::Raft { reason: error.to_string() };
-    let raft =
-        Raft::build(own.node.get(), config, network, storage, applier).await.map_err(|error| failed(&error))?;
+    let raft = Raft::build(own.node.get(), config, network, storage, applier)
+        .await
+        .map_err(|error| failed(&error))?;
     progress.is_running.store(true, Ordering::Release);
     raft.run();
     // With others it is for `joining` to find out whether the group is new.

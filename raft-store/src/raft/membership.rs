@@ -216,8 +216,9 @@ mod tests {
     use super::*;
 
     fn three() -> Membership {
-        let nodes: BTreeMap<u64, Node> =
-            (1..=3).map(|id| (id, Node { addr: format!("host-{id}:9000"), replica: ReplicaId(id << 8) })).collect();
+        let nodes: BTreeMap<u64, Node> = (1..=3)
+            .map(|id| (id, Node { addr: format!("host-{id}:9000"), replica: ReplicaId(id << 8) }))
+            .collect();
         Membership::new(vec![nodes.keys().copied().collect()], nodes).expect("valid")
     }
 

@@ -72,8 +72,10 @@ fn members() -> Vec<Member> {
 }
 
 fn stored_membership() -> StoredMembership {
-    let nodes: BTreeMap<u64, Node> =
-        members().into_iter().map(|member| (member.node.get(), Node { addr: member.peer_addr, replica: REPLICA })).collect();
+    let nodes: BTreeMap<u64, Node> = members()
+        .into_iter()
+        .map(|member| (member.node.get(), Node { addr: member.peer_addr, replica: REPLICA }))
+        .collect();
     let membership = Membership::new(vec![nodes.keys().copied().collect()], nodes).expect("valid");
     StoredMembership::new(Some(log_id(EntryId::default())), membership)
 }
