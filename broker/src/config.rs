@@ -109,6 +109,9 @@ pub struct StorageSection {
     /// Applied entries that stay in the log behind the snapshot, so that a replica which was away
     /// for a moment catches up from the log.
     pub purge_margin_entries: u64,
+    /// The whole log is read and verified once in so long, so that bytes which rot where nobody reads are
+    /// found while other replicas have them; 0: never.
+    pub scrub_interval_s: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -274,6 +277,7 @@ impl Default for StorageSection {
             checkpoint_interval_bytes: 256 * 1024 * 1024,
             snapshot_interval_bytes: 1024 * 1024 * 1024,
             purge_margin_entries: 100_000,
+            scrub_interval_s: 7 * 24 * 3600,
         }
     }
 }
@@ -456,7 +460,8 @@ impl BrokerConfig {
             1024 * 1024,
             1024 * 1024 * 1024 * 1024,
         )?;
-        within("storage.purge_margin_entries", storage.purge_margin_entries, 1_000, 1_000_000_000)
+        within("storage.purge_margin_entries", storage.purge_margin_entries, 1_000, 1_000_000_000)?;
+        within("storage.scrub_interval_s", storage.scrub_interval_s, 0, 366 * 24 * 3600)
     }
 
     fn validate_nodes_and_groups(&self) -> Result<(), InvalidValue> {

@@ -17,6 +17,7 @@ mod opening;
 mod proposals;
 mod recovery;
 mod schedule;
+mod scrub;
 mod stalled_disk;
 mod status;
 mod watching;

@@ -26,6 +26,7 @@ use ledgermq_common::limits::COMMAND_BYTES_MAX;
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset};
 use tokio::sync::{oneshot, watch};
 
+use crate::commit_log::scrub::Scrubbed;
 use crate::commit_log::{CommitLog, recovery};
 use crate::frame;
 use crate::io::Disk;
@@ -478,9 +479,14 @@ impl LogStore {
         segment::payload_bytes_max(self.log.config.segment_bytes).min(COMMAND_BYTES_MAX)
     }
 
-    /// Reads and verifies every frame of the flushed log.
+    /// Reads and verifies every frame of the flushed log. Nobody may cut it meanwhile.
     pub fn verify_all(&self) -> Result<(), ReadError> {
-        self.noting_rot(self.log.verify_all())
+        self.log.verify_all()
+    }
+
+    /// Likewise a piece of what is applied, while the log is in use.
+    pub(crate) fn scrub(&self, from: Option<LogPosition>, bytes_max: u64) -> Result<Scrubbed, ReadError> {
+        self.noting_rot(self.log.scrub(from, bytes_max))
     }
 
     /// Writes what is queued, marks the superblock clean, stops the writer and gives the directory

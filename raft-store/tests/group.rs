@@ -287,6 +287,7 @@ fn greedy() -> Retention {
         snapshot_every_bytes: 64 << 10,
         snapshots_kept_max: 3,
         purge_margin_entries: 500,
+        scrub_interval_s: 0,
         check_interval_ms: 5,
     }
 }

@@ -21,7 +21,7 @@ use ledgermq_raft_store::group::{
 };
 use ledgermq_raft_store::io::{Disk, SimulatedDisk};
 use ledgermq_raft_store::machine::RecoveredLog;
-use ledgermq_raft_store::store::{StoreConfig, WriterSpawn};
+use ledgermq_raft_store::store::{ReplicaId, StoreConfig, WriterSpawn};
 use ledgermq_raft_store::{
     AppliedEntry, ApplyError, EntryId, Group, PeerServer, SnapshotReader, StateMachine,
 };
@@ -238,6 +238,8 @@ impl Node {
             tail_cache_bytes_max: 32 << 10,
             fill_ahead_bytes: 16 << 10,
             watermark_interval_bytes: 32 << 10,
+            // Of the seed, like everything else.
+            replica_if_new: ReplicaId((self.plan.seed << 8) | node_number(self.index)),
             ..StoreConfig::in_directory(PathBuf::from("/data/group"))
         }
     }

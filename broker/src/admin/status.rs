@@ -39,6 +39,8 @@ pub fn node(node: &Node) -> NodeStatusResponse {
                     applied_index: index(status.applied),
                     is_voter: status.voters.contains(&node.id()),
                     replica: status.replica.to_string(),
+                    voters: status.voters.iter().map(|node| node.get()).collect(),
+                    members_index: index(status.members_at),
                     ..Replica::default()
                 }),
             }

@@ -68,6 +68,7 @@ pub async fn open(
         retention: Retention {
             snapshot_every_bytes: config.storage.snapshot_interval_bytes,
             purge_margin_entries: config.storage.purge_margin_entries,
+            scrub_interval_s: config.storage.scrub_interval_s,
             ..Retention::default()
         },
         store: StoreConfig {

@@ -36,7 +36,9 @@ use anyhow::{Context as _, bail};
 use ledgermq_client::{Client, ClientOptions};
 use ledgermq_faultfs::DiskProcess;
 use ledgermq_faultnet::Network;
-use ledgermq_proto::admin::{ClusterStatusRequest, ClusterStatusResponse, TransferLeadershipRequest};
+use ledgermq_proto::admin::{
+    ClusterStatusRequest, ClusterStatusResponse, RejoinReplicaRequest, Replica, TransferLeadershipRequest,
+};
 use tokio::time::Instant;
 
 use child::ChildProcess;
@@ -484,6 +486,24 @@ impl Cluster {
             ..TransferLeadershipRequest::default()
         };
         Ok(client.admin().transfer_leadership(request).await?.moved)
+    }
+
+    /// Takes the broker's replica out of a group.
+    pub async fn take_out(&mut self, group: &str, member: Member) -> anyhow::Result<()> {
+        let Member::Broker(node) = member else { bail!("{member} has no replica") };
+        let points = self.serving_brokers()?.join(";");
+        let client = Client::connect(&points, ClientOptions::default()).await?;
+        let request =
+            RejoinReplicaRequest { group: group.to_owned(), node, ..RejoinReplicaRequest::default() };
+        client.admin().rejoin_replica(request).await?;
+        Ok(())
+    }
+
+    /// What the brokers that run say of the replicas of a group.
+    pub async fn replicas(&mut self, group: u32) -> anyhow::Result<Vec<Replica>> {
+        let status = self.status().await?;
+        let found = status.groups.into_iter().find(|candidate| candidate.id == group);
+        Ok(found.with_context(|| format!("the cluster has no group {group}"))?.replicas)
     }
 
     fn serving_brokers(&mut self) -> anyhow::Result<Vec<String>> {

@@ -27,6 +27,7 @@ use crate::tail_cache::{CachedEntry, TailCache};
 
 pub mod read;
 pub mod recovery;
+pub mod scrub;
 pub mod stats;
 
 use recovery::Recovered;

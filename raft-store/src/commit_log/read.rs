@@ -18,12 +18,12 @@ use crate::store::{ReadError, StoredEntry};
 
 /// Where on the disk to look, as of one moment.
 #[derive(Debug)]
-struct Place {
-    segment: Arc<Segment>,
+pub(super) struct Place {
+    pub(super) segment: Arc<Segment>,
     /// The log in this segment ends here: at the next segment, or at what is flushed.
-    end: LogPosition,
+    pub(super) end: LogPosition,
     applied: Option<LogIndex>,
-    generation: u64,
+    pub(super) generation: u64,
 }
 
 impl Place {
@@ -319,7 +319,7 @@ impl CommitLog {
 }
 
 impl Inner {
-    fn place_of_index(&self, index: LogIndex) -> Result<Place, ReadError> {
+    pub(super) fn place_of_index(&self, index: LogIndex) -> Result<Place, ReadError> {
         let holds = self.segments.values().rev().find(|segment| segment.header.before.next_index() <= index);
         let Some(segment) = holds else {
             let first = self.segments.values().next();
@@ -360,7 +360,7 @@ fn io(segment: &Segment, source: std::io::Error) -> ReadError {
     ReadError::Io { file: segment.path.clone(), source }
 }
 
-fn broken_chain(segment: &Segment, at: PhysicalOffset) -> ReadError {
+pub(super) fn broken_chain(segment: &Segment, at: PhysicalOffset) -> ReadError {
     let from = segment.file_position(at);
     let why = "the frame does not continue the one before it".to_owned();
     ReadError::Corrupt { file: segment.path.clone(), from, to: from, why }

@@ -53,7 +53,7 @@ impl Default for Timings {
     }
 }
 
-/// When the state is snapshotted and how much log stays behind it.
+/// When the state is snapshotted, how much log stays behind it, and how it is looked after.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retention {
     /// A snapshot is taken once this much log was applied since the last one.
@@ -66,6 +66,8 @@ pub struct Retention {
     pub purge_margin_entries: u64,
     /// How often the schedule looks.
     pub check_interval_ms: u64,
+    /// The whole log is read and verified once in so long; 0: never.
+    pub scrub_interval_s: u64,
 }
 
 impl Default for Retention {
@@ -75,6 +77,7 @@ impl Default for Retention {
             snapshots_kept_max: 8,
             purge_margin_entries: 10_000,
             check_interval_ms: 1_000,
+            scrub_interval_s: 0,
         }
     }
 }

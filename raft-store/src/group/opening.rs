@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
 use tokio::runtime::Handle;
@@ -15,6 +16,7 @@ use super::joining::{self, Admission, Joining, Peers};
 use super::proposals::{Proposals, hand_over};
 use super::recovery::{interrupted_installation, recover};
 use super::schedule::Schedule;
+use super::scrub::Scrub;
 use super::stalled_disk::StalledDisk;
 use super::watching::{forward_flushed, publish_fault, publish_leadership};
 use super::{Inner, Leadership};
@@ -170,6 +172,12 @@ pub(super) async fn open(
         patience_ms: config.timings.disk_patience_ms,
     };
     tasks.spawn(stalled_disk.run(stopping_seen.clone()));
+    let scrub = Scrub {
+        store: store.clone(),
+        offload,
+        interval: Duration::from_secs(config.retention.scrub_interval_s),
+    };
+    tasks.spawn(scrub.run(stopping_seen.clone()));
     let joining = Joining {
         raft: raft.clone(),
         store: store.clone(),

@@ -27,6 +27,8 @@ pub struct GroupStatus {
     pub members: Vec<NodeId>,
     /// Those whose votes and acknowledgements count; the other members are learning the log.
     pub voters: Vec<NodeId>,
+    /// The entry that says so.
+    pub members_at: Option<LogIndex>,
     pub replica: ReplicaId,
     pub last: Option<LogIndex>,
     pub flushed: Option<LogIndex>,
@@ -46,14 +48,15 @@ pub(super) fn of(inner: &Inner) -> GroupStatus {
     let leadership = *inner.leadership.borrow();
     let last = inner.store.last_id().map(|id| id.index);
     let applied = inner.progress.applied();
-    let (members, voters, committed) = {
+    let (members, voters, members_at, committed) = {
         let metrics = inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let members = membership.nodes().map(|(id, _)| NodeId(*id)).collect();
         let voters = membership.voter_ids().map(NodeId).collect();
         // Raft publishes its metrics at the end of a step; what it let the machine apply may be ahead of them.
-        (members, voters, metrics.local_committed.map(|id| LogIndex(id.index)).max(applied))
+        let members_at = metrics.membership_config.log_id().as_ref().map(|id| LogIndex(id.index));
+        (members, voters, members_at, metrics.local_committed.map(|id| LogIndex(id.index)).max(applied))
     };
     GroupStatus {
         term: leadership.term,
@@ -62,6 +65,7 @@ pub(super) fn of(inner: &Inner) -> GroupStatus {
         is_leader_ready: leadership.is_leader_ready,
         members,
         voters,
+        members_at,
         replica: inner.store.replica(),
         last,
         flushed: inner.store.flushed_upto().map(|id| id.index),

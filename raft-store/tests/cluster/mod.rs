@@ -171,6 +171,11 @@ impl Cluster {
         cluster
     }
 
+    /// From the next start of a replica on.
+    pub fn scrub_every_s(&mut self, scrub_interval_s: u64) {
+        self.retention.scrub_interval_s = scrub_interval_s;
+    }
+
     pub fn start_replica(&mut self, at: usize) {
         let members: Vec<_> =
             self.replicas.iter().map(|r| Member { node: r.node, peer_addr: r.addr.clone() }).collect();
@@ -216,8 +221,9 @@ impl Cluster {
                     Err(OpenGroupError::Store(error @ OpenError::Corrupt { .. })) => {
                         replica.refused = Some(error.to_string());
                         Group::replace(&config, &environment).await.expect("a member");
-                        std::fs::rename(&replica.directory, replica.directory.with_extension("damaged"))
-                            .expect("set aside");
+                        let aside = replica.directory.with_extension("damaged");
+                        let _ = std::fs::remove_dir_all(&aside);
+                        std::fs::rename(&replica.directory, aside).expect("set aside");
                     }
                     Err(OpenGroupError::Store(OpenError::Locked { .. })) if Instant::now() < deadline => {
                         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -162,6 +162,17 @@ fn corruption_that_is_met_ends_the_replica_and_is_repaired_from_the_others() {
     assert!(refused.contains("an earlier run met corruption"), "{refused}");
     wait_until_voter(&cluster, follower);
     assert_has_all(&cluster, &acknowledged);
+    // And found by nobody's read as well.
+    cluster.scrub_every_s(1);
+    cluster.shut_down(follower);
+    cluster.start_replica(follower);
+    cluster.converge();
+    cluster.flip_a_bit_of_the_first_segment(follower);
+    let fault = cluster.driver.block_on(cluster.group(follower).clone().fault());
+    assert!(fault.to_string().contains("corrupt"), "{fault}");
+    cluster.kill(follower);
+    cluster.start_replica(follower);
+    wait_until_voter(&cluster, follower);
     let scanned = cluster.group(follower).scan(LogIndex(0)).filter(|entry| entry.is_ok()).count();
     assert_eq!(scanned, acknowledged.len(), "every entry verifies");
 }

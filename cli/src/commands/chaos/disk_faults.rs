@@ -7,10 +7,11 @@
 //! | full | the disk counts refusals | end with status 70 or go on; start again once there is room |
 //! | slow | the disk counts delays | go on |
 //! | stalled | the disk counts what it holds | go on afterwards; a leader loses its place within [`LEADER_MOVES_WITHIN`] |
-//! | rotten log or superblock | bytes changed | refuse to start and say why; start again when the bytes are back |
+//! | rotten log or superblock | bytes changed | say so, set its log aside, be repaired from its peers and serve |
+//! | rotten log below a running process | bytes changed | find it, end with status 70, and likewise at the next start |
 //! | rotten slot, snapshot, index | bytes changed | start and serve |
 //!
-//! Corruption comes while the member is down: found at the start, it cannot do harm.
+//! But for the last one corruption comes while the member is down.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
@@ -40,6 +41,11 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(20);
 const LOG_FILES: &str = "/log/";
 /// How long syncs do not come back before the power goes, at most.
 const UNSYNCED_MS_MAX: u64 = 100;
+/// A replica receives its whole log again.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(90);
+/// The log is looked through every [`SCRUB_EVERY_S`] and takes a moment itself.
+const FOUND_WITHIN: Duration = Duration::from_secs(60);
+pub const SCRUB_EVERY_S: u64 = 2;
 const SLOT_BYTES: u64 = 4096;
 const SLOW_MS: std::ops::RangeInclusive<u64> = 50..=500;
 /// What a full disk still has room for, at most.
@@ -61,6 +67,8 @@ pub enum DiskFault {
     /// No write and no sync comes back for a while.
     Stalled,
     Rotten(Rotten),
+    /// A bit of the log turns over below a running process.
+    RottenBelow,
 }
 
 /// What decays.
@@ -89,6 +97,7 @@ impl DiskFault {
             Self::Rotten(Rotten::SuperblockSlot) => "corrupt-superblock-slot",
             Self::Rotten(Rotten::Snapshot) => "corrupt-snapshot",
             Self::Rotten(Rotten::Index) => "corrupt-index",
+            Self::RottenBelow => "corrupt-running",
         }
     }
 }
@@ -125,6 +134,13 @@ impl Nemesis<'_> {
                 let mut seen = Vec::new();
                 for member in targets {
                     seen.push(self.rot(what, *member).await?);
+                }
+                Ok(seen.join("; "))
+            }
+            DiskFault::RottenBelow => {
+                let mut seen = Vec::new();
+                for member in targets {
+                    seen.push(self.rot_below(*member).await?);
                 }
                 Ok(seen.join("; "))
             }
@@ -348,24 +364,51 @@ impl Nemesis<'_> {
             self.cluster.wait_member_ready(member, ENDS_WITHIN * 3).await?;
             return Ok(format!("{seen}: it serves"));
         }
-        let ended = self.cluster.wait_end(member, ENDS_WITHIN).await?;
-        let status = ended.with_context(|| format!("{member} started on rotten files; {seen}"))?;
-        ensure!(!status.success(), "{member} ended as if all were well; {seen}");
+        let (path, ..) = places.first().context("there is a place")?;
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let repaired = self.is_repaired(member, heard, name).await?;
+        Ok(format!("{seen}: {repaired}"))
+    }
+
+    /// Old bytes, which are in no cache of the process: it is started anew before.
+    async fn rot_below(&mut self, member: Member) -> anyhow::Result<String> {
+        let status = self.cluster.terminate(member, STOPPED_WITHIN).await?;
+        ensure!(status.success(), "{member} ended with {status} after SIGTERM");
+        let places = self.places(Rotten::Log, member).await?;
+        self.cluster.restart(member)?;
+        self.cluster.wait_member_ready(member, REPAIRED_WITHIN).await?;
+        let (path, at, len) = places.first().context("there is a place")?;
+        let seed = self.dice.below(u64::MAX);
+        let changed = self.cluster.disk(member)?.corrupt(path, *at, *len, Corruption::FlipBit, seed)?;
+        ensure!(changed > 0, "nothing changed of {path} at {at}");
+        let rotten = Instant::now();
+        let ended = self.cluster.wait_end(member, FOUND_WITHIN).await?;
+        let status =
+            ended.with_context(|| format!("{member} does not find what rotted in {path} at {at}"))?;
+        ensure!(status.code() == Some(FAULT_EXIT_STATUS), "{member} ended with {status} on a rotten log");
+        let found_ms = rotten.elapsed().as_millis();
+        let heard = std::fs::metadata(self.cluster.log_path(member))?.len();
+        self.cluster.restart(member)?;
+        let repaired = self.is_repaired(member, heard, "rotten").await?;
+        Ok(format!("{member}: a bit of {path} at {at}, found after {found_ms} ms; {repaired}"))
+    }
+
+    /// It named the damage in its log behind `heard`, kept what was damaged, and has all of the log again.
+    async fn is_repaired(&mut self, member: Member, heard: u64, damaged: &str) -> anyhow::Result<String> {
+        let began = Instant::now();
+        self.cluster.wait_member_ready(member, REPAIRED_WITHIN).await?;
         let mut said = String::new();
         let mut log = std::fs::File::open(self.cluster.log_path(member))?;
         log.seek(SeekFrom::Start(heard))?;
         log.take(1 << 20).read_to_string(&mut said)?;
-        let why = said.lines().find(|line| line.contains("ledgermq:")).unwrap_or_default();
-        let (path, ..) = places.first().context("there is a place")?;
-        let name = path.rsplit('/').next().unwrap_or(path);
-        ensure!(why.contains(name), "{member} does not say that {name} is rotten, but: {why}");
-        tokio::time::sleep(self.fault_time).await;
-        // It cannot be repaired from its peers yet, so the bytes are put back.
-        for (path, at, len) in &places {
-            self.cluster.disk(member)?.corrupt(path, *at, *len, how, seed)?;
-        }
-        self.cluster.restart(member)?;
-        Ok(format!("{seen}: refused ({})", why.trim()))
+        let why = said.lines().find(|line| line.contains("stays out of its group")).unwrap_or_default();
+        ensure!(why.contains(damaged), "{member} does not say that {damaged} is damaged, but: {why}");
+        let files = self.cluster.disk(member)?.files()?;
+        ensure!(
+            files.iter().any(|file| file.path.contains("/log.damaged/")),
+            "{member} did not keep the damaged log"
+        );
+        Ok(format!("repaired and a voter after {} ms", began.elapsed().as_millis()))
     }
 
     /// File, place and length of what is to rot. The member is down.

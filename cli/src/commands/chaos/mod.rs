@@ -24,6 +24,7 @@ mod judge;
 mod leases;
 mod load;
 mod log;
+mod member_faults;
 mod moments;
 mod nemesis;
 mod network_faults;

@@ -5,6 +5,7 @@
 //! | kill | the process was waited for and ended by SIGKILL; after the restart it is another |
 //! | stop | the kernel says T (stopped), docker says paused; after SIGCONT no longer |
 //! | term | the process ended with status 0; after the restart it is another |
+//! | of members | see `member_faults` |
 //! | transfer | each time another broker led and said so; the term rose as often |
 //! | overload | more sends began than were answered in the time before |
 //! | of disks, clocks and networks | see `disk_faults`, `clock_faults`, `network_faults` |
@@ -26,7 +27,7 @@ use super::scenario::{Fault, Scenario, Target};
 use crate::cluster::{Cluster, Member};
 
 pub(super) const GROUP: u32 = 1;
-const READY_WITHIN: Duration = Duration::from_secs(90);
+pub(super) const READY_WITHIN: Duration = Duration::from_secs(90);
 const TERMINATE_WITHIN: Duration = Duration::from_secs(20);
 const STATE_WITHIN: Duration = Duration::from_secs(2);
 /// Transfers of one storm that may be refused or end with another leader.
@@ -111,6 +112,10 @@ impl Nemesis<'_> {
                 clients.check(Role::Consumer)?;
                 self.recorder.prove(format!("{}: {seen}", fault.name()));
             }
+            Fault::Replace | Fault::Rejoin | Fault::RejoinUnderKill => {
+                let seen = self.member_fault(fault, &targets).await?;
+                self.recorder.prove(format!("{} {names}: {seen}", fault.name()));
+            }
             Fault::Transfer => {
                 let seen = self.transfer_storm().await?;
                 self.recorder.prove(format!("{}: {seen}", fault.name()));
@@ -136,7 +141,7 @@ impl Nemesis<'_> {
         Ok(())
     }
 
-    async fn kill(&mut self, targets: &[Member]) -> anyhow::Result<()> {
+    pub(super) async fn kill(&mut self, targets: &[Member]) -> anyhow::Result<()> {
         use std::os::unix::process::ExitStatusExt as _;
         let before = self.incarnations(targets)?;
         self.cluster.kill_all(targets)?;
@@ -152,12 +157,17 @@ impl Nemesis<'_> {
         self.start_again("kill", "ended by SIGKILL", before)
     }
 
-    fn incarnations(&self, members: &[Member]) -> anyhow::Result<Vec<(Member, String)>> {
+    pub(super) fn incarnations(&self, members: &[Member]) -> anyhow::Result<Vec<(Member, String)>> {
         members.iter().map(|member| Ok((*member, self.cluster.incarnation(*member)?))).collect()
     }
 
     /// Restarts members that ended, each of which must be another process than before.
-    fn start_again(&mut self, fault: &str, ended: &str, before: Vec<(Member, String)>) -> anyhow::Result<()> {
+    pub(super) fn start_again(
+        &mut self,
+        fault: &str,
+        ended: &str,
+        before: Vec<(Member, String)>,
+    ) -> anyhow::Result<()> {
         let mut seen = Vec::new();
         for (member, before) in before {
             self.cluster.restart(member)?;
@@ -249,7 +259,7 @@ impl Nemesis<'_> {
         drawn
     }
 
-    async fn leader(&mut self) -> anyhow::Result<Member> {
+    pub(super) async fn leader(&mut self) -> anyhow::Result<Member> {
         self.cluster.wait_leader(GROUP, READY_WITHIN).await
     }
 

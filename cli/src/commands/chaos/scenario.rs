@@ -3,7 +3,7 @@
 use super::ClusterKind;
 use super::client_processes::ClientFault;
 use super::clock_faults::ClockFault;
-use super::disk_faults::{DiskFault, Rotten};
+use super::disk_faults::{DiskFault, Rotten, SCRUB_EVERY_S};
 use super::network_faults::NetworkFault;
 use crate::cluster::{COMPOSE_BROKERS, ClusterPlan};
 
@@ -21,6 +21,12 @@ pub enum Fault {
     Transfer,
     /// More sends than the cluster can take.
     Overload,
+    /// SIGKILL, the data directory is removed, and a start on an empty one: a machine that was replaced.
+    Replace,
+    /// The member is taken out of its group, and comes back.
+    Rejoin,
+    /// Likewise, and the leader is killed while it is done.
+    RejoinUnderKill,
     Disk(DiskFault),
     Clock(ClockFault),
     Network(NetworkFault),
@@ -152,6 +158,30 @@ pub const SCENARIOS: &[Scenario] = &[
         about: "SIGTERM and restart of all brokers, one after the other",
     },
     Scenario {
+        name: "replace-follower",
+        fault: Fault::Replace,
+        target: Target::Follower,
+        about: "a follower's machine is lost with its disk, and another takes its place",
+    },
+    Scenario {
+        name: "replace-leader",
+        fault: Fault::Replace,
+        target: Target::Leader,
+        about: "the leader's machine is lost with its disk, and another takes its place",
+    },
+    Scenario {
+        name: "rejoin-follower",
+        fault: Fault::Rejoin,
+        target: Target::Follower,
+        about: "a follower is taken out of its group and comes back: the members change five times",
+    },
+    Scenario {
+        name: "rejoin-under-kill",
+        fault: Fault::RejoinUnderKill,
+        target: Target::Follower,
+        about: "likewise, and the leader is killed while the members change",
+    },
+    Scenario {
         name: "transfer-storm",
         fault: Fault::Transfer,
         target: Target::All,
@@ -275,13 +305,13 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "corrupt-log",
         fault: Fault::Disk(DiskFault::Rotten(Rotten::Log)),
         target: Target::Follower,
-        about: "a bit of the log rots while a follower is down",
+        about: "a bit of the log rots while a follower is down: it is repaired from its peers",
     },
     Scenario {
         name: "corrupt-superblock",
         fault: Fault::Disk(DiskFault::Rotten(Rotten::Superblock)),
         target: Target::Follower,
-        about: "a bit in both copies of the superblock rots while a follower is down",
+        about: "a bit in both copies of the superblock rots while a follower is down: likewise",
     },
     Scenario {
         name: "corrupt-superblock-slot",
@@ -306,6 +336,18 @@ pub const SCENARIOS: &[Scenario] = &[
         fault: Fault::Disk(DiskFault::Rotten(Rotten::Log)),
         target: Target::Leader,
         about: "a bit of the log of a leader rots while it is down",
+    },
+    Scenario {
+        name: "corrupt-running-follower",
+        fault: Fault::Disk(DiskFault::RottenBelow),
+        target: Target::Follower,
+        about: "a bit of the log rots below a running follower",
+    },
+    Scenario {
+        name: "corrupt-running-leader",
+        fault: Fault::Disk(DiskFault::RottenBelow),
+        target: Target::Leader,
+        about: "a bit of the log rots below a running broker that led a moment ago",
     },
     Scenario {
         name: "eio-sync-all",
@@ -496,6 +538,9 @@ impl Scenario {
                     DiskFault::Rotten(Rotten::Snapshot) => plan
                         .broker_settings
                         .push(format!("storage.snapshot_interval_bytes={SNAPSHOT_EVERY_BYTES}")),
+                    DiskFault::RottenBelow => {
+                        plan.broker_settings.push(format!("storage.scrub_interval_s={SCRUB_EVERY_S}"));
+                    }
                     DiskFault::Rotten(Rotten::Index) => plan
                         .broker_settings
                         .push(format!("storage.checkpoint_interval_bytes={CHECKPOINT_EVERY_BYTES}")),
@@ -509,6 +554,9 @@ impl Scenario {
             | Fault::Stop
             | Fault::Terminate
             | Fault::Transfer
+            | Fault::Replace
+            | Fault::Rejoin
+            | Fault::RejoinUnderKill
             | Fault::Overload
             | Fault::Client(_) => {}
         }
@@ -526,6 +574,7 @@ impl Scenario {
         match self.fault {
             _ if is_of_five => 5,
             Fault::Transfer => 2,
+            Fault::Replace | Fault::Rejoin | Fault::RejoinUnderKill => 3,
             _ => 1,
         }
     }
@@ -547,8 +596,12 @@ impl Scenario {
             | Fault::Stop
             | Fault::Terminate
             | Fault::Transfer
+            | Fault::Rejoin
+            | Fault::RejoinUnderKill
             | Fault::Overload
             | Fault::Client(_) => &[Local, Netns, Compose],
+            // The directories of containers are volumes.
+            Fault::Replace => &[Local, Netns],
             Fault::Disk(_) | Fault::Clock(_) => &[Local, Netns],
             // Such a run makes networks of its own either way.
             Fault::Network(fault) if fault.is_cut() => &[Local, Netns, Compose],
@@ -561,6 +614,7 @@ impl Scenario {
     pub fn check(self, cluster: ClusterKind, brokers: Option<u64>) -> Result<(), String> {
         if !self.clusters().contains(&cluster) {
             let why = match self.fault {
+                Fault::Replace => "the directories of containers are volumes of docker",
                 Fault::Disk(_) => "the disks of containers are those of the machine",
                 Fault::Clock(_) => "the clock of containers is that of the machine",
                 _ => "links of containers can be cut, not made slow or lossy",
@@ -597,6 +651,9 @@ impl Fault {
             Self::Stop => "stop",
             Self::Terminate => "term",
             Self::Transfer => "transfer",
+            Self::Replace => "replace",
+            Self::Rejoin => "rejoin",
+            Self::RejoinUnderKill => "rejoin-kill",
             Self::Overload => "overload",
             Self::Disk(fault) => fault.name(),
             Self::Clock(fault) => fault.name(),
