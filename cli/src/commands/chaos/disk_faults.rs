@@ -338,8 +338,13 @@ impl Nemesis<'_> {
             Rotten::Index => self.wait_file(member, is_of_index).await?,
             Rotten::Log | Rotten::Superblock | Rotten::SuperblockSlot => {}
         }
-        let status = self.cluster.terminate(member, STOPPED_WITHIN).await?;
-        ensure!(status.success(), "{member} ended with {status} after SIGTERM");
+        if what == Rotten::Log {
+            // After an orderly end a start reads nothing again; that is for `rot_below`.
+            self.cluster.kill_all(&[member])?;
+        } else {
+            let status = self.cluster.terminate(member, STOPPED_WITHIN).await?;
+            ensure!(status.success(), "{member} ended with {status} after SIGTERM");
+        }
         let seed = self.dice.below(u64::MAX);
         let places = self.places(what, member).await?;
         ensure!(!places.is_empty(), "{member} has nothing that could rot");
