@@ -95,7 +95,7 @@ pub const PRODUCT: [Broken; 37] = [
 ];
 
 /// Broken promises of the log and of replication that the simulation convicts.
-pub const STORE: [BrokenStore; 16] = [
+pub const STORE: [BrokenStore; 17] = [
     BrokenStore::AckBeforeSync,
     BrokenStore::LeaderCountsItself,
     BrokenStore::FollowerAckBeforeSync,
@@ -112,6 +112,7 @@ pub const STORE: [BrokenStore; 16] = [
     BrokenStore::PurgeAfterSnapshot,
     BrokenStore::SnapshotBoundaryBehind,
     BrokenStore::BarrierLeftOut,
+    BrokenStore::AmnesiaUnnoticed,
 ];
 
 impl Defect {

@@ -239,7 +239,9 @@ impl Node {
             fill_ahead_bytes: 16 << 10,
             watermark_interval_bytes: 32 << 10,
             // Of the seed, like everything else.
-            replica_if_new: ReplicaId((self.plan.seed << 8) | node_number(self.index)),
+            replica_if_new: ReplicaId(
+                (self.plan.seed << 16) | (self.life.load(Ordering::SeqCst) << 4) | node_number(self.index),
+            ),
             ..StoreConfig::in_directory(PathBuf::from("/data/group"))
         }
     }

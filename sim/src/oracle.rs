@@ -135,6 +135,7 @@ pub struct Tallies {
     pub expired: u64,
     pub carried: u64,
     pub releases: u64,
+    pub disks_lost: u64,
 }
 
 #[derive(Default)]
@@ -147,6 +148,9 @@ struct Replica {
     flushed: u64,
     /// The same of those it knew to be committed: these are never cut.
     kept: u64,
+    /// Entries that were on its disk when that was lost, until it votes again: what it acknowledged counts,
+    /// though one copy less is left.
+    lost_flushed: u64,
 }
 
 /// Counts of entries (index of the last one, plus one), so that 0 is "none".
@@ -299,6 +303,26 @@ impl Oracle {
     /// What a process that ended by itself had flushed.
     pub fn flushed_at_end(&self, node: usize, flushed: Option<LogIndex>) {
         self.0.lock().replicas[node].flushed = count(flushed);
+    }
+
+    /// The disk of `node` is gone; its process has ended before.
+    pub fn disk_lost(&self, node: usize) {
+        let mut state = self.0.lock();
+        let flushed = state.replicas[node].flushed;
+        state.replicas[node] = Replica { lost_flushed: flushed, ..Replica::default() };
+        state.tallies.disks_lost += 1;
+        state.trace.event("world", format_args!("node {node} lost its disk with {flushed} entries"));
+    }
+
+    pub fn disk_made_up_for(&self, node: usize) {
+        let mut state = self.0.lock();
+        state.replicas[node].lost_flushed = 0;
+        state.trace.event("world", format_args!("node {node} votes again"));
+    }
+
+    /// Copies that are lost and not made up for.
+    pub fn lost_copies(&self) -> usize {
+        self.0.lock().replicas.iter().filter(|replica| replica.lost_flushed > 0).count()
     }
 
     /// A process ended: what it had applied and said is forgotten, what it had flushed is not.
@@ -562,7 +586,8 @@ impl State {
         let claims = committed.max(std::mem::take(&mut self.answered_in_tick));
         if claims > self.committed_max {
             self.committed_max = claims;
-            let holders = self.replicas.iter().filter(|replica| replica.flushed >= claims).count();
+            let held = |replica: &&Replica| replica.flushed.max(replica.lost_flushed) >= claims;
+            let holders = self.replicas.iter().filter(held).count();
             if holders < MAJORITY {
                 let flushed: Vec<u64> = self.replicas.iter().map(|replica| replica.flushed).collect();
                 self.violate(format!("{claims} entries are committed or answered, flushed are {flushed:?}"));

@@ -6,7 +6,8 @@
 //! Bounds, which make a healed group able to go on:
 //! - every node that goes down comes back, at the latest when the faults end;
 //! - every partition, delay, full disk and slow disk ends, at the latest when the faults end;
-//! - disks lose and tear what was not synced, and nothing else: no flushed byte is ever damaged.
+//! - disks lose and tear what was not synced, and nothing else: no flushed byte is ever damaged;
+//! - one disk at a time is lost whole, and the next one only once its node votes again.
 //!
 //! Every plan cuts the power of all nodes at once at least once, and once so that every disk loses
 //! all it had not synced.
@@ -142,6 +143,12 @@ pub enum Fault {
         target: Target,
         by_ms: i64,
     },
+    /// The machine is gone with its disk; another one takes its place with an empty one. Left out where
+    /// not all nodes are up and voters.
+    LoseDisk {
+        target: Target,
+        down_ms: u64,
+    },
     HandOver,
     Snapshot {
         target: Target,
@@ -183,6 +190,7 @@ impl Plan {
         plan.draw_cut_offs();
         plan.draw_retention();
         plan.draw_answering();
+        plan.draw_losses();
         plan
     }
 
@@ -214,6 +222,20 @@ impl Plan {
         let first = random.random_range(0..NODES);
         let all = random.random_bool(0.3);
         self.answering = (0..NODES).filter(|node| all || *node == first).collect();
+    }
+
+    /// Also from a seed of its own.
+    fn draw_losses(&mut self) {
+        let mut random = StdRng::seed_from_u64(self.seed ^ 0x6c6f_7373);
+        if random.random_bool(0.5) {
+            return;
+        }
+        for _ in 0..random.random_range(1..=3) {
+            let at_ms = random.random_range(self.quiet_ms..self.heal_at_ms());
+            let (target, down_ms) = (draw_target(&mut random), random.random_range(1..1_500));
+            self.faults.push(PlannedFault { at_ms, fault: Fault::LoseDisk { target, down_ms } });
+        }
+        self.faults.sort_by_key(|planned| planned.at_ms);
     }
 
     /// Also from a seed of its own. The log is released in steps of 256 KiB, so there has to be much of it.
@@ -254,7 +276,7 @@ impl Plan {
     }
 }
 
-/// Kinds of [`draw_fault`]; [`Fault::CutOff`] is drawn beside them.
+/// Kinds of [`draw_fault`]; [`Fault::CutOff`] and [`Fault::LoseDisk`] are drawn beside them.
 const KINDS: u32 = 14;
 
 fn draw_fault(kind: u32, random: &mut StdRng) -> Fault {
@@ -332,7 +354,7 @@ mod tests {
                 seen.insert(name.split([' ', '{']).next().unwrap_or_default().to_owned());
             }
         }
-        assert_eq!(seen.len(), 15, "{seen:?}");
+        assert_eq!(seen.len(), 16, "{seen:?}");
     }
 
     #[test]

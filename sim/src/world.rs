@@ -55,6 +55,8 @@ pub struct World<'a> {
     agenda: BTreeMap<(u64, u64), Act>,
     scheduled: u64,
     pub power_losses_of_all: u64,
+    /// Whose disk was lost and who does not vote again yet.
+    lost: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +124,7 @@ impl<'a> World<'a> {
             agenda: BTreeMap::new(),
             scheduled: 0,
             power_losses_of_all: 0,
+            lost: None,
             plan: Arc::clone(&plan),
         };
         for planned in &plan.faults {
@@ -228,6 +231,12 @@ impl<'a> World<'a> {
                 self.process_down(index, self.now_ms + self.down_ms[index]);
             }
         }
+        if let Some(node) = self.lost
+            && self.all_vote()
+        {
+            self.lost = None;
+            self.oracle.disk_made_up_for(node);
+        }
         self.oracle.observe(&self.statuses());
         !self.oracle.has_violation()
     }
@@ -236,14 +245,27 @@ impl<'a> World<'a> {
         std::array::from_fn(|index| self.nodes[index].status())
     }
 
-    /// All clients are done, and all replicas have applied the same.
+    /// All nodes are up, and every one of them knows that all are voters.
+    fn all_vote(&self) -> bool {
+        let statuses = self.statuses();
+        let members_at = statuses.iter().flatten().map(|status| status.members_at).max().flatten();
+        statuses.iter().all(|status| {
+            status.as_ref().is_some_and(|status| {
+                status.voters.len() == NODES
+                    && status.members_at == members_at
+                    && status.applied >= members_at
+            })
+        })
+    }
+
+    /// All clients are done, and all replicas vote and have applied the same.
     fn is_quiet(&self) -> bool {
         let clients_are_done = self.stage.producers_done() == self.plan.producers
             && self.stage.consumers_done() == self.plan.consumers
             && self.stage.ordered_done() == self.plan.ordered.clients()
             && self.stage.accounts_done() == self.plan.accounts.clients()
             && self.stage.answering_done() == self.plan.answering.len();
-        if !clients_are_done {
+        if !clients_are_done || !self.all_vote() {
             return false;
         }
         let statuses = self.statuses();
@@ -349,6 +371,17 @@ impl<'a> World<'a> {
                 let node = self.resolve(target);
                 let skew_ms = (self.skew_ms[node] + by_ms).clamp(-CLOCK_SKEW_MS_MAX, CLOCK_SKEW_MS_MAX);
                 self.set_skew(node, skew_ms);
+            }
+            Fault::LoseDisk { target, down_ms } => {
+                let node = self.resolve(target);
+                if self.lost.is_some() || !self.all_vote() {
+                    self.oracle.event("world", "no disk is lost: not all nodes vote");
+                    return;
+                }
+                self.process_down(node, now_ms + down_ms);
+                self.nodes[node].disk.erase();
+                self.lost = Some(node);
+                self.oracle.disk_lost(node);
             }
             Fault::HandOver => self.hand_over(),
             Fault::Snapshot { target } => self.snapshot(target),

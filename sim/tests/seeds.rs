@@ -59,6 +59,7 @@ fn nothing_acknowledged_is_lost_repeated_or_reordered_under_faults_and_power_los
         "nothing was ever pulled by offset"
     );
     assert!(happened(|of| of.resets), "no consumer group was ever reset");
+    assert!(happened(|of| of.disks_lost), "no disk was ever lost");
     assert!(happened(|of| of.expired) && happened(|of| of.releases), "the log was never released");
 }
 

@@ -37,7 +37,7 @@ pub fn node(node: &Node) -> NodeStatusResponse {
                     flushed_index: index(status.flushed),
                     committed_index: index(status.committed),
                     applied_index: index(status.applied),
-                    is_voter: status.voters.contains(&node.id()),
+                    is_voter: status.is_voter,
                     replica: status.replica.to_string(),
                     voters: status.voters.iter().map(|node| node.get()).collect(),
                     members_index: index(status.members_at),

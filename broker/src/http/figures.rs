@@ -153,11 +153,17 @@ fn expose_topics(node: &Arc<Node>, out: &mut Exposition) {
 
 fn expose_raft(statuses: &[(String, GroupStatus)], out: &mut Exposition) {
     type Figure = fn(&GroupStatus) -> u64;
-    let families: [(&'static str, Kind, &str, Figure); 11] = [
+    let families: [(&'static str, Kind, &str, Figure); 12] = [
         ("ledgermq_raft_has_leader", Kind::Gauge, "1 while this replica knows a leader.", |s| {
             u64::from(s.leader.is_some())
         }),
         ("ledgermq_raft_is_leader", Kind::Gauge, "1 while this replica leads.", |s| u64::from(s.is_leader)),
+        (
+            "ledgermq_raft_is_voter",
+            Kind::Gauge,
+            "1 while this replica votes; 0 while it learns the log.",
+            |s| u64::from(s.is_voter),
+        ),
         ("ledgermq_raft_term", Kind::Gauge, "The term of this replica.", |s| s.term.get()),
         ("ledgermq_raft_leader_changes_total", Kind::Counter, "Leader changes seen since the start.", |s| {
             s.leader_changes

@@ -78,7 +78,7 @@ fn reasons_not_ready(node: &Node) -> Vec<String> {
         } else if status.is_leader && !status.is_leader_ready {
             reasons.push(format!("group {name} is led from here and not yet caught up"));
         }
-        if !status.voters.contains(&node.id()) {
+        if !status.is_voter {
             reasons.push(format!("the replica of group {name} is learning the log"));
         }
         let applied = status.applied.map_or(0, |i| i.get());

@@ -27,6 +27,8 @@ pub struct GroupStatus {
     pub members: Vec<NodeId>,
     /// Those whose votes and acknowledgements count; the other members are learning the log.
     pub voters: Vec<NodeId>,
+    /// This one is among them.
+    pub is_voter: bool,
     /// The entry that says so.
     pub members_at: Option<LogIndex>,
     pub replica: ReplicaId,
@@ -53,7 +55,7 @@ pub(super) fn of(inner: &Inner) -> GroupStatus {
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let members = membership.nodes().map(|(id, _)| NodeId(*id)).collect();
-        let voters = membership.voter_ids().map(NodeId).collect();
+        let voters: Vec<_> = membership.voter_ids().map(NodeId).collect();
         // Raft publishes its metrics at the end of a step; what it let the machine apply may be ahead of them.
         let members_at = metrics.membership_config.log_id().as_ref().map(|id| LogIndex(id.index));
         (members, voters, members_at, metrics.local_committed.map(|id| LogIndex(id.index)).max(applied))
@@ -64,6 +66,7 @@ pub(super) fn of(inner: &Inner) -> GroupStatus {
         is_leader: leadership.leader == Some(inner.node),
         is_leader_ready: leadership.is_leader_ready,
         members,
+        is_voter: voters.contains(&inner.node),
         voters,
         members_at,
         replica: inner.store.replica(),

@@ -164,6 +164,17 @@ impl SimulatedDisk {
         self.0.lock().fail_at = Some((operation, kind));
     }
 
+    /// The medium is another one, and empty. Nobody may use the old one any more.
+    pub fn erase(&self) {
+        let mut world = self.0.lock();
+        world.directories.clear();
+        world.names.clear();
+        world.durable_names.clear();
+        world.unsynced_names.clear();
+        world.files.clear();
+        world.locks.clear();
+    }
+
     pub fn set_capacity(&self, bytes: u64) {
         self.0.lock().capacity_bytes = bytes;
     }

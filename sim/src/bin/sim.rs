@@ -66,7 +66,7 @@ fn main() -> anyhow::Result<()> {
         "{} seeds in {:.1} s: {} violated; {} with a power loss of all nodes ({} such losses); {} sends answered, \
          {} of them repeats, {} unknown outcomes on the way, {} deliveries, {} acknowledgements, {} leaderships, \
          {} purges, {} states replaced by a snapshot, {} delayed messages, {} recalled, {} sends and {} \
-         deliveries in order, {} generations of queues, {} halves decided by another producer",
+         deliveries in order, {} generations of queues, {} halves decided by another producer, {} disks lost",
         outcomes.len(),
         started.elapsed().as_secs_f64(),
         failed.len(),
@@ -86,6 +86,7 @@ fn main() -> anyhow::Result<()> {
         sum(|outcome| outcome.tallies.ordered_grants),
         sum(|outcome| outcome.tallies.generations),
         sum(|outcome| outcome.tallies.decided_by_others),
+        sum(|outcome| outcome.tallies.disks_lost),
     );
     println!(
         "of the books: {} batches, {} repeats of whole ones, {} refused because a part was known; {} and in order {} \

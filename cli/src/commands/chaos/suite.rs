@@ -83,6 +83,8 @@ const CI: &[Row] = &[
     once("kill-leader", Workload::Log),
     once("kill-follower", Workload::Groups),
     once("term-leader", Workload::Mixed),
+    once("replace-leader", Workload::Transactions),
+    once("rejoin-under-kill", Workload::Queue),
 ];
 
 static WORKLOADS: [Workload; 9] = [
