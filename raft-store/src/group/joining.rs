@@ -20,7 +20,7 @@
 //! | The membership says of the asker's node | Step |
 //! |---|---|
 //! | a change was left half-way (two sets of voters) | it is finished |
-//! | a voter, of another replica id | that replica is taken out |
+//! | a voter, of another replica id | that replica is taken out, unless it answers at the node's address |
 //! | a learner, of another replica id | likewise |
 //! | nothing | added as a learner: it is sent snapshot and log |
 //! | a learner of this replica id, behind | none; it is told how far |
@@ -69,7 +69,9 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A voter that has heard of no leader for so long may have been taken out without having heard of it.
 const LEADERLESS: Duration = Duration::from_secs(1);
-const ANSWER_WITHIN: Duration = Duration::from_millis(500);
+/// Less than an asker waits, because a leader asks back.
+const ASKED_BACK_WITHIN: Duration = Duration::from_millis(300);
+const ANSWER_WITHIN: Duration = Duration::from_millis(1_000);
 /// Who is waited for at the first start is told so often.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 /// A step that takes longer goes on without being waited for.
@@ -95,7 +97,8 @@ pub(crate) enum Standing {
 pub(crate) struct Admission {
     pub(crate) raft: Raft,
     pub(crate) store: LogStore,
-    pub(crate) node: NodeId,
+    pub(crate) links: Arc<Links>,
+    pub(crate) own: Address,
     pub(crate) members: Vec<Member>,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) seed: u64,
@@ -119,13 +122,18 @@ impl Admission {
             return Standing::Blank(self.store.replica());
         }
         let leadership = *self.leadership.borrow();
-        if leadership.leader != Some(self.node) || !leadership.is_leader_ready {
+        if leadership.leader != Some(self.own.node) || !leadership.is_leader_ready {
             return Standing::Follows;
         }
         let Some(member) = self.members.iter().find(|member| member.node == node) else {
             return joining(format!("node {node} is not among the configured members"), false);
         };
         let step = self.next_step(node, replica);
+        if matches!(step, Step::TakeOut)
+            && let Some(other) = self.runs_another(node, replica).await
+        {
+            return joining(format!("at {} runs replica {other} of this node", member.peer_addr), false);
+        }
         let is_known = matches!(step, Step::Learn | Step::Promote);
         let (change, doing) = match step {
             Step::None => return Standing::Voter,
@@ -153,13 +161,23 @@ impl Admission {
     /// Takes a voter out of the group, which goes on without it. Unless its process is down it asks to
     /// come back.
     pub(super) async fn take_out(&self, node: NodeId) -> Result<(), ChangeMembersError> {
-        if node == self.node {
+        if node == self.own.node {
             return Err(ChangeMembersError::Leads { node });
         }
         if self.membership().get_node(&node.get()).is_none() {
             return Err(ChangeMembersError::NotAMember { node });
         }
         self.change(self.taking_out(node)).await
+    }
+
+    /// The replica that answers at the node's address, if it is another one than asks. A process that was
+    /// started by mistake somewhere else with this node's id must not push out the one that is in use.
+    async fn runs_another(&self, node: NodeId, replica: ReplicaId) -> Option<ReplicaId> {
+        let mut links = self.links.to_configured(node.get())?;
+        let question = join_request(self.own, node);
+        let answer = timeout(ASKED_BACK_WITHIN, links.control.join(question)).await.ok()?.ok()?;
+        let runs = ReplicaId(answer.into_inner().replica);
+        (runs != replica).then_some(runs)
     }
 
     fn membership(&self) -> Membership {
@@ -239,12 +257,7 @@ impl Peers {
 
     async fn ask_one(&self, peer: NodeId) -> Option<Standing> {
         let mut links = self.links.to_configured(peer.get())?;
-        let to = Address { node: peer, replica: ReplicaId::default(), ..self.own };
-        let request = proto::JoinRequest {
-            to: Some(to.into()),
-            node: self.own.node.get(),
-            replica: self.own.replica.0,
-        };
+        let request = join_request(self.own, peer);
         use proto::join_response::Standing as Wire;
         Some(match links.control.join(request).await.ok()?.into_inner().standing? {
             Wire::Blank(replica) => Standing::Blank(ReplicaId(replica)),
@@ -268,6 +281,11 @@ pub(super) async fn replace(peers: Peers) {
         told.tell(&peers.own, standing);
         sleep(ASK_EVERY).await;
     }
+}
+
+fn join_request(own: Address, peer: NodeId) -> proto::JoinRequest {
+    let to = Address { node: peer, replica: ReplicaId::default(), ..own };
+    proto::JoinRequest { to: Some(to.into()), node: own.node.get(), replica: own.replica.0 }
 }
 
 fn leaders_word<'a>(answers: &'a [(&Member, Option<Standing>)]) -> Option<&'a Standing> {

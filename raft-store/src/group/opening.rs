@@ -181,14 +181,15 @@ pub(super) async fn open(
     let joining = Joining {
         raft: raft.clone(),
         store: store.clone(),
-        peers: Peers { links, own, members: config.members.clone() },
+        peers: Peers { links: Arc::clone(&links), own, members: config.members.clone() },
         leadership: leadership_seen.clone(),
     };
     tasks.spawn(joining.run(stopping_seen.clone()));
     let admission = Admission {
         raft: raft.clone(),
         store: store.clone(),
-        node: config.node,
+        links,
+        own,
         members: config.members,
         leadership: leadership_seen.clone(),
         seed: environment.seed,

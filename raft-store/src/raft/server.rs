@@ -226,7 +226,8 @@ impl RaftPeer for PeerServer {
             }
             Standing::Voter => Wire::Voter(true),
         };
-        Ok(Response::new(proto::JoinResponse { standing: Some(standing) }))
+        let replica = port.address.replica.0;
+        Ok(Response::new(proto::JoinResponse { standing: Some(standing), replica }))
     }
 
     async fn watch(

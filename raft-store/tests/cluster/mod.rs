@@ -5,7 +5,7 @@ mod stalling_disk;
 
 use std::io::Read;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use ledgermq_common::{GroupId, LogIndex, NodeId, PhysicalOffset, Term};
 use ledgermq_raft_store::group::{OpenGroupError, ProposeError};
+use ledgermq_raft_store::io::RealDisk;
 use ledgermq_raft_store::store::{OpenError, ReplicaId, StoreConfig, WriterSpawn};
 use ledgermq_raft_store::{
     AppliedEntry, ApplyError, EntryId, Environment, Group, GroupConfig, Member, PeerServer, Retention,
@@ -135,6 +136,23 @@ fn bound(addr: std::net::SocketAddr) -> std::io::Result<tokio::net::TcpSocket> {
     Ok(socket)
 }
 
+fn config_of(node: NodeId, directory: &Path, members: Vec<Member>, retention: Retention) -> GroupConfig {
+    GroupConfig {
+        cluster: "test".to_owned(),
+        group: GroupId(7),
+        name: "seven".to_owned(),
+        node,
+        members,
+        timings: Timings::default(),
+        retention,
+        store: StoreConfig {
+            segment_bytes: 4 << 20,
+            fill_ahead_bytes: 1 << 20,
+            ..StoreConfig::in_directory(directory)
+        },
+    }
+}
+
 impl Cluster {
     pub fn start() -> Self {
         Self::start_with(Retention::default(), 0)
@@ -177,8 +195,7 @@ impl Cluster {
     }
 
     pub fn start_replica(&mut self, at: usize) {
-        let members: Vec<_> =
-            self.replicas.iter().map(|r| Member { node: r.node, peer_addr: r.addr.clone() }).collect();
+        let members = self.members();
         let replica = &mut self.replicas[at];
         assert!(replica.running.is_none(), "node {} runs already", replica.node);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -188,21 +205,7 @@ impl Cluster {
             .expect("runtime");
         let machine =
             Arc::new(Recorder { retained_from: AtomicU64::new(self.retained_from), ..Recorder::default() });
-        let store = StoreConfig {
-            segment_bytes: 4 << 20,
-            fill_ahead_bytes: 1 << 20,
-            ..StoreConfig::in_directory(&replica.directory)
-        };
-        let config = GroupConfig {
-            cluster: "test".to_owned(),
-            group: GroupId(7),
-            name: "seven".to_owned(),
-            node: replica.node,
-            members,
-            timings: Timings::default(),
-            retention: self.retention.clone(),
-            store,
-        };
+        let config = config_of(replica.node, &replica.directory, members, self.retention.clone());
         let group = runtime.block_on(async {
             let deadline = Instant::now() + PATIENCE;
             // The log of a killed replica is unlocked when its writer has ended.
@@ -254,6 +257,26 @@ impl Cluster {
         let running = self.replicas[at].running.take().expect("it runs");
         running.runtime.shutdown_background();
         drop(running.group);
+    }
+
+    fn members(&self) -> Vec<Member> {
+        self.replicas.iter().map(|r| Member { node: r.node, peer_addr: r.addr.clone() }).collect()
+    }
+
+    /// Another process with the id of this replica, on a directory of its own and without a port.
+    pub fn impostor_of(&self, at: usize) -> Group {
+        let replica = &self.replicas[at];
+        let directory = replica.directory.with_extension("impostor");
+        let config = config_of(replica.node, &directory, self.members(), self.retention.clone());
+        let environment = Environment {
+            disk: Arc::new(RealDisk),
+            writer: WriterSpawn::Thread,
+            connector: Arc::new(TcpConnector),
+            proposers: None,
+            seed: 99,
+        };
+        let opening = Group::open(config, Arc::new(Recorder::default()), environment);
+        self.driver.block_on(opening).expect("opens")
     }
 
     /// Takes the directory of a replica that is down; the next start makes a new one.

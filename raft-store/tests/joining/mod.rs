@@ -20,7 +20,8 @@ fn wait_until_voter(cluster: &Cluster, at: usize) {
     let (node, replica) = (cluster.node(at), cluster.group(at).status().replica);
     cluster.wait_for("a replica that is a voter again", || {
         let status = cluster.group(cluster.leader()).status();
-        let level = status.peers.iter().any(|peer| peer.node == node && peer.lag_entries == 0);
+        let is_level = status.peers.iter().any(|peer| peer.node == node && peer.lag_entries == 0);
+        let level = is_level || status.leader == Some(node);
         let own = cluster.group(at).status();
         (status.voters.len() == 3 && level && own.voters.contains(&node) && own.replica == replica)
             .then_some(())
@@ -175,4 +176,24 @@ fn corruption_that_is_met_ends_the_replica_and_is_repaired_from_the_others() {
     wait_until_voter(&cluster, follower);
     let scanned = cluster.group(follower).scan(LogIndex(0)).filter(|entry| entry.is_ok()).count();
     assert_eq!(scanned, acknowledged.len(), "every entry verifies");
+}
+
+/// Somebody starts a broker with the id of one that runs, elsewhere and on an empty directory.
+#[test]
+fn a_second_process_with_the_id_of_one_that_runs_takes_nobodys_place() {
+    let cluster = Cluster::start();
+    let mut acknowledged = propose_all(&cluster, numbered(0, 20));
+    let follower = cluster.follower();
+    let (node, replica) = (cluster.node(follower), cluster.group(follower).status().replica);
+    let impostor = cluster.impostor_of(follower);
+    let until = Instant::now() + NO_ELECTION_FOR;
+    while Instant::now() < until {
+        let status = cluster.group(cluster.leader()).status();
+        assert!(status.voters.len() == 3 && status.voters.contains(&node), "{status:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(cluster.group(follower).status().replica, replica);
+    assert_eq!(impostor.status().last, None, "nothing is sent to it");
+    acknowledged.extend(propose_all(&cluster, numbered(20, 20)));
+    assert_has_all(&cluster, &acknowledged);
 }
