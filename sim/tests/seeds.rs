@@ -150,26 +150,22 @@ const CONVICTING_SEEDS_MAX: u64 = 48;
 /// Seeds that convict at once. A change of the product moves what a seed does, so these are where the
 /// search begins and not where it ends; the others begin with seed 0.
 const CONVICTING: &[(&str, u64)] = &[
-    ("TwoOutcomes", 1),
     ("LostCheck", 1),
     ("CheckStalled", 1),
-    ("EndOfAnother", 2),
-    ("HalfTwice", 1),
-    ("EarlyFire", 1),
-    ("RecallForgotten", 2),
-    ("ChangeIgnored", 1),
     ("LogTimeBack", 2),
+    ("CommitOfOtherReset", 6),
     ("ExhaustedPassed", 2),
-    ("FlushedThoughSyncFailed", 28),
+    ("FlushedThoughSyncFailed", 1),
+    ("SyncRetried", 5),
     ("VoteNotWritten", 2),
-    ("CommitWithoutQuorum", 1),
-    ("SyncRetried", 1),
-    ("SnapshotNameNotSynced", 1),
+    ("SnapshotNameNotSynced", 2),
     ("SnapshotNotSynced", 1),
-    ("CommitUnchecked", 1),
+    ("CommitUnchecked", 11),
+    ("CommitWithoutQuorum", 1),
     ("LaggingNodeElected", 1),
     ("SnapshotBoundaryBehind", 2),
     ("BarrierLeftOut", 6),
+    ("AmnesiaUnnoticed", 5),
 ];
 
 /// Runs a seed of a broken build and answers what was violated. In a process of its own, because an
