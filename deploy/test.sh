@@ -3,6 +3,7 @@
 # network while the leader's container is killed, and tears everything down again.
 #
 #   deploy/test.sh                 with the image ledgermq:local (deploy/pack.sh makes it)
+#   BROKERS=5 deploy/test.sh       the cluster of five, with docker-compose.five.yml
 #   LEDGERMQ=path/to/ledgermq      the command line tool on the host; default: from the image's build
 #   LEDGERMQ_IMAGE=name:tag        another image
 #   FAULTS="kill-leader ..."       scenarios that `ledgermq chaos` runs on this cluster, one fault each
@@ -12,19 +13,37 @@ set -eu
 cd "$(dirname "$0")"
 ledgermq=${LEDGERMQ:-../target/release/ledgermq}
 messages=${MESSAGES:-3000}
+case ${BROKERS:=3} in
+  3) COMPOSE_FILE=docker-compose.yml of_five= cut_of_five= ;;
+  5) COMPOSE_FILE=docker-compose.yml:docker-compose.five.yml of_five=kill-minority cut_of_five=bridge ;;
+  *)
+    echo "BROKERS=$BROKERS: the files have 3 or 5" >&2
+    exit 2
+    ;;
+esac
+export COMPOSE_FILE
 # Links are cut by root only, on the machine of the docker daemon.
-if [ "$(id -u)" = 0 ] && command -v nft >/dev/null 2>&1; then can_cut=isolate-leader; else can_cut=; fi
-faults=${FAULTS-kill-leader stop-leader term-follower $can_cut}
+if [ "$(id -u)" = 0 ] && command -v nft >/dev/null 2>&1; then
+  can_cut="isolate-leader $cut_of_five"
+else
+  can_cut=
+fi
+faults=${FAULTS-kill-leader stop-leader term-follower $of_five $can_cut}
 LEDGERMQ_IMAGE=${LEDGERMQ_IMAGE:-ledgermq:local}
 export LEDGERMQ_IMAGE
 project=ledgermq-test-$$
 work=$(mktemp -d)
 # Below the ports that clusters of child processes choose from.
 LEDGERMQ_PORT_NAMESERVER=${LEDGERMQ_PORT_NAMESERVER:-12876}
-LEDGERMQ_PORT_BROKER_1=${LEDGERMQ_PORT_BROKER_1:-12081}
-LEDGERMQ_PORT_BROKER_2=${LEDGERMQ_PORT_BROKER_2:-12181}
-LEDGERMQ_PORT_BROKER_3=${LEDGERMQ_PORT_BROKER_3:-12281}
-export LEDGERMQ_PORT_NAMESERVER LEDGERMQ_PORT_BROKER_1 LEDGERMQ_PORT_BROKER_2 LEDGERMQ_PORT_BROKER_3
+export LEDGERMQ_PORT_NAMESERVER
+services=nameserver points= points_inside=
+for number in $(seq "$BROKERS"); do
+  eval "port=\${LEDGERMQ_PORT_BROKER_$number:-$((11981 + 100 * number))}"
+  export "LEDGERMQ_PORT_BROKER_$number=$port"
+  services="$services broker-$number"
+  points="$points${points:+;}127.0.0.1:$port"
+  points_inside="$points_inside${points_inside:+;}broker-$number:8081"
+done
 
 if docker compose version >/dev/null 2>&1; then
   compose() { docker compose --project-name "$project" "$@"; }
@@ -48,7 +67,7 @@ trap cleanup EXIT
 trap 'exit 1' INT TERM
 
 healthy() {
-  for service in nameserver broker-1 broker-2 broker-3; do
+  for service in $services; do
     state=$(docker inspect --format '{{.State.Health.Status}}' "$(container "$service")" 2>/dev/null || true)
     [ "$state" = healthy ] || return 1
   done
@@ -63,11 +82,10 @@ wait_until() {
   done
 }
 
-say "up, with $(compose version --short 2>/dev/null || echo compose)"
+say "up, $BROKERS brokers, with $(compose version --short 2>/dev/null || echo compose)"
 compose up --detach --no-build >"$work/up" 2>&1 || fail "compose up: $(cat "$work/up")"
 wait_until "healthy containers" healthy
 
-brokers="127.0.0.1:$LEDGERMQ_PORT_BROKER_1;127.0.0.1:$LEDGERMQ_PORT_BROKER_2;127.0.0.1:$LEDGERMQ_PORT_BROKER_3"
 for service in broker-1 nameserver; do
   id=$(container "$service")
   [ "$(docker inspect --format '{{.HostConfig.ReadonlyRootfs}} {{.Config.User}}' "$id")" = "true 65532:65532" ] \
@@ -75,33 +93,33 @@ for service in broker-1 nameserver; do
 done
 
 say "from the host, through the nameserver and through the brokers"
-"$ledgermq" admin --endpoint "$brokers" topic create orders --queues 8 >/dev/null || fail "topic create"
+"$ledgermq" admin --endpoint "$points" topic create orders --queues 8 >/dev/null || fail "topic create"
 "$ledgermq" send --endpoint "127.0.0.1:$LEDGERMQ_PORT_NAMESERVER" --topic orders --body hello >/dev/null \
   || fail "send through the nameserver"
-[ "$("$ledgermq" receive --endpoint "$brokers" --topic orders --group first --wait-ms 20000)" = hello ] \
+[ "$("$ledgermq" receive --endpoint "$points" --topic orders --group first --wait-ms 20000)" = hello ] \
   || fail "receive"
 say "between containers, by service name"
 inside() { docker run --rm --network "${project}_default" "$LEDGERMQ_IMAGE" "$@"; }
 inside send --endpoint "nameserver:9876" --topic orders --body inside >/dev/null || fail "send inside"
-[ "$(inside receive --endpoint "broker-1:8081;broker-2:8081;broker-3:8081" --topic orders --group first \
+[ "$(inside receive --endpoint "$points_inside" --topic orders --group first \
   --wait-ms 20000)" = inside ] || fail "receive inside"
 
 say "$messages messages from the host while the leader's container is killed"
-"$ledgermq" admin --endpoint "$brokers" topic create load --queues 8 >/dev/null
+"$ledgermq" admin --endpoint "$points" topic create load --queues 8 >/dev/null
 : >"$work/sent"
-"$ledgermq" send --endpoint "$brokers" --topic load --body payload --count "$messages" --timeout-ms 30000 \
+"$ledgermq" send --endpoint "$points" --topic load --body payload --count "$messages" --timeout-ms 30000 \
   >"$work/sent" 2>"$work/send-errors" &
 sender=$!
 some_sent() { [ "$(wc -l <"$work/sent")" -ge $((messages / 10)) ]; }
 wait_until "a tenth of the messages" some_sent
-leader=$("$ledgermq" admin --endpoint "$brokers" --json cluster status |
+leader=$("$ledgermq" admin --endpoint "$points" --json cluster status |
   tr -d ' \n' | sed -n 's/.*"leader":\([0-9]*\).*/\1/p')
 [ -n "$leader" ] || fail "no leader is known"
 say "broker-$leader leads after $(wc -l <"$work/sent") messages: kill -9"
 docker kill "$(container "broker-$leader")" >/dev/null
 wait "$sender" || fail "a send failed: $(cat "$work/send-errors")"
 [ "$(wc -l <"$work/sent")" -eq "$messages" ] || fail "only $(wc -l <"$work/sent") were acknowledged"
-"$ledgermq" receive --endpoint "$brokers" --topic load --group second --count "$messages" --json \
+"$ledgermq" receive --endpoint "$points" --topic load --group second --count "$messages" --json \
   --timeout-ms 30000 >"$work/received" || fail "receive after the kill"
 sed -n 's/.*"message_id":"\([^"]*\)".*/\1/p' "$work/received" | sort >"$work/received-ids"
 sort "$work/sent" >"$work/sent-ids"
@@ -121,7 +139,7 @@ done
 wait_until "healthy containers" healthy
 say "orderly stop"
 compose stop --timeout 15 >/dev/null 2>&1
-for service in broker-1 broker-2 broker-3 nameserver; do
+for service in $services; do
   code=$(docker inspect --format '{{.State.ExitCode}}' "$(container "$service")")
   [ "$code" = 0 ] || fail "$service ended with status $code"
 done

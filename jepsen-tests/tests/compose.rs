@@ -1,6 +1,8 @@
 //! The chaos harness on a compose cluster: faults happen to real containers, and nothing is left, also
-//! not of a harness that was killed. Left out, with the reason, where there is no docker.
+//! not of a harness that was killed. And the files themselves: five brokers are what three are. Left
+//! out, with the reason, where there is no docker or no compose.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +12,82 @@ use ledgermq_jepsen_tests::bed::binary;
 
 const UP_WITHIN: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(100);
+const COMPOSE: [&[&str]; 2] = [&["docker", "compose"], &["docker-compose"]];
+const THREE: &[&str] = &["docker-compose.yml"];
+const FIVE: &[&str] = &["docker-compose.yml", "docker-compose.five.yml"];
+/// A broker's port on the host, where nothing else has a number like it.
+const PORT_BASE: u64 = 31_700;
+
+fn has_compose(words: &[&str]) -> bool {
+    succeeds(words[0], &[&words[1..], &["version"]].concat())
+}
+
+/// What these files of `deploy`, laid over each other, mean to compose.
+fn meant(words: &[&str], files: &[&str]) -> Result<String> {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy"));
+    for file in files {
+        command.args(["--file", file]);
+    }
+    for broker in 1..=5 {
+        command.env(format!("LEDGERMQ_PORT_BROKER_{broker}"), (PORT_BASE + broker).to_string());
+    }
+    let output = command.arg("config").output().with_context(|| format!("running {words:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{words:?} refuses {files:?}: {said}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Each service with its lines, and a broker's own number and port taken out of them.
+fn services(config: &str) -> BTreeMap<String, String> {
+    let mut found: BTreeMap<String, String> = BTreeMap::new();
+    let mut name = String::new();
+    let of_services = config.lines().skip_while(|line| *line != "services:").skip(1);
+    for line in of_services.take_while(|line| line.starts_with(' ')) {
+        match line.strip_prefix("  ").and_then(|line| line.strip_suffix(':')) {
+            Some(service) if !service.starts_with(' ') => name = service.to_owned(),
+            _ => {
+                let mut line = line.replace(&name, "SERVICE");
+                if let Some(number) = name.strip_prefix("broker-") {
+                    let port = PORT_BASE + number.parse::<u64>().unwrap_or_default();
+                    line = line.replace(&port.to_string(), "PORT");
+                    if line.contains("NODE__ID") {
+                        line = line.replace(number, "NUMBER");
+                    }
+                }
+                found.entry(name.clone()).or_default().push_str(&(line + "\n"));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn five_brokers_are_each_what_one_of_three_is_but_for_the_list_of_nodes() -> Result<()> {
+    for words in COMPOSE {
+        if !has_compose(words) {
+            eprintln!("left out: there is no {}", words.join(" "));
+            continue;
+        }
+        let (three, five) = (services(&meant(words, THREE)?), services(&meant(words, FIVE)?));
+        let names: Vec<_> = five.keys().map(String::as_str).collect();
+        ensure!(
+            names == ["broker-1", "broker-2", "broker-3", "broker-4", "broker-5", "nameserver"],
+            "{names:?}"
+        );
+        ensure!(three.len() == 4 && three["nameserver"] == five["nameserver"], "{three:#?}");
+        let one = &three["broker-1"];
+        for what in ["NODE__ID: ", "PORT", "SERVICE", "/compose/broker.toml"] {
+            ensure!(one.contains(what), "a broker without {what}: {one}");
+        }
+        let one_of_five = one.replace("/compose/broker.toml", "/compose/broker.five.toml");
+        for (name, broker) in five.iter().filter(|(name, _)| *name != "nameserver") {
+            ensure!(*broker == one_of_five, "{name} is\n{broker}\nand not\n{one_of_five}");
+            ensure!(three.get(name).is_none_or(|of_three| of_three == one), "{name} of three is another");
+        }
+    }
+    Ok(())
+}
 
 fn succeeds(program: &str, arguments: &[&str]) -> bool {
     let quiet = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -76,8 +154,7 @@ fn start(scenario: &str, image: &Image, out: &Path) -> Result<Child> {
 
 #[test]
 fn faults_happen_to_containers_and_nothing_is_left_of_a_run_that_was_killed() -> Result<()> {
-    let has_compose = succeeds("docker", &["compose", "version"]) || succeeds("docker-compose", &["version"]);
-    if !succeeds("docker", &["info"]) || !has_compose {
+    if !succeeds("docker", &["info"]) || !COMPOSE.into_iter().any(has_compose) {
         eprintln!("left out: there is no docker daemon with compose");
         return Ok(());
     }

@@ -1,5 +1,6 @@
 //! A cluster that is a compose project: one of its own, brought up from the files of `deploy` and
-//! removed afterwards, or one that somebody else runs.
+//! removed afterwards, or one that somebody else runs. Those files have three brokers, or five with an
+//! overlay.
 //!
 //! | Project | Is called | Afterwards |
 //! |---|---|---|
@@ -28,19 +29,20 @@ use super::{ClusterPlan, Member, free_ports};
 const PREFIX: &str = "ledgermq-chaos-";
 const UP_WITHIN: Duration = Duration::from_secs(180);
 const ONEOFF_LABEL: &str = "com.docker.compose.oneoff";
-/// What the files of `deploy` bring up.
-pub const BROKERS: u64 = 3;
+/// How many brokers the files of `deploy` bring up: without and with the overlay.
+pub const SIZES: [u64; 2] = [THREE, FIVE];
+const THREE: u64 = 3;
+const FIVE: u64 = 5;
 
-const FILES: [(&str, &str); 3] = [
-    ("docker-compose.yml", include_str!("../../../deploy/docker-compose.yml")),
+const THREE_FILE: &str = "docker-compose.yml";
+const FIVE_FILE: &str = "docker-compose.five.yml";
+const FILES: [(&str, &str); 6] = [
+    (THREE_FILE, include_str!("../../../deploy/docker-compose.yml")),
+    (FIVE_FILE, include_str!("../../../deploy/docker-compose.five.yml")),
+    ("compose/members.yml", include_str!("../../../deploy/compose/members.yml")),
     ("compose/broker.toml", include_str!("../../../deploy/compose/broker.toml")),
+    ("compose/broker.five.toml", include_str!("../../../deploy/compose/broker.five.toml")),
     ("compose/nameserver.toml", include_str!("../../../deploy/compose/nameserver.toml")),
-];
-const PORT_VARIABLES: [&str; 4] = [
-    "LEDGERMQ_PORT_NAMESERVER",
-    "LEDGERMQ_PORT_BROKER_1",
-    "LEDGERMQ_PORT_BROKER_2",
-    "LEDGERMQ_PORT_BROKER_3",
 ];
 
 /// Members are containers of a compose project.
@@ -71,13 +73,14 @@ impl Project {
         // From here on it is taken down again, whatever else fails.
         let project = Self { name, is_ours, began_unix: SystemClock.now().get() / 1000 };
         if project.is_ours {
-            project.bring_up(&plan.dir, &compose.image)?;
+            project.bring_up(&plan.dir, plan.brokers, &compose.image)?;
         }
         let members = project.members()?;
         Ok((project, members))
     }
 
-    fn bring_up(&self, dir: &Path, image: &str) -> anyhow::Result<()> {
+    fn bring_up(&self, dir: &Path, brokers: u64, image: &str) -> anyhow::Result<()> {
+        let files = files_of(brokers)?;
         docker(&["image", "inspect", "--format", "{{.Id}}", image]).with_context(|| {
             format!("there is no image {image}; deploy/pack.sh makes ledgermq:local, --image names another")
         })?;
@@ -90,13 +93,13 @@ impl Project {
         }
         let words = docker::compose()?;
         let mut command = Command::new(words.first().unwrap_or(&"docker"));
-        command
-            .args(words.get(1..).unwrap_or_default())
-            .args(["--project-name", &self.name, "--file"])
-            .arg(dir.join("docker-compose.yml"))
-            .args(["up", "--detach", "--no-build"])
-            .env("LEDGERMQ_IMAGE", image);
-        for (variable, port) in PORT_VARIABLES.iter().zip(free_ports(PORT_VARIABLES.len())?) {
+        command.args(words.get(1..).unwrap_or_default()).args(["--project-name", &self.name]);
+        for file in files {
+            command.arg("--file").arg(dir.join(file));
+        }
+        command.args(["up", "--detach", "--no-build"]).env("LEDGERMQ_IMAGE", image);
+        let variables = port_variables(brokers);
+        for (variable, port) in variables.iter().zip(free_ports(variables.len())?) {
             command.env(variable, port.to_string());
         }
         let output = docker::run(command, UP_WITHIN)?;
@@ -145,6 +148,22 @@ impl Drop for Project {
             eprintln!("ledgermq: the compose project {} is not gone: {error:#}", self.name);
         }
     }
+}
+
+/// The compose files of a project with so many brokers, in the order in which they are laid over each
+/// other.
+fn files_of(brokers: u64) -> anyhow::Result<&'static [&'static str]> {
+    match brokers {
+        THREE => Ok(&[THREE_FILE]),
+        FIVE => Ok(&[THREE_FILE, FIVE_FILE]),
+        _ => bail!("{brokers} brokers: the files of deploy have {THREE} or {FIVE}"),
+    }
+}
+
+/// Named by the compose files: the host ports of the nameserver and of each broker.
+fn port_variables(brokers: u64) -> Vec<String> {
+    let of_brokers = (1..=brokers).map(|number| format!("LEDGERMQ_PORT_BROKER_{number}"));
+    std::iter::once("LEDGERMQ_PORT_NAMESERVER".to_owned()).chain(of_brokers).collect()
 }
 
 /// A container with its place in the cluster.
@@ -278,6 +297,9 @@ fn remove(project: &str) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use ledgermq_broker::BrokerConfig;
+    use ledgermq_broker::config::NodeEntry;
+
     use super::*;
 
     #[test]
@@ -297,16 +319,46 @@ mod tests {
         assert_eq!(owner(&name, &machine().unwrap(), super::started), Some(Owner::Alive), "{name}");
     }
 
+    fn text(file: &str) -> &'static str {
+        FILES.iter().find(|(name, _)| *name == file).unwrap().1
+    }
+
     #[test]
     fn the_files_that_are_brought_up_publish_the_ports_that_are_given() {
-        let file = FILES[0].1;
-        for variable in PORT_VARIABLES {
-            assert!(file.contains(&format!("${{{variable}:-")), "{variable} means nothing to the file");
+        for brokers in SIZES {
+            let files: String = files_of(brokers).unwrap().iter().map(|file| text(file)).collect();
+            for variable in port_variables(brokers) {
+                let means = files.matches(&format!("${{{variable}:-")).count();
+                assert_eq!(means, 1, "{variable} means nothing, or two things, to the files of {brokers}");
+            }
+            assert_eq!(files.matches("LEDGERMQ_BROKER__NODE__ID").count() as u64, brokers);
         }
-        assert!(file.contains("${LEDGERMQ_IMAGE:-"));
-        assert_eq!(file.matches("LEDGERMQ_BROKER__NODE__ID").count() as u64, BROKERS);
-        for (name, _) in &FILES[1..] {
-            assert!(file.contains(&format!("./{name}:")), "{name} is not mounted");
+        assert!(files_of(4).unwrap_err().to_string().contains("4 brokers"));
+        assert!(text("compose/members.yml").contains("${LEDGERMQ_IMAGE:-"));
+    }
+
+    #[test]
+    fn five_brokers_are_configured_as_three_but_for_name_nodes_and_members() {
+        let of = |file: &str| toml::from_str::<BrokerConfig>(text(file)).unwrap();
+        let (three, five) = (of("compose/broker.toml"), of("compose/broker.five.toml"));
+        for (brokers, config) in SIZES.into_iter().zip([&three, &five]) {
+            let nodes = (1..=brokers).map(|id| NodeEntry {
+                id,
+                peer: format!("broker-{id}:8082"),
+                client: format!("broker-{id}:8081"),
+            });
+            assert_eq!(config.nodes, nodes.collect::<Vec<_>>());
+            let members: Vec<_> = config.groups.iter().map(|group| group.members.clone()).collect();
+            assert_eq!(members, [(1..=brokers).collect::<Vec<u64>>()]);
         }
+        assert_ne!(
+            three.cluster.name, five.cluster.name,
+            "the data of three would be taken for that of five"
+        );
+        let mut as_three = five;
+        as_three.cluster.name.clone_from(&three.cluster.name);
+        as_three.nodes.clone_from(&three.nodes);
+        as_three.groups.clone_from(&three.groups);
+        assert_eq!(as_three, three);
     }
 }

@@ -51,7 +51,8 @@ pub struct ClusterPlan {
     pub faulty_network: bool,
     /// Decides what bad links do.
     pub network_seed: u64,
-    /// Members are containers instead of children; of the rest only `dir` means something then.
+    /// Members are containers instead of children; of the rest only `dir` and `brokers` mean something then.
+    /// A project that runs has as many brokers as it has.
     pub compose: Option<ComposePlan>,
 }
 

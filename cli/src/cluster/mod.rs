@@ -44,7 +44,7 @@ use tokio::time::Instant;
 use child::ChildProcess;
 pub use clock::SkewedClock;
 use compose::Project;
-pub use compose::{BROKERS as COMPOSE_BROKERS, ComposePlan};
+pub use compose::{ComposePlan, SIZES as COMPOSE_SIZES};
 use container::Container;
 pub use layout::ClusterPlan;
 pub use links::Links;

@@ -72,7 +72,7 @@ pub struct RunArgs {
     image: String,
     #[command(flatten)]
     client: ClientChoice,
-    /// Brokers of the cluster, all in one group.
+    /// Brokers of the cluster, all in one group; a compose cluster of its own has 3 or 5.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
     nodes: u64,
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]

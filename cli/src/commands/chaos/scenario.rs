@@ -5,7 +5,7 @@ use super::client_processes::ClientFault;
 use super::clock_faults::ClockFault;
 use super::disk_faults::{DiskFault, Rotten, SCRUB_EVERY_S};
 use super::network_faults::NetworkFault;
-use crate::cluster::{COMPOSE_BROKERS, ClusterPlan};
+use crate::cluster::{COMPOSE_SIZES, ClusterPlan};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -581,9 +581,11 @@ impl Scenario {
 
     /// How many brokers a run of it has where so many are wanted.
     pub fn brokers_on(self, cluster: ClusterKind, wanted: u64) -> u64 {
+        let least = wanted.max(self.brokers_min());
         match cluster {
-            ClusterKind::Local | ClusterKind::Netns => wanted.max(self.brokers_min()),
-            ClusterKind::Compose => COMPOSE_BROKERS,
+            ClusterKind::Local | ClusterKind::Netns => least,
+            // More than there can be is refused by `check`.
+            ClusterKind::Compose => COMPOSE_SIZES.into_iter().find(|size| *size >= least).unwrap_or(least),
         }
     }
 
@@ -629,9 +631,10 @@ impl Scenario {
                 "{name} needs {least} brokers (--nodes {least}), this cluster has {brokers}"
             ));
         }
-        if cluster == ClusterKind::Compose && brokers != COMPOSE_BROKERS {
+        if cluster == ClusterKind::Compose && !COMPOSE_SIZES.contains(&brokers) {
+            let sizes = COMPOSE_SIZES.map(|size| size.to_string()).join(" or ");
             return Err(format!(
-                "--nodes {brokers}: the compose cluster of its own has {COMPOSE_BROKERS} brokers; \
+                "--nodes {brokers}: the compose cluster of its own has {sizes} brokers; \
                  --project takes one of yours"
             ));
         }
@@ -695,13 +698,26 @@ mod tests {
         let few = refused("kill-minority", ClusterKind::Local, Some(3));
         assert!(few.contains("needs 5 brokers (--nodes 5)") && few.contains("has 3"), "{few}");
         assert!(refused("ring", ClusterKind::Netns, Some(4)).contains("needs 5 brokers"));
-        assert!(refused("kill-leader", ClusterKind::Compose, Some(5)).contains("has 3 brokers"));
+        assert!(refused("kill-minority", ClusterKind::Compose, Some(3)).contains("--nodes 5"));
+        assert!(refused("kill-leader", ClusterKind::Compose, Some(4)).contains("has 3 or 5 brokers"));
+        assert!(refused("kill-leader", ClusterKind::Compose, Some(7)).contains("--nodes 7"));
         for scenario in SCENARIOS {
             for cluster in scenario.clusters() {
-                let brokers = if *cluster == ClusterKind::Compose { None } else { Some(5) };
-                assert_eq!(scenario.check(*cluster, brokers), Ok(()), "{}", scenario.name);
+                assert_eq!(scenario.check(*cluster, Some(5)), Ok(()), "{}", scenario.name);
             }
         }
         assert_eq!(parse("isolate-leader").unwrap().check(ClusterKind::Compose, Some(3)), Ok(()));
+        assert_eq!(parse("ring").unwrap().check(ClusterKind::Compose, None), Ok(()), "somebody's own");
+    }
+
+    #[test]
+    fn a_run_has_the_least_brokers_that_are_enough_for_it_and_that_the_cluster_can_have() {
+        let on = |name: &str, cluster, wanted| parse(name).unwrap().brokers_on(cluster, wanted);
+        assert_eq!(on("kill-leader", ClusterKind::Local, 1), 1);
+        assert_eq!(on("ring", ClusterKind::Local, 3), 5);
+        assert_eq!(on("kill-leader", ClusterKind::Compose, 1), 3);
+        assert_eq!(on("kill-leader", ClusterKind::Compose, 4), 5);
+        assert_eq!(on("ring", ClusterKind::Compose, 3), 5);
+        assert_eq!(on("kill-leader", ClusterKind::Compose, 7), 7);
     }
 }

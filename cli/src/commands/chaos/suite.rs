@@ -48,7 +48,7 @@ pub struct SuiteArgs {
     /// Where the runs are made; faults of networks make networks of their own on `local` as well.
     #[arg(long, value_enum, default_value_t = ClusterKind::Local)]
     cluster: ClusterKind,
-    /// Brokers of each run; more where a scenario needs more.
+    /// Brokers of each run; more where a scenario needs more, or the cluster has no other size.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
     nodes: u64,
     /// Milliseconds that each fault lasts.
