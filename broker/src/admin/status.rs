@@ -134,13 +134,13 @@ fn group(id: u32, name: String, mut replicas: Vec<Replica>) -> Group {
         .map(|replica| replica.leader)
         .find(|leader| *leader != 0)
         .unwrap_or(0);
-    let leaders_last =
-        replicas.iter().find(|replica| replica.reachable && replica.node == leader).map(|r| r.last_index);
-    for replica in &mut replicas {
-        replica.lag_entries = match leaders_last {
-            Some(last) if replica.reachable => last.saturating_sub(replica.flushed_index),
-            _ => 0,
-        };
+    let leads = |replica: &&Replica| replica.reachable && replica.node == leader;
+    if let Some((last, voters)) = replicas.iter().find(leads).map(|r| (r.last_index, r.voters.clone())) {
+        for replica in replicas.iter_mut().filter(|replica| replica.reachable) {
+            replica.lag_entries = last.saturating_sub(replica.flushed_index);
+            // One that was taken out is the last to hear of it.
+            replica.is_voter &= voters.contains(&replica.node);
+        }
     }
     Group { id, name, term, leader, replicas }
 }
@@ -170,5 +170,22 @@ mod tests {
         assert_eq!((group.term, group.leader), (5, 2));
         let lags: Vec<u64> = group.replicas.iter().map(|replica| replica.lag_entries).collect();
         assert_eq!(lags, [40, 0, 0]);
+    }
+
+    #[test]
+    fn a_replica_that_was_taken_out_is_no_voter_whatever_it_says() {
+        let replica = |node, voters: &[u64]| Replica {
+            node,
+            reachable: true,
+            term: 1,
+            leader: 1,
+            is_voter: true,
+            voters: voters.to_vec(),
+            ..Replica::default()
+        };
+        let replicas = vec![replica(1, &[1, 2]), replica(2, &[1, 2]), replica(3, &[1, 2, 3])];
+        let voters: Vec<bool> =
+            group(1, "g".to_owned(), replicas).replicas.iter().map(|replica| replica.is_voter).collect();
+        assert_eq!(voters, [true, true, false]);
     }
 }
