@@ -7,7 +7,8 @@
 //! | Run by | How |
 //! |---|---|
 //! | `cargo test -p ledgermq-fuzz` | the corpus, then a few seconds of mutations of it from a fresh seed, which is printed |
-//! | `cargo fuzz run --fuzz-dir fuzz/libfuzzer TARGET` | libFuzzer, guided by coverage, for as long as wanted |
+//! | the same | libFuzzer (`libfuzzer.rs`), guided by coverage, for some seconds |
+//! | `cargo fuzz`, see `fuzz/README.md` | libFuzzer with a sanitizer of memory, for as long as wanted |
 //!
 //! The corpus is in `fuzz/corpus/TARGET`, one input a file; findings are added to it when they are
 //! mended.
@@ -20,7 +21,7 @@ mod text;
 /// A decoder under test.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// Also the folder of its corpus and the name for `cargo fuzz`.
+    /// Also the folder of its corpus, and what `LEDGERMQ_FUZZ_TARGET` says.
     pub name: &'static str,
     pub run: fn(&[u8]),
     /// Inputs made by the real encoders, from which the corpus starts.
@@ -67,11 +68,19 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config", run: text::config, samples: samples::configs },
 ];
 
-/// Runs the target of this name.
-///
-/// # Panics
-/// When there is none, and when the target finds something.
-pub fn run(name: &str, bytes: &[u8]) {
-    let target = TARGETS.iter().find(|target| target.name == name).expect("a target of this name");
-    (target.run)(bytes);
+/// No decoder, but a fault that mutations do not find and that coverage leads to step by step:
+/// with it a run of libFuzzer shows that it is guided.
+pub const PLANTED: Target = Target { name: "planted", run: planted, samples: || vec![vec![0; 16]] };
+
+fn planted(bytes: &[u8]) {
+    let (Some(first), Some(second)) = (bytes.first_chunk::<8>(), bytes.last_chunk::<4>()) else { return };
+    if u64::from_le_bytes(*first) == 0x1357_9bdf_0246_8ace && bytes.len() > 12 {
+        assert_ne!(u32::from_be_bytes(*second), 0xfedc_ba98, "the planted fault");
+    }
+}
+
+/// The target of this name.
+#[must_use]
+pub fn target(name: &str) -> Option<&'static Target> {
+    TARGETS.iter().chain([&PLANTED]).find(|target| target.name == name)
 }

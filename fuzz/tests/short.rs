@@ -114,8 +114,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
 /// The corpus keeps the forms of today: a format that changes without its old inputs going on to
 /// be read, or refused, in order would otherwise go unnoticed here.
 #[test]
-fn every_target_has_a_corpus_and_a_harness() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+fn every_target_has_a_corpus() {
     for target in TARGETS {
         let samples = (target.samples)();
         assert!(samples.iter().all(|sample| !sample.is_empty()), "{}: an empty sample", target.name);
@@ -126,8 +125,6 @@ fn every_target_has_a_corpus_and_a_harness() {
                 std::fs::write(folder.join(format!("sample-{number}")), sample).expect("written");
             }
         }
-        let harness = root.join("libfuzzer/fuzz_targets").join(format!("{}.rs", target.name));
-        assert!(harness.exists(), "there is no {}", harness.display());
         assert!(corpus_folder(target).is_dir(), "{} has no corpus", target.name);
     }
 }
