@@ -9,7 +9,7 @@ use ledgermq_fuzz::Target;
 
 const TARGET_VARIABLE: &str = "LEDGERMQ_FUZZ_TARGET";
 
-/// More than any input asks for by what it has bytes of: inputs are of 64 KiB at most.
+/// Far more than any target needs for an input of some kilobytes.
 const ALLOCATION_BYTES_MAX: usize = 16 << 20;
 
 /// Ends the process at an allocation by a length that nobody has seen the bytes of. libFuzzer looks

@@ -13,23 +13,23 @@ use std::sync::Mutex;
 
 use ledgermq_fuzz::{PLANTED, TARGETS, Target};
 
-const SECONDS_DEFAULT: u64 = 8;
-/// libFuzzer has to find the planted fault within this; it takes it a tenth of a second.
-const PLANTED_SECONDS_MAX: u64 = 60;
+const SECONDS_DEFAULT: f64 = 8.0;
+/// libFuzzer has to find the planted fault within this; it takes it less than a second.
+const PLANTED_SECONDS_MAX: f64 = 60.0;
 /// What one input may take, on a machine that has much else to do.
 const INPUT_SECONDS_MAX: u64 = 20;
 const INPUT_BYTES_MAX: usize = 4096;
 const MEMORY_MIB_MAX: u64 = 1024;
 
-/// Without instrumentation there are no edges at all; the smallest target has some dozens.
-const EDGES_MIN: u64 = 30;
-/// Reached by the corpus alone, half of it in the crate of the broker: if only the crate of the
-/// targets were instrumented there would be some dozens.
-const STATE_SNAPSHOT_EDGES_MIN: u64 = 1000;
+/// Half of what the corpus of the smallest target reaches. Without instrumentation it is none.
+const EDGES_MIN: u64 = 75;
+/// Half of what the corpus of this one reaches, nearly all of it in the crate of the broker: also a
+/// crate that lost its instrumentation is noticed.
+const STATE_SNAPSHOT_EDGES_MIN: u64 = 3000;
 
-fn number(name: &str) -> Option<u64> {
+fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a whole number")))
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
 /// Below the build directory, where cargo gives integration tests a place.
@@ -86,7 +86,7 @@ fn build() -> PathBuf {
 }
 
 /// Runs libFuzzer on new copies of the samples and on the committed corpus, which stays as it is.
-fn fuzz(libfuzzer: &Path, target: &Target, seed: u64, seconds: u64) -> Output {
+fn fuzz(libfuzzer: &Path, target: &Target, seed: u64, seconds: f64) -> Output {
     let folder = scratch().join(target.name);
     let _ = std::fs::remove_dir_all(&folder);
     let (found, artifacts) = (folder.join("corpus"), folder.join("artifacts"));
@@ -166,16 +166,16 @@ fn nothing_that_coverage_leads_to_breaks_a_decoder() {
         eprintln!("left out: {why}");
         return;
     }
-    let seed = number("LEDGERMQ_FUZZ_SEED").unwrap_or_else(|| rand::random::<u32>().into());
-    let seconds = number("LEDGERMQ_FUZZ_SECONDS").unwrap_or(SECONDS_DEFAULT);
+    let seed = variable("LEDGERMQ_FUZZ_SEED").unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let seconds = variable("LEDGERMQ_FUZZ_SECONDS").unwrap_or(SECONDS_DEFAULT).ceil();
     println!("LEDGERMQ_FUZZ_SEED={seed}");
     let libfuzzer = build();
 
-    // Found only by being led there. A run that cannot find this would find nothing anywhere.
+    // Found only by being led there, and told of in libFuzzer's words that findings are read from.
     let output = fuzz(&libfuzzer, &PLANTED, seed, PLANTED_SECONDS_MAX);
     let said = String::from_utf8_lossy(&output.stderr);
-    let (_, input) = artifact(&said).unwrap_or_else(|| panic!("the planted fault is not found:\n{said}"));
-    assert!(std::panic::catch_unwind(|| (PLANTED.run)(&input)).is_err(), "not by {}", hexadecimal(&input));
+    let is_found = said.contains("the planted fault") && artifact(&said).is_some();
+    assert!(is_found, "the planted fault is not found:\n{said}");
 
     let waiting = Mutex::new(TARGETS.iter());
     let wrong = Mutex::new(Vec::new());
