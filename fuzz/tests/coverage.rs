@@ -5,13 +5,16 @@
 //! `target/tmp/coverage`. Left out, with the reason, where there is no C++ compiler: libFuzzer is
 //! written in it.
 
-use std::fmt::Write as _;
+mod support;
+
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 
 use ledgermq_fuzz::{PLANTED, TARGETS, Target};
+
+use self::support::{corpus_folder, hexadecimal, variable};
 
 const SECONDS_DEFAULT: f64 = 8.0;
 /// libFuzzer has to find the planted fault within this; it takes it less than a second.
@@ -26,11 +29,6 @@ const EDGES_MIN: u64 = 75;
 /// Half of what the corpus of this one reaches, nearly all of it in the crate of the broker: also a
 /// crate that lost its instrumentation is noticed.
 const STATE_SNAPSHOT_EDGES_MIN: u64 = 3000;
-
-fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
-}
 
 /// Below the build directory, where cargo gives integration tests a place.
 fn scratch() -> PathBuf {
@@ -106,7 +104,7 @@ fn fuzz(libfuzzer: &Path, target: &Target, seed: u64, seconds: f64) -> Output {
         .arg(format!("-rss_limit_mb={MEMORY_MIB_MAX}"))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .arg(&found);
-    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);
+    let committed = corpus_folder(target);
     if committed.is_dir() {
         command.arg(committed);
     }
@@ -120,13 +118,6 @@ fn last(said: &str, name: &str) -> u64 {
         .filter_map(|line| line.split_once(name)?.1.split_whitespace().next()?.parse().ok())
         .next()
         .unwrap_or(0)
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// The file that libFuzzer wrote an input to, and the input.

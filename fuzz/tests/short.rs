@@ -3,22 +3,22 @@
 //! `LEDGERMQ_FUZZ_SEED` repeats a run, `LEDGERMQ_FUZZ_SECONDS` makes it longer (per target),
 //! `LEDGERMQ_FUZZ_WRITE=1` writes the samples of the encoders into the corpus.
 
-use std::path::{Path, PathBuf};
+mod support;
+
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ledgermq_fuzz::{TARGETS, Target};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 
+use self::support::{corpus_folder, hexadecimal, variable};
+
 const SECONDS_DEFAULT: f64 = 1.0;
 /// Mutations are looked at in batches of this many between two looks at the clock.
 const BATCH: usize = 64;
 const INPUT_BYTES_MAX: usize = 64 * 1024;
 const MUTATIONS_PER_INPUT_MAX: u32 = 6;
-
-fn corpus_folder(target: &Target) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name)
-}
 
 /// The committed inputs, and what the encoders make today.
 fn corpus(target: &Target) -> Vec<Vec<u8>> {
@@ -32,11 +32,6 @@ fn corpus(target: &Target) -> Vec<Vec<u8>> {
     let mut inputs: Vec<Vec<u8>> = files.iter().map(read).collect();
     inputs.extend((target.samples)());
     inputs
-}
-
-fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
 /// What decoders compare with: ends of ranges, small numbers, signs.
@@ -105,10 +100,6 @@ fn nothing_that_a_disk_a_peer_a_client_or_a_user_says_breaks_a_decoder() {
         }
         println!("{}: {} inputs of the corpus, {tried} mutations", target.name, inputs.len());
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The corpus keeps the forms of today: a format that changes without its old inputs going on to

@@ -94,12 +94,15 @@ fn a_run_is_judged_and_a_spoilt_history_is_not_passed() -> Result<()> {
     Ok(())
 }
 
-/// Whether disks that fail can be had here.
-fn can_mount() -> Result<bool> {
-    let can = std::fs::metadata("/dev/fuse").is_ok() && std::fs::metadata("/proc/self")?.uid() == 0;
-    ensure!(can || std::env::var_os("CI").is_none(), "CI runs as root and has /dev/fuse");
+const DISKS_THAT_FAIL: &str = "/dev/fuse";
+const NETWORKS_THAT_FAIL: &str = "/dev/net/tun";
+
+/// Whether what needs this device and root can be had here.
+fn can_have(device: &str) -> Result<bool> {
+    let can = std::fs::metadata(device).is_ok() && std::fs::metadata("/proc/self")?.uid() == 0;
+    ensure!(can || std::env::var_os("CI").is_none(), "CI runs as root and has {device}");
     if !can {
-        eprintln!("not run: needs root and /dev/fuse");
+        eprintln!("not run: needs root and {device}");
     }
     Ok(can)
 }
@@ -108,7 +111,7 @@ fn can_mount() -> Result<bool> {
 /// group, is sent the log again, and votes with it, while no send fails.
 #[test]
 fn a_log_that_rots_below_a_running_broker_is_repaired_from_its_peers() -> Result<()> {
-    if !can_mount()? {
+    if !can_have(DISKS_THAT_FAIL)? {
         return Ok(());
     }
     let (report, proofs) = run_briefly("corrupt-running-follower", &[])?;
@@ -121,7 +124,7 @@ fn a_log_that_rots_below_a_running_broker_is_repaired_from_its_peers() -> Result
 /// first cut leaves nothing that was not synced, names included, and the second tears by sectors.
 #[test]
 fn a_power_cut_of_all_machines_loses_nothing_that_was_acknowledged() -> Result<()> {
-    if !can_mount()? {
+    if !can_have(DISKS_THAT_FAIL)? {
         return Ok(());
     }
     let folder = tempfile::tempdir()?;
@@ -180,11 +183,7 @@ fn run_briefly(scenario: &str, more: &[&str]) -> Result<(serde_json::Value, Stri
 /// The others elect one of theirs, the clients go on, and the report says how long each part took.
 #[test]
 fn a_leader_that_is_cut_from_its_peers_is_replaced() -> Result<()> {
-    let can_make_networks =
-        std::fs::metadata("/dev/net/tun").is_ok() && std::fs::metadata("/proc/self")?.uid() == 0;
-    if !can_make_networks {
-        ensure!(std::env::var_os("CI").is_none(), "CI runs as root and has /dev/net/tun");
-        eprintln!("not run: needs root and /dev/net/tun");
+    if !can_have(NETWORKS_THAT_FAIL)? {
         return Ok(());
     }
     let (report, proofs) = run_briefly("isolate-leader", &["--fault-ms", "4000"])?;

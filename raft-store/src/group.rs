@@ -262,10 +262,6 @@ impl Group {
     /// Takes a voter out of the group, committed on `Ok`. If its process runs it asks to come back, under
     /// the same rules as a replica that lost its directory: this is how a replica is made to join anew.
     pub async fn take_out(&self, node: NodeId, within: Duration) -> Result<(), ChangeMembersError> {
-        let now = *self.leadership().borrow();
-        if now.leader != Some(self.inner.node) || !now.is_leader_ready {
-            return Err(ChangeMembersError::NotLeader { leader: now.leader });
-        }
         let out = self.inner.port.admission.take_out(node);
         timeout(within, out).await.unwrap_or(Err(ChangeMembersError::DeadlinePassed))
     }

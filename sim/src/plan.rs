@@ -187,10 +187,13 @@ impl Plan {
             faults: Vec::new(),
         };
         plan.draw_faults(random);
-        plan.draw_cut_offs();
+        plan.draw_beside(0x0063_7574, 2, |random| Fault::CutOff { for_ms: random.random_range(900..2_500) });
         plan.draw_retention();
         plan.draw_answering();
-        plan.draw_losses();
+        plan.draw_beside(0x6c6f_7373, 3, |random| {
+            let target = draw_target(random);
+            Fault::LoseDisk { target, down_ms: random.random_range(1..1_500) }
+        });
         plan
     }
 
@@ -199,16 +202,16 @@ impl Plan {
         self.quiet_ms + self.faults_ms
     }
 
-    /// From a seed of its own, so that what else a seed means stays as it was.
-    fn draw_cut_offs(&mut self) {
-        let mut random = StdRng::seed_from_u64(self.seed ^ 0x0063_7574);
+    /// A kind of fault in half of the plans, so many times at most; from a seed of its own, so that what else
+    /// a seed means stays as it was.
+    fn draw_beside(&mut self, seed: u64, count_max: u32, draw: impl Fn(&mut StdRng) -> Fault) {
+        let mut random = StdRng::seed_from_u64(self.seed ^ seed);
         if random.random_bool(0.5) {
             return;
         }
-        for _ in 0..random.random_range(1..=2) {
+        for _ in 0..random.random_range(1..=count_max) {
             let at_ms = random.random_range(self.quiet_ms..self.heal_at_ms());
-            let fault = Fault::CutOff { for_ms: random.random_range(900..2_500) };
-            self.faults.push(PlannedFault { at_ms, fault });
+            self.faults.push(PlannedFault { at_ms, fault: draw(&mut random) });
         }
         self.faults.sort_by_key(|planned| planned.at_ms);
     }
@@ -222,20 +225,6 @@ impl Plan {
         let first = random.random_range(0..NODES);
         let all = random.random_bool(0.3);
         self.answering = (0..NODES).filter(|node| all || *node == first).collect();
-    }
-
-    /// Also from a seed of its own.
-    fn draw_losses(&mut self) {
-        let mut random = StdRng::seed_from_u64(self.seed ^ 0x6c6f_7373);
-        if random.random_bool(0.5) {
-            return;
-        }
-        for _ in 0..random.random_range(1..=3) {
-            let at_ms = random.random_range(self.quiet_ms..self.heal_at_ms());
-            let (target, down_ms) = (draw_target(&mut random), random.random_range(1..1_500));
-            self.faults.push(PlannedFault { at_ms, fault: Fault::LoseDisk { target, down_ms } });
-        }
-        self.faults.sort_by_key(|planned| planned.at_ms);
     }
 
     /// Also from a seed of its own. The log is released in steps of 256 KiB, so there has to be much of it.

@@ -16,7 +16,7 @@ use ledgermq_edge::forward::connect::{TcpConnect, open_channel};
 use ledgermq_proto::admin::admin_client::AdminClient;
 use tokio::time::{Instant, timeout_at};
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use super::status;
 use crate::config::GroupEntry;
@@ -26,21 +26,42 @@ use crate::process::Node;
 /// While there is no leader, or the one that was asked leads no more.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Something a leader does about a member of its group.
-pub trait AtLeader {
+/// Something a leader does about a member of its group, as it is asked for.
+pub trait AtLeader: Clone {
     type Answer;
 
+    /// The group by its name, and the member.
+    fn about(&self) -> (&str, u64);
+
+    /// Between nodes: the one that is asked must lead and does not pass it on.
+    fn only_by_this_node(&mut self) -> &mut bool;
+
     /// The answer, if `leader` need not be asked for it.
-    fn settled(&self, leader: u64) -> Option<Self::Answer>;
+    fn settled(&self, _leader: u64) -> Option<Self::Answer> {
+        None
+    }
 
     async fn here(&self, group: &HostedGroup, within: Duration) -> Result<Self::Answer, Status>;
 
-    /// Sends it to the leader, which is not to pass it on.
-    async fn there(&self, leader: AdminClient<Channel>, within: Duration) -> Result<Self::Answer, Status>;
+    async fn there(leader: AdminClient<Channel>, request: Request<Self>) -> Result<Self::Answer, Status>;
+}
+
+/// By the leader of the group, wherever it is.
+pub async fn carry_out<A: AtLeader>(
+    node: &Arc<Node>,
+    mut what: A,
+    within: Duration,
+) -> Result<A::Answer, Status> {
+    let (name, member) = what.about();
+    let entry = group(node, name, member)?;
+    match std::mem::replace(what.only_by_this_node(), true) {
+        true => by_this_node(node, entry, &what, within).await,
+        false => by_leader(node, entry, &what, within).await,
+    }
 }
 
 /// The group of that name, with `member` in it.
-pub fn group<'n>(node: &'n Node, name: &str, member: u64) -> Result<&'n GroupEntry, Status> {
+fn group<'n>(node: &'n Node, name: &str, member: u64) -> Result<&'n GroupEntry, Status> {
     let entry =
         node.config().groups.iter().find(|entry| entry.name == name).ok_or_else(|| {
             Status::invalid_argument(format!("group: there is no group \"{}\"", excerpt(name)))
@@ -54,8 +75,8 @@ pub fn group<'n>(node: &'n Node, name: &str, member: u64) -> Result<&'n GroupEnt
     Ok(entry)
 }
 
-/// By the leader, wherever it is.
-pub async fn by_leader<A: AtLeader>(
+/// `what` is as it is passed on.
+async fn by_leader<A: AtLeader>(
     node: &Arc<Node>,
     entry: &GroupEntry,
     what: &A,
@@ -75,7 +96,7 @@ pub async fn by_leader<A: AtLeader>(
 }
 
 /// By the replica on this node.
-pub async fn by_this_node<A: AtLeader>(
+async fn by_this_node<A: AtLeader>(
     node: &Node,
     entry: &GroupEntry,
     what: &A,
@@ -108,7 +129,9 @@ async fn ask<A: AtLeader>(
     }
     let peer = &node.config().nodes.iter().find(|candidate| candidate.id == leader)?.peer;
     let channel = open_channel(Arc::new(TcpConnect), peer).await.ok()?;
-    match what.there(AdminClient::new(channel), within).await {
+    let mut request = Request::new(what.clone());
+    request.set_timeout(within);
+    match A::there(AdminClient::new(channel), request).await {
         // It ended meanwhile.
         Err(status) if status.code() == Code::Unavailable => None,
         outcome => Some(outcome),

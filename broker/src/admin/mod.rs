@@ -273,7 +273,7 @@ impl Admin for AdminService {
         request: Request<wire::TransferLeadershipRequest>,
     ) -> Result<Response<wire::TransferLeadershipResponse>, Status> {
         let within = timeout_of(request.metadata());
-        transfer::transfer(&self.node, request.into_inner(), within).await.map(Response::new)
+        at_leader::carry_out(&self.node, request.into_inner(), within).await.map(Response::new)
     }
 
     async fn rejoin_replica(
@@ -281,7 +281,7 @@ impl Admin for AdminService {
         request: Request<wire::RejoinReplicaRequest>,
     ) -> Result<Response<wire::RejoinReplicaResponse>, Status> {
         let within = timeout_of(request.metadata());
-        rejoin::rejoin(&self.node, request.into_inner(), within).await.map(Response::new)
+        at_leader::carry_out(&self.node, request.into_inner(), within).await.map(Response::new)
     }
 }
 

@@ -10,7 +10,6 @@
 //! | the node leads the group | FAILED_PRECONDITION: hand its leadership over first |
 //! | the replica is out already, or a change is under way | FAILED_PRECONDITION |
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use ledgermq_common::NodeId;
@@ -20,27 +19,18 @@ use ledgermq_raft_store::group::ChangeMembersError;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use super::at_leader::{self, AtLeader};
+use super::at_leader::AtLeader;
 use crate::execution::HostedGroup;
-use crate::process::Node;
-
-pub async fn rejoin(
-    node: &Arc<Node>,
-    request: RejoinReplicaRequest,
-    within: Duration,
-) -> Result<RejoinReplicaResponse, Status> {
-    let entry = at_leader::group(node, &request.group, request.node)?;
-    match request.only_by_this_node {
-        true => at_leader::by_this_node(node, entry, &request, within).await,
-        false => at_leader::by_leader(node, entry, &request, within).await,
-    }
-}
 
 impl AtLeader for RejoinReplicaRequest {
     type Answer = RejoinReplicaResponse;
 
-    fn settled(&self, _: u64) -> Option<RejoinReplicaResponse> {
-        None
+    fn about(&self) -> (&str, u64) {
+        (&self.group, self.node)
+    }
+
+    fn only_by_this_node(&mut self) -> &mut bool {
+        &mut self.only_by_this_node
     }
 
     async fn here(&self, group: &HostedGroup, within: Duration) -> Result<RejoinReplicaResponse, Status> {
@@ -59,12 +49,9 @@ impl AtLeader for RejoinReplicaRequest {
     }
 
     async fn there(
-        &self,
         mut leader: AdminClient<Channel>,
-        within: Duration,
+        request: Request<Self>,
     ) -> Result<RejoinReplicaResponse, Status> {
-        let mut request = Request::new(Self { only_by_this_node: true, ..self.clone() });
-        request.set_timeout(within);
         leader.rejoin_replica(request).await.map(tonic::Response::into_inner)
     }
 }

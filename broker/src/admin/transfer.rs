@@ -8,7 +8,6 @@
 //! | the node leads already | done, `moved` is false |
 //! | the node is not heard of or lacks too much; another one won | FAILED_PRECONDITION |
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use ledgermq_common::NodeId;
@@ -18,24 +17,19 @@ use ledgermq_raft_store::group::HandOverError;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use super::at_leader::{self, AtLeader};
+use super::at_leader::AtLeader;
 use crate::execution::HostedGroup;
-use crate::process::Node;
-
-pub async fn transfer(
-    node: &Arc<Node>,
-    request: TransferLeadershipRequest,
-    within: Duration,
-) -> Result<TransferLeadershipResponse, Status> {
-    let entry = at_leader::group(node, &request.group, request.node)?;
-    match request.only_by_this_node {
-        true => at_leader::by_this_node(node, entry, &request, within).await,
-        false => at_leader::by_leader(node, entry, &request, within).await,
-    }
-}
 
 impl AtLeader for TransferLeadershipRequest {
     type Answer = TransferLeadershipResponse;
+
+    fn about(&self) -> (&str, u64) {
+        (&self.group, self.node)
+    }
+
+    fn only_by_this_node(&mut self) -> &mut bool {
+        &mut self.only_by_this_node
+    }
 
     fn settled(&self, leader: u64) -> Option<TransferLeadershipResponse> {
         (leader == self.node).then_some(TransferLeadershipResponse { from: leader, moved: false })
@@ -64,12 +58,9 @@ impl AtLeader for TransferLeadershipRequest {
     }
 
     async fn there(
-        &self,
         mut leader: AdminClient<Channel>,
-        within: Duration,
+        request: Request<Self>,
     ) -> Result<TransferLeadershipResponse, Status> {
-        let mut request = Request::new(Self { only_by_this_node: true, ..self.clone() });
-        request.set_timeout(within);
         leader.transfer_leadership(request).await.map(tonic::Response::into_inner)
     }
 }

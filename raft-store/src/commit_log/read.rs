@@ -10,6 +10,7 @@ use bytes::Bytes;
 use ledgermq_common::{LogIndex, PhysicalOffset};
 
 use super::{CommitLog, Inner};
+use crate::frame::FrameHeader;
 use crate::machine::EntryId;
 use crate::position::LogPosition;
 use crate::segment::cursor::Stability;
@@ -172,12 +173,7 @@ impl CommitLog {
             let mut chain = before.chain;
             let mut cursor = FrameCursor::new(&segment, self.name, segment.header.start, before.next_index());
             while cursor.at() < place.end.at {
-                let header = cursor.step()?;
-                cursor.payload(&header, Stability::MayBeCut)?;
-                if header.previous_chain != chain {
-                    return Err(broken_chain(&segment, header.at));
-                }
-                chain = header.chain();
+                chain = step_verified(&mut cursor, &segment, chain)?.chain();
             }
             if chain != place.end.chain {
                 return Err(broken_chain(&segment, cursor.at()));
@@ -360,7 +356,21 @@ fn io(segment: &Segment, source: std::io::Error) -> ReadError {
     ReadError::Io { file: segment.path.clone(), source }
 }
 
-pub(super) fn broken_chain(segment: &Segment, at: PhysicalOffset) -> ReadError {
+/// The header of the frame here, whose payload verifies and which continues the chain; steps behind it.
+pub(super) fn step_verified(
+    cursor: &mut FrameCursor<'_>,
+    segment: &Segment,
+    chain: u64,
+) -> Result<FrameHeader, ReadError> {
+    let header = cursor.step()?;
+    cursor.payload(&header, Stability::MayBeCut)?;
+    match header.previous_chain == chain {
+        true => Ok(header),
+        false => Err(broken_chain(segment, header.at)),
+    }
+}
+
+fn broken_chain(segment: &Segment, at: PhysicalOffset) -> ReadError {
     let from = segment.file_position(at);
     let why = "the frame does not continue the one before it".to_owned();
     ReadError::Corrupt { file: segment.path.clone(), from, to: from, why }

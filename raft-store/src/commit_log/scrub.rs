@@ -2,9 +2,9 @@
 //! entry its rot is noticed when it is needed: on a follower, once it leads.
 
 use super::CommitLog;
+use super::read::step_verified;
 use crate::position::LogPosition;
 use crate::segment::FrameCursor;
-use crate::segment::cursor::Stability;
 use crate::store::ReadError;
 
 /// How far a look went.
@@ -49,14 +49,7 @@ impl CommitLog {
                 if cursor.at() >= place.end.at || cursor.index() > applied || bytes >= bytes_max {
                     break Ok(());
                 }
-                let verified = cursor.step().and_then(|header| {
-                    cursor.payload(&header, Stability::MayBeCut)?;
-                    match header.previous_chain == position.chain {
-                        true => Ok(header),
-                        false => Err(super::read::broken_chain(segment, header.at)),
-                    }
-                });
-                match verified {
+                match step_verified(&mut cursor, segment, position.chain) {
                     Ok(header) => {
                         bytes += header.end().get() - header.at.get();
                         position =

@@ -121,8 +121,7 @@ impl Admission {
         if self.store.is_blank() {
             return Standing::Blank(self.store.replica());
         }
-        let leadership = *self.leadership.borrow();
-        if leadership.leader != Some(self.own.node) || !leadership.is_leader_ready {
+        if self.leads().is_err() {
             return Standing::Follows;
         }
         let Some(member) = self.members.iter().find(|member| member.node == node) else {
@@ -161,6 +160,7 @@ impl Admission {
     /// Takes a voter out of the group, which goes on without it. Unless its process is down it asks to
     /// come back.
     pub(super) async fn take_out(&self, node: NodeId) -> Result<(), ChangeMembersError> {
+        self.leads()?;
         if node == self.own.node {
             return Err(ChangeMembersError::Leads { node });
         }
@@ -168,6 +168,15 @@ impl Admission {
             return Err(ChangeMembersError::NotAMember { node });
         }
         self.change(self.taking_out(node)).await
+    }
+
+    /// It leads, and has applied what earlier leaders acknowledged.
+    fn leads(&self) -> Result<(), ChangeMembersError> {
+        let now = *self.leadership.borrow();
+        match now.leader == Some(self.own.node) && now.is_leader_ready {
+            true => Ok(()),
+            false => Err(ChangeMembersError::NotLeader { leader: now.leader }),
+        }
     }
 
     /// The replica that answers at the node's address, if it is another one than asks. A process that was

@@ -33,7 +33,7 @@ use crate::raft::suspicion::Suspicion;
 use crate::raft::vocabulary::{Node, Runtime};
 use crate::raft::wire::{Address, cluster_hash};
 use crate::snapshot::SnapshotCatalog;
-use crate::store::{Identity, LogStore, StoreConfig};
+use crate::store::{Identity, LogStore, ReplicaId, StoreConfig};
 
 /// Entries in one append message; the byte limit is in `raft/log_storage`.
 const APPEND_ENTRIES_MAX: u64 = 4_096;
@@ -70,12 +70,7 @@ pub(super) async fn open(
     let raft_config = raft_config(&config)?;
     let offload = Offload::beside(&environment.writer);
     let store = open_store(&config, &environment, offload).await?;
-    let own = Address {
-        cluster: cluster_hash(&config.cluster),
-        group: config.group,
-        node: config.node,
-        replica: store.replica(),
-    };
+    let own = address_of(&config, store.replica());
     let catalog = open_catalog(&config, &environment, own, offload).await?;
     let membership_file = MembershipFile::in_directory(
         Arc::clone(&environment.disk),
@@ -230,14 +225,13 @@ pub(super) async fn open(
 /// See [`super::Group::replace`].
 pub(super) async fn replace(config: &GroupConfig, environment: &Environment) -> Result<(), OpenGroupError> {
     let links = Arc::new(Links::new(Arc::clone(&environment.connector), addresses(config)?));
-    let own = Address {
-        cluster: cluster_hash(&config.cluster),
-        group: config.group,
-        node: config.node,
-        replica: config.store.replica_if_new,
-    };
+    let own = address_of(config, config.store.replica_if_new);
     joining::replace(Peers { links, own, members: config.members.clone() }).await;
     Ok(())
+}
+
+fn address_of(config: &GroupConfig, replica: ReplicaId) -> Address {
+    Address { cluster: cluster_hash(&config.cluster), group: config.group, node: config.node, replica }
 }
 
 fn addresses(config: &GroupConfig) -> Result<BTreeMap<u64, String>, OpenGroupError> {

@@ -13,20 +13,44 @@ use ledgermq_proto::admin::Replica;
 use tokio::time::Instant;
 
 use super::nemesis::{GROUP, Nemesis, READY_WITHIN};
-use super::scenario::Fault;
 use crate::cluster::Member;
 
 const POLL: Duration = Duration::from_millis(20);
 /// A member that changes is killed with its leader at another moment each time.
 const KILL_AFTER_MS_MAX: u64 = 20;
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberFault {
+    /// SIGKILL, the data directory is removed, and a start on an empty one: a machine that was replaced.
+    Replace,
+    /// The member is taken out of its group, and comes back.
+    Rejoin,
+    /// Likewise, and the leader is killed while it is done.
+    RejoinUnderKill,
+}
+
+impl MemberFault {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Replace => "replace",
+            Self::Rejoin => "rejoin",
+            Self::RejoinUnderKill => "rejoin-kill",
+        }
+    }
+}
+
 impl Nemesis<'_> {
-    pub(super) async fn member_fault(&mut self, fault: Fault, targets: &[Member]) -> anyhow::Result<String> {
+    pub(super) async fn member_fault(
+        &mut self,
+        fault: MemberFault,
+        targets: &[Member],
+    ) -> anyhow::Result<String> {
         let mut seen = Vec::new();
         for member in targets {
             seen.push(match fault {
-                Fault::Replace => self.replace(*member).await?,
-                _ => self.rejoin(*member, fault == Fault::RejoinUnderKill).await?,
+                MemberFault::Replace => self.replace(*member).await?,
+                MemberFault::Rejoin => self.rejoin(*member, false).await?,
+                MemberFault::RejoinUnderKill => self.rejoin(*member, true).await?,
             });
         }
         Ok(seen.join("; "))

@@ -112,7 +112,7 @@ impl Nemesis<'_> {
                 clients.check(Role::Consumer)?;
                 self.recorder.prove(format!("{}: {seen}", fault.name()));
             }
-            Fault::Replace | Fault::Rejoin | Fault::RejoinUnderKill => {
+            Fault::Member(fault) => {
                 let seen = self.member_fault(fault, &targets).await?;
                 self.recorder.prove(format!("{} {names}: {seen}", fault.name()));
             }

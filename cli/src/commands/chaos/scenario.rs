@@ -4,6 +4,7 @@ use super::ClusterKind;
 use super::client_processes::ClientFault;
 use super::clock_faults::ClockFault;
 use super::disk_faults::{DiskFault, Rotten, SCRUB_EVERY_S};
+use super::member_faults::MemberFault;
 use super::network_faults::NetworkFault;
 use crate::cluster::{COMPOSE_SIZES, ClusterPlan};
 
@@ -21,12 +22,7 @@ pub enum Fault {
     Transfer,
     /// More sends than the cluster can take.
     Overload,
-    /// SIGKILL, the data directory is removed, and a start on an empty one: a machine that was replaced.
-    Replace,
-    /// The member is taken out of its group, and comes back.
-    Rejoin,
-    /// Likewise, and the leader is killed while it is done.
-    RejoinUnderKill,
+    Member(MemberFault),
     Disk(DiskFault),
     Clock(ClockFault),
     Network(NetworkFault),
@@ -159,25 +155,25 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "replace-follower",
-        fault: Fault::Replace,
+        fault: Fault::Member(MemberFault::Replace),
         target: Target::Follower,
         about: "a follower's machine is lost with its disk, and another takes its place",
     },
     Scenario {
         name: "replace-leader",
-        fault: Fault::Replace,
+        fault: Fault::Member(MemberFault::Replace),
         target: Target::Leader,
         about: "the leader's machine is lost with its disk, and another takes its place",
     },
     Scenario {
         name: "rejoin-follower",
-        fault: Fault::Rejoin,
+        fault: Fault::Member(MemberFault::Rejoin),
         target: Target::Follower,
         about: "a follower is taken out of its group and comes back: the members change five times",
     },
     Scenario {
         name: "rejoin-under-kill",
-        fault: Fault::RejoinUnderKill,
+        fault: Fault::Member(MemberFault::RejoinUnderKill),
         target: Target::Follower,
         about: "likewise, and the leader is killed while the members change",
     },
@@ -554,9 +550,7 @@ impl Scenario {
             | Fault::Stop
             | Fault::Terminate
             | Fault::Transfer
-            | Fault::Replace
-            | Fault::Rejoin
-            | Fault::RejoinUnderKill
+            | Fault::Member(_)
             | Fault::Overload
             | Fault::Client(_) => {}
         }
@@ -574,7 +568,7 @@ impl Scenario {
         match self.fault {
             _ if is_of_five => 5,
             Fault::Transfer => 2,
-            Fault::Replace | Fault::Rejoin | Fault::RejoinUnderKill => 3,
+            Fault::Member(_) => 3,
             _ => 1,
         }
     }
@@ -598,12 +592,11 @@ impl Scenario {
             | Fault::Stop
             | Fault::Terminate
             | Fault::Transfer
-            | Fault::Rejoin
-            | Fault::RejoinUnderKill
             | Fault::Overload
             | Fault::Client(_) => &[Local, Netns, Compose],
             // The directories of containers are volumes.
-            Fault::Replace => &[Local, Netns],
+            Fault::Member(MemberFault::Replace) => &[Local, Netns],
+            Fault::Member(_) => &[Local, Netns, Compose],
             Fault::Disk(_) | Fault::Clock(_) => &[Local, Netns],
             // Such a run makes networks of its own either way.
             Fault::Network(fault) if fault.is_cut() => &[Local, Netns, Compose],
@@ -616,7 +609,7 @@ impl Scenario {
     pub fn check(self, cluster: ClusterKind, brokers: Option<u64>) -> Result<(), String> {
         if !self.clusters().contains(&cluster) {
             let why = match self.fault {
-                Fault::Replace => "the directories of containers are volumes of docker",
+                Fault::Member(_) => "the directories of containers are volumes of docker",
                 Fault::Disk(_) => "the disks of containers are those of the machine",
                 Fault::Clock(_) => "the clock of containers is that of the machine",
                 _ => "links of containers can be cut, not made slow or lossy",
@@ -641,6 +634,10 @@ impl Scenario {
         Ok(())
     }
 
+    pub fn can_run_on(self, cluster: ClusterKind) -> bool {
+        self.check(cluster, Some(self.brokers_on(cluster, 1))).is_ok()
+    }
+
     pub fn loses_power(self) -> bool {
         matches!(self.fault, Fault::Disk(DiskFault::PowerLoss | DiskFault::TornTail))
     }
@@ -654,9 +651,7 @@ impl Fault {
             Self::Stop => "stop",
             Self::Terminate => "term",
             Self::Transfer => "transfer",
-            Self::Replace => "replace",
-            Self::Rejoin => "rejoin",
-            Self::RejoinUnderKill => "rejoin-kill",
+            Self::Member(fault) => fault.name(),
             Self::Overload => "overload",
             Self::Disk(fault) => fault.name(),
             Self::Clock(fault) => fault.name(),

@@ -101,10 +101,14 @@ static WORKLOADS: [Workload; 9] = [
 
 fn rows(set: Set, cluster: ClusterKind, injections: u32) -> Vec<Row> {
     match set {
-        Set::Ci => CI.iter().filter(|row| can_run(row, cluster)).copied().collect(),
+        Set::Ci => {
+            let can_run =
+                |row: &&Row| scenario::parse(row.scenario).is_ok_and(|named| named.can_run_on(cluster));
+            CI.iter().filter(can_run).copied().collect()
+        }
         Set::Full => scenario::SCENARIOS
             .iter()
-            .filter(|scenario| scenario.check(cluster, Some(scenario.brokers_on(cluster, 1))).is_ok())
+            .filter(|scenario| scenario.can_run_on(cluster))
             .flat_map(|scenario| {
                 // Clients fail under this one only.
                 let is_of_clients = matches!(scenario.fault, Fault::Client(_));
@@ -117,11 +121,6 @@ fn rows(set: Set, cluster: ClusterKind, injections: u32) -> Vec<Row> {
             })
             .collect(),
     }
-}
-
-fn can_run(row: &Row, cluster: ClusterKind) -> bool {
-    scenario::parse(row.scenario)
-        .is_ok_and(|scenario| scenario.check(cluster, Some(scenario.brokers_on(cluster, 1))).is_ok())
 }
 
 pub async fn run(arguments: SuiteArgs) -> anyhow::Result<ExitCode> {
